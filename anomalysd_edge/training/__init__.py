@@ -1,0 +1,1 @@
+"""The only room of this package where torch and diffusers live."""
