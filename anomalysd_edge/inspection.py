@@ -1,0 +1,177 @@
+"""What goes into an inspection (settings, constants of a class) and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.prototypes import Bank
+from anomalysd_edge.scoring import MapScale
+
+F32 = npt.NDArray[np.float32]
+MAPS = ("prototypes", "multiscale", "guided", "fused")
+"""The score maps of an inspection: prototype distance, S_ms, S_pg, and what the verdict is made of."""
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """How a photo is inspected. Kept whole in the bundle, one a preset."""
+
+    plan: str = "packed"
+    """'paper': a slot per cell; 'packed': cells that do not touch share a slot."""
+    scales: tuple[int, ...] = (2, 4, 8)
+    """K: a k x k grid of masks for each."""
+    strength: float = 0.4
+    """lambda: repainting starts at lambda*T."""
+    grid_steps: int = 0
+    """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
+    passes: int = 5
+    """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
+    guidance_scale: float = 1.0
+    """1 = no second pass."""
+    prompt: str = "whole"
+    """Prompt level told to the UNet: 'whole' or 'detail'."""
+    reference: str = "round_trip"
+    """What a repaint is compared with: the 'photo', or the photo's own 'round_trip' through the autoencoder."""
+    merge_decode: bool = True
+    """Merge a scale's repainted cells in latent space and decode once, in place of one decode a slot."""
+    fusion: str = "scaled"
+    """'paper': (1-alpha) S_ms + alpha S_pg; 'scaled': calibrated maps, prototypes included, by the weights below."""
+    alpha: float = 0.5
+    """Weight of S_pg in paper fusion."""
+    prototypes_weight: float = 1.0
+    """Weight of the prototype distance in scaled fusion."""
+    multiscale_weight: float = 0.5
+    """Weight of S_ms in scaled fusion."""
+    guided_weight: float = 0.25
+    """Weight of S_pg in scaled fusion."""
+    smoothing: float = 1 / 64
+    """Sigma of the Gaussian over a score map, as a share of its side."""
+    top_share: float = 0.01
+    """Share of highest pixels whose mean is the image score; 0 = the maximum."""
+    seed: int = 0
+    """Of the noise; a slot's noise is a function of (seed, slot)."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("plan", ("paper", "packed")),
+            ("prompt", ("whole", "detail")),
+            ("reference", ("photo", "round_trip")),
+            ("fusion", ("paper", "scaled")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        if not 0 <= self.alpha <= 1:
+            raise SettingsError(f"alpha is {self.alpha}; it must lie in [0, 1]")
+        if not 0 <= self.top_share <= 1:
+            raise SettingsError(f"top_share is {self.top_share}; it must lie in [0, 1]")
+        if not self.scales:
+            raise SettingsError("scales is empty; give at least one, for instance 1,2,4,8")
+        if self.merge_decode and self.reference == "photo":
+            raise SettingsError("merge_decode compares whole decoded photos, so its reference must be 'round_trip'")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a manifest."""
+        return {**asdict(self), "scales": list(self.scales)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> InspectSettings:
+        """The inverse of to_json. An unknown key raises SettingsError: a typo must not pass as a default."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingsError(f"unknown inspection setting: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        plain = dict(values)
+        if "scales" in plain:
+            plain["scales"] = tuple(int(k) for k in plain["scales"])
+        return cls(**plain)
+
+
+PAPER = InspectSettings(
+    plan="paper",
+    scales=(1, 2, 4, 8),
+    strength=0.3,
+    grid_steps=50,
+    reference="photo",
+    merge_decode=False,
+    fusion="paper",
+)
+"""METHOD as published, with its open settings at their documented defaults."""
+
+EDGE = InspectSettings()
+"""What the box runs unless told otherwise."""
+
+PRESETS = {"paper": PAPER, "edge": EDGE}
+
+
+@dataclass(frozen=True)
+class ClassConstants:
+    """What a bundle knows of one class."""
+
+    prompts: Mapping[str, F32]
+    """(77,D) text states by level: 'whole' and, where the class has named parts, 'detail'."""
+    bank: Bank | None = None
+    """Prototypes; None for 0 shots."""
+    guided_threshold: float | None = None
+    """Prototype distance above which a patch goes into the guided mask."""
+    scales: Mapping[str, MapScale] = field(default_factory=dict)
+    """What normals give for each map."""
+    threshold: float | None = None
+    """Image score from which the verdict is 1; None where there were no normals to calibrate on."""
+    pixel_threshold: float | None = None
+    """Score-map value from which a pixel is in pred_mask."""
+
+    def states(self, level: str) -> F32:
+        """(77,D) states of a level; a class without named parts answers 'detail' with 'whole'."""
+        return self.prompts.get(level, self.prompts["whole"])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Which mask raised the alarm."""
+
+    kind: str
+    """'grid' or 'guided'."""
+    scale: int
+    """k of the k x k grid; 0 for the guided mask."""
+    cell: npt.NDArray[np.bool_]
+    """(S,S) the mask in pixels."""
+    x_px: int
+    """Column of the score map's highest pixel."""
+    y_px: int
+    """Its row."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer for one photo. Names follow anomalib's where they cross the boundary."""
+
+    class_name: str
+    """Class that the photo was judged as."""
+    pred_score: float
+    """Image score; larger is more anomalous."""
+    pred_label: int | None
+    """1 anomalous, 0 good; None where the class has no threshold (0 shots)."""
+    threshold: float | None
+    """What pred_score was held against."""
+    anomaly_map: F32
+    """(S,S) fused score map."""
+    pred_mask: npt.NDArray[np.bool_] | None
+    """(S,S) pixels above the class's pixel threshold; None where it has none."""
+    maps: Mapping[str, F32]
+    """(S,S) by name: prototypes, multiscale, guided, fused; those that this inspection made."""
+    scores: Mapping[str, float]
+    """Image score of each of `maps`."""
+    repaint: npt.NDArray[np.uint8]
+    """(S,S,3) the photo as repainted at the scale that raised the alarm."""
+    evidence: Evidence
+    """Which mask that was."""
+    mode: str
+    """Plan, scales, lambda and passes in words."""
+    timings_ms: Mapping[str, float]
+    """Per stage, this photo's share of its batch."""

@@ -1,0 +1,90 @@
+"""From distances to a verdict: S^(k) -> S_ms -> S_map -> image score (METHOD's inspection, step 4).
+
+Every map here is (S,S) float32 at the size of the repainted photo; larger means more anomalous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalysd_edge.errors import NumericError, SettingsError
+
+F32 = npt.NDArray[np.float32]
+
+# Below this a distance is noise of the arithmetic; it keeps 1/S finite where repaint and photo agree to the last bit.
+TINY = np.float32(1e-8)
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """What normals give for one map: used to bring maps of different units to a common scale."""
+
+    centre: float
+    """Mean over the pixels of the normals' maps."""
+    spread: float
+    """How far above `centre` the normals' high pixels lie; > 0."""
+
+    def apply(self, score_map: F32) -> F32:
+        """(S,S) -> (S,S): 0 at the normals' centre, 1 at their high pixels."""
+        return np.asarray((score_map - self.centre) / self.spread, dtype=np.float32)
+
+
+def harmonic_mean(maps: Sequence[F32]) -> F32:
+    """S_ms = (|K|^-1 * sum_k 1/S^(k))^-1: high only where every scale agrees."""
+    if not maps:
+        raise SettingsError("the harmonic mean needs the map of at least one scale")
+    inverse = sum(1 / np.maximum(m, TINY) for m in maps)
+    return np.asarray(len(maps) / inverse, dtype=np.float32)
+
+
+def covered(distances: F32, masks: npt.NDArray[np.bool_]) -> F32:
+    """S^(k): (n,S,S) distances of the slots of one scale, (n,S,S) their masks -> D of the repaint whose mask covers p.
+
+    Cells of a grid tile the photo, so exactly one mask covers a pixel; where none does the result is 0.
+    """
+    return np.asarray(np.where(masks, distances, np.float32(0)).sum(axis=0), dtype=np.float32)
+
+
+def smooth(score_map: F32, sigma_px: float) -> F32:
+    """Gaussian smoothing, separable, mirrored at the border, cut at four sigma."""
+    if sigma_px <= 0:
+        return score_map
+    reach = max(1, round(4 * sigma_px))
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
+    taps = (taps / taps.sum()).astype(np.float32)
+    out = score_map
+    for axis in (0, 1):
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (reach, reach)
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(out, pad, mode="symmetric"), len(taps), axis=axis)
+        out = np.ascontiguousarray(windows @ taps)
+    return np.asarray(out, dtype=np.float32)
+
+
+def fuse_paper(multiscale: F32, guided: F32, alpha: float) -> F32:
+    """S_map = (1-alpha) S_ms + alpha S_pg, METHOD's own."""
+    return np.asarray((1 - alpha) * multiscale + alpha * guided, dtype=np.float32)
+
+
+def fuse_scaled(maps: Mapping[str, F32], scales: Mapping[str, MapScale], weights: Mapping[str, float]) -> F32:
+    """Weighted mean of maps that were first brought to the normals' scale; maps without a scale or weight stay out."""
+    used = [name for name in maps if name in scales and weights.get(name, 0) > 0]
+    if not used:
+        raise SettingsError("no map can be fused: none has both a calibrated scale and a weight above 0")
+    total = sum(weights[name] for name in used)
+    return np.asarray(sum(weights[n] / total * scales[n].apply(maps[n]) for n in used), dtype=np.float32)
+
+
+def image_score(score_map: F32, top_share: float) -> float:
+    """Mean of the highest `top_share` of the pixels; 0 gives the maximum. Raises NumericError on NaN or Inf."""
+    if not np.isfinite(score_map).all():
+        raise NumericError("a score map holds NaN or Inf; no score is made of it")
+    flat = score_map.ravel()
+    count = max(1, round(top_share * flat.size))
+    if count == 1:
+        return float(flat.max())
+    return float(np.partition(flat, flat.size - count)[flat.size - count :].mean())
