@@ -1,18 +1,18 @@
 """Every error that anomalysd-edge raises on purpose. The command line turns each into one sentence and exit code 2.
 
-    SDEdgeError
-    |-- InputError         a photo, folder or argument that cannot be used
-    |   |-- ImageError     one photo cannot be read or used
-    |   |-- DatasetError   a folder does not hold what its layout promises
-    |   `-- ClassError     a class name or class file that is unknown or wrong
-    |-- SettingsError      settings that contradict each other
-    |-- RunError           a training run folder that is missing, broken or does not match
-    |-- BundleError        a bundle that is incomplete, changed, or of a newer schema
-    |-- ShapeError         an array of the wrong shape or dtype reached a network
-    |-- NumericError       NaN or Inf left a network: no score is made of it
-    |-- ParityError        two backends disagree by more than their tolerance
-    |-- BackendError       the asked-for device or library is not there
-    `-- MissingExtra       a package is missing; the message names the extra that brings it
+SDEdgeError
+|-- InputError         a photo, folder or argument that cannot be used
+|   |-- ImageError     one photo cannot be read or used
+|   |-- DatasetError   a folder does not hold what its layout promises
+|   `-- ClassError     a class name or class file that is unknown or wrong
+|-- SettingsError      settings that contradict each other
+|-- RunError           a training run folder that is missing, broken or does not match
+|-- BundleError        a bundle that is incomplete, changed, or of a newer schema
+|-- ShapeError         an array of the wrong shape or dtype reached a network
+|-- NumericError       NaN or Inf left a network: no score is made of it
+|-- ParityError        two backends disagree by more than their tolerance
+|-- BackendError       the asked-for device or library is not there
+`-- MissingExtra       a package is missing; the message names the extra that brings it
 """
 
 from __future__ import annotations

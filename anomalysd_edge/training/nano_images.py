@@ -1,9 +1,9 @@
 """The images that the embedded base "nano" is made from: surfaces and parts drawn in code, every one seeded.
 
-No photo of anybody's goes in. A family is a noun and a function rng, side -> (side,side,3) float32 canvas in about [0,1].
-The families span what line cameras see: grained and woven surfaces, brushed and cast metal, regular patterns, round and
-symmetric parts, boards; and "collages" with the statistics of natural images (dead leaves, Lee et al. 2001), which
-teach the autoencoder edges and colours that the others lack.
+No photo of anybody's goes in. A family is a noun and a function (rng, side) -> (side,side,3) float32 canvas in about
+[0,1]. The families span what line cameras see: grained and woven surfaces, brushed and cast metal, regular patterns,
+round and symmetric parts, boards; and "collages" with the statistics of natural images (dead leaves, Lee et al. 2001),
+which teach the autoencoder edges and colours that the others lack.
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ _WEIGHTS = {"collage": 3.0, "round part": 2.0, "stone": 1.5, "cast surface": 2.0
 
 
 def render(seed: int, number: int, side: int) -> tuple[str, npt.NDArray[np.uint8]]:
-    """Image `number` of the set `seed`: (noun of its family, (side,side,3) uint8). The same arguments, the same bytes."""
+    """Image `number` of the set `seed`: (noun of its family, (side,side,3) uint8). Same arguments, same bytes."""
     rng = np.random.default_rng((seed, number))
     names = list(FAMILIES)
     weights = np.array([_WEIGHTS.get(name, 1.0) for name in names])

@@ -15,7 +15,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIDE_PX = 128
@@ -123,7 +123,7 @@ def tokenize(words: CLIPTokenizer, sentences: list[str]) -> torch.Tensor:
 def save_pipeline(
     folder: Path, net: UNet2DConditionModel, vae: AutoencoderTiny, text: CLIPTextModel, words: CLIPTokenizer
 ) -> None:
-    """Write diffusers' folder layout in float16: StableDiffusionInpaintPipeline.from_pretrained(folder) reads it back."""
+    """Write diffusers' folder layout in float16; StableDiffusionInpaintPipeline.from_pretrained reads it back."""
     pipeline = StableDiffusionInpaintPipeline(
         vae=vae,
         text_encoder=text,

@@ -64,8 +64,13 @@ def rate(step: int, total: int, peak: float, warm: int = 100, hold: float = 0.7)
 
 
 def pyramid_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """L1 at three scales plus L1 of the finest differences: keeps thin lines that a plain L2 blurs."""
+    """L1 at three scales, L1 of the finest differences (thin lines), and L1 of the colour alone, four times coarser.
+
+    Without a strong last term all four latent channels go to light and dark, and repaints are grey or of two colours.
+    """
     loss = nnf.l1_loss(a, b)
+    tint = nnf.avg_pool2d(a - a.mean(1, keepdim=True), 4) - nnf.avg_pool2d(b - b.mean(1, keepdim=True), 4)
+    loss = loss + 4.0 * tint.abs().mean() + 40.0 * tint.pow(2).mean()
     dx = (a[..., 1:] - a[..., :-1]) - (b[..., 1:] - b[..., :-1])
     dy = (a[..., 1:, :] - a[..., :-1, :]) - (b[..., 1:, :] - b[..., :-1, :])
     loss = loss + 0.5 * (dx.abs().mean() + dy.abs().mean())
@@ -93,7 +98,10 @@ def train_autoencoder(images: np.ndarray[Any, np.dtype[np.uint8]], cache: Path, 
         noise = torch.Generator().manual_seed(SEED + step)
         batch, _ = batch_of(images, rng, 32)
         top, left = rng.integers(0, 65, size=2)
-        crop = batch[..., top : top + 64, left : left + 64].contiguous(memory_format=torch.channels_last)
+        crop = batch[..., top : top + 64, left : left + 64]
+        grey = crop.mean(1, keepdim=True)
+        vivid = torch.from_numpy(rng.uniform(0.3, 2.5, (32, 1, 1, 1)).astype(np.float32))
+        crop = (grey + vivid * (crop - grey)).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, 2e-3)
         with torch.autocast("cpu", torch.bfloat16):
@@ -109,8 +117,8 @@ def train_autoencoder(images: np.ndarray[Any, np.dtype[np.uint8]], cache: Path, 
         optimizer.step()
         blend(average, vae, min(0.999, step / (step + 20)))
         if step % 100 == 99:
-            note(cache, "autoencoder", step + 1, steps, float(loss), time.time() - began)
-        if step % 500 == 499 or step == steps - 1:
+            note(cache, "autoencoder", step + 1, steps, float(loss.detach()), time.time() - began)
+        if step % 250 == 249 or step == steps - 1:
             state = {
                 "vae": vae.state_dict(),
                 "average": average.state_dict(),
@@ -144,7 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the diffusers layout")
     parser.add_argument("--cache", type=Path, required=True, help="folder for drawn images, checkpoints and the log")
     parser.add_argument("--images", type=int, default=20000)
-    parser.add_argument("--autoencoder-steps", type=int, default=2600)
+    parser.add_argument("--autoencoder-steps", type=int, default=1400)
     parser.add_argument("--unet-steps", type=int, default=6000)
     settings = parser.parse_args()
     settings.cache.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,281 @@
+"""The bundle: one folder that holds everything an inspection needs, and can prove that it does.
+
+    manifest.json           see manifest.py
+    NETWORK/model.onnx      unet, vae_encoder, vae_decoder, perceptual, features (+ model.onnx.data when large)
+    constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
+                            prototypes/CLASS: (B,Df) float16, absent for a class without photos
+
+Class names are percent-encoded in tensor names. There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from anomalysd_edge.errors import BundleError, ClassError, InputError
+from anomalysd_edge.files import folder_aside, json_ready, read_json, sha256_bytes, sha256_file, write_json
+from anomalysd_edge.images import resize
+from anomalysd_edge.manifest import (
+    RESIZE_KERNEL,
+    FileRecord,
+    GoldenResize,
+    Manifest,
+    manifest_from_json,
+)
+from anomalysd_edge.networks import F32
+
+MANIFEST = "manifest.json"
+CONSTANTS = "constants.safetensors"
+NETWORKS = ("unet", "vae_encoder", "vae_decoder", "perceptual", "features")
+"""Every graph that a bundle may hold; the last two are optional."""
+NEGATIVE_PROMPT = "prompts/negative"
+GOLDEN_IMAGES = ((1, 97, 131), (2, 40, 56), (3, 301, 203))
+"""(seed, height, width) of the golden resizes: smaller, larger, upright and lying."""
+
+Array = npt.NDArray[Any]
+
+
+def prompt_key(class_name: str, level: str) -> str:
+    """Tensor name of a class's prompt states; level is 'whole' or 'detail'."""
+    return f"prompts/{quote(class_name, safe='')}/{level}"
+
+
+def prototypes_key(class_name: str) -> str:
+    """Tensor name of a class's bank of normal features."""
+    return f"prototypes/{quote(class_name, safe='')}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and checked."""
+
+    path: Path
+    """Its folder."""
+    manifest: Manifest
+    """What it says about itself."""
+    constants: Mapping[str, Array]
+    """The tensors of constants.safetensors by name."""
+
+    def network_file(self, name: str) -> Path:
+        """Path of the graph `name`. Raises BundleError where the bundle has no such graph."""
+        if name not in self.manifest.networks:
+            raise BundleError(
+                f"{self.path} has no network {name!r}; it has {', '.join(sorted(self.manifest.networks))}"
+            )
+        return inside(self.path, self.manifest.networks[name].file)
+
+    def prompt_states(self, class_name: str, level: str) -> F32 | None:
+        """(77,D) float32 text encoder states, or None where the class has no prompt of this level.
+
+        Raises ClassError for a class that the bundle does not know.
+        """
+        self._check_class(class_name)
+        return self.constants.get(prompt_key(class_name, level))
+
+    def prototypes(self, class_name: str) -> F32 | None:
+        """(B,Df) float32 unit vectors, or None for a class without photos. Raises ClassError for an unknown class."""
+        self._check_class(class_name)
+        stored = self.constants.get(prototypes_key(class_name))
+        if stored is None:
+            return None
+        bank = stored.astype(np.float32)
+        # float16 shortened them by up to 0.05%; a cosine must not exceed 1 by more than float32 does.
+        return np.asarray(bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def _check_class(self, class_name: str) -> None:
+        if class_name not in self.manifest.classes:
+            known = ", ".join(sorted(self.manifest.classes))
+            raise ClassError(f"{self.path} does not know the class {class_name!r}; it knows {known}")
+
+
+def inside(root: Path, path: str) -> Path:
+    """`root`/`path`, proved to lie inside `root` once links are followed. Raises BundleError."""
+    parts = PurePosixPath(path).parts
+    wrong = not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0] or "\0" in path
+    if wrong or not (root / path).resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root / MANIFEST} names the file {path!r}, which does not lie inside the bundle: refused")
+    return root / path
+
+
+def golden_image(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(height,width,3) uint8 noise that any language can make: byte i is the top byte of a 32-bit hash of i and `seed`.
+
+    Modulo 2**32: h = (i + seed * 0x9E3779B9) * 0x85EBCA6B; h ^= h >> 13; h *= 0xC2B2AE35; h ^= h >> 16; byte = h >> 24.
+    """
+    h = np.arange(height * width * 3, dtype=np.uint32) + np.uint32(seed * 0x9E3779B9 % 2**32)
+    h = h * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    h = h ^ (h >> np.uint32(16))
+    return (h >> np.uint32(24)).astype(np.uint8).reshape(height, width, 3)
+
+
+def golden_resizes(sizes_px: tuple[int, ...]) -> tuple[GoldenResize, ...]:
+    """The golden vectors of a bundle whose networks see squares of these sides."""
+    return tuple(
+        GoldenResize(
+            seed, height, width, size_px, sha256_bytes(resize(golden_image(seed, height, width), size_px).tobytes())
+        )
+        for size_px in sizes_px
+        for seed, height, width in GOLDEN_IMAGES
+    )
+
+
+def check_preprocessing(manifest: Manifest, where: Path) -> None:
+    """Recompute the golden resizes. Raises BundleError when this machine's resize gives other bytes."""
+    kernel = manifest.preprocessing.kernel
+    if kernel != RESIZE_KERNEL:
+        raise BundleError(
+            f"{where} asks for the resize {kernel!r} and this version has only {RESIZE_KERNEL!r}: update it"
+        )
+    for golden in manifest.preprocessing.golden:
+        if (
+            min(golden.height, golden.width, golden.size_px) < 1
+            or max(golden.height, golden.width, golden.size_px) > 4096
+        ):
+            raise BundleError(f"{where} has a golden resize of an impossible size, {golden}: export the bundle again")
+        image = resize(golden_image(golden.seed, golden.height, golden.width), golden.size_px)
+        if sha256_bytes(image.tobytes()) != golden.sha256:
+            raise BundleError(
+                f"this machine's Pillow resizes a {golden.height}x{golden.width} image to {golden.size_px} px "
+                f"differently from the machine that wrote {where}, so scores would differ: install the Pillow release "
+                "that it was exported with, or export and calibrate the bundle with this one"
+            )
+
+
+def read_bundle(path: Path, verify: bool = True) -> Bundle:
+    """Read and check a bundle; `verify=False` skips the digests of the files, never the structure.
+
+    Raises BundleError, naming the file: missing, changed, of a newer schema, outside the bundle, or inconsistent.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path} is not a folder, expected a bundle: make one with 'sd-edge export RUN --out {path}'")
+    where = path / MANIFEST
+    if not where.is_file():
+        raise BundleError(f"{where} is missing: {path} is no bundle, or an unfinished one; export it again")
+    try:
+        value = read_json(where)
+    except InputError as error:
+        raise BundleError(f"{where} cannot be read as JSON ({error}): export the bundle again") from error
+    manifest = manifest_from_json(value, str(where))
+    for record in manifest.files:
+        _check_file(path, record, verify)
+    listed = {record.path for record in manifest.files}
+    for name in (CONSTANTS, *(network.file for network in manifest.networks.values())):
+        if name not in listed:
+            raise BundleError(f"{where} does not list {name} among its files, so it cannot be checked: export again")
+    missing = [name for name in NETWORKS[:3] if name not in manifest.networks]
+    if missing:
+        raise BundleError(f"{where} lists no network {' and no '.join(missing)}: export the bundle again")
+    check_preprocessing(manifest, where)
+    return Bundle(path, manifest, _read_constants(path / CONSTANTS, manifest))
+
+
+def _check_file(root: Path, record: FileRecord, digest: bool) -> None:
+    file = inside(root, record.path)
+    if not file.is_file():
+        raise BundleError(
+            f"{file} is missing although the manifest lists it: copy the bundle again, or export it again"
+        )
+    found = file.stat().st_size
+    if found != record.bytes:
+        raise BundleError(f"{file} has {found} bytes and the manifest says {record.bytes}: copy the bundle again")
+    if digest and sha256_file(file) != record.sha256:
+        raise BundleError(f"{file} was changed since the export (its sha256 differs from the manifest): copy it again")
+
+
+def _read_constants(file: Path, manifest: Manifest) -> dict[str, Array]:
+    try:
+        constants: dict[str, Array] = load_tensors(file.read_bytes())
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{file} is no safetensors file ({error}): export the bundle again") from error
+    check_constants(constants, manifest, file)
+    return constants
+
+
+def check_constants(constants: Mapping[str, Array], manifest: Manifest, where: Path) -> None:
+    """Every class has its prompts and, if it had photos, its prototypes; no tensor holds NaN. Raises BundleError."""
+    needed = [NEGATIVE_PROMPT]
+    for name, record in manifest.classes.items():
+        needed.append(prompt_key(name, "whole"))
+        if record.prompts.detail is not None:
+            needed.append(prompt_key(name, "detail"))
+        if record.shots > 0 and "features" in manifest.networks:
+            needed.append(prototypes_key(name))
+    for key in needed:
+        if key not in constants:
+            raise BundleError(f"{where} has no tensor {key!r}, which the manifest's classes need: export again")
+    width = constants[NEGATIVE_PROMPT].shape[-1]
+    for key, value in constants.items():
+        if not np.isfinite(value).all():
+            raise BundleError(f"{where}: the tensor {key!r} holds NaN or Inf: export the bundle again")
+        if key.startswith("prompts/") and (value.shape != (77, width) or value.dtype != np.float32):
+            raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float32 (77, {width})")
+        if key.startswith("prototypes/") and (value.ndim != 2 or value.dtype != np.float16 or not value.size):
+            raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float16 (B, D)")
+
+
+class BundleWriter:
+    """An unfinished bundle in a temporary folder; made by :func:`write_bundle`."""
+
+    def __init__(self, folder: Path, final: Path) -> None:
+        self.folder = folder
+        """Where the files are written until the bundle is whole."""
+        self.final = final
+        """Where the finished bundle will be."""
+        self.finished = False
+        """Whether :meth:`finish` has run."""
+
+    def network_file(self, name: str) -> Path:
+        """The path to write the graph `name` to; its folder exists."""
+        file = self.folder / name / "model.onnx"
+        file.parent.mkdir(exist_ok=True)
+        return file
+
+    def finish(self, manifest: Manifest, constants: Mapping[str, Array]) -> Manifest:
+        """Write the constants, then the manifest with golden vectors, time and digests filled in, and return it."""
+        check_constants(constants, manifest, self.final / CONSTANTS)
+        contiguous = {key: np.ascontiguousarray(value) for key, value in sorted(constants.items())}
+        (self.folder / CONSTANTS).write_bytes(save_tensors(contiguous))
+        files = sorted(file for file in self.folder.rglob("*") if file.is_file())
+        records = tuple(
+            FileRecord(file.relative_to(self.folder).as_posix(), file.stat().st_size, sha256_file(file))
+            for file in files
+        )
+        sides = tuple(dict.fromkeys(side for side in (manifest.sizes.size_px, manifest.sizes.features_px) if side))
+        whole = replace(
+            manifest,
+            preprocessing=replace(manifest.preprocessing, golden=golden_resizes(sides)),
+            files=records,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        value = json_ready(whole)
+        manifest_from_json(value, str(self.final / MANIFEST))  # a NaN would have become null: refuse it here, not there
+        write_json(self.folder / MANIFEST, value)
+        self.finished = True
+        return whole
+
+
+@contextmanager
+def write_bundle(path: Path) -> Iterator[BundleWriter]:
+    """Write a bundle aside and put it at `path` when the block ends well; after an error nothing is left.
+
+    An older bundle at `path` is replaced. Raises InputError where `path` is anything else, and BundleError where the
+    block ends without :meth:`BundleWriter.finish`.
+    """
+    with folder_aside(path, marker=MANIFEST) as folder:
+        writer = BundleWriter(folder, path)
+        yield writer
+        if not writer.finished:
+            raise BundleError(f"the export to {path} ended without a manifest: nothing was written")

@@ -1,0 +1,95 @@
+"""From a bundle to a detector and, at export, from calibrated classes to what a bundle stores of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from anomalysd_edge.bundle import NEGATIVE_PROMPT, Array, Bundle, prompt_key, prototypes_key
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.detector import Detector
+from anomalysd_edge.errors import BundleError, SettingsError
+from anomalysd_edge.inspection import ClassConstants, InspectSettings
+from anomalysd_edge.manifest import CalibrationRecord, ClassRecord, PromptPair
+from anomalysd_edge.networks import F32, Networks
+from anomalysd_edge.prototypes import Bank
+from anomalysd_edge.schedule import NoiseSchedule
+
+
+def preset_settings(bundle: Bundle, preset: str) -> InspectSettings:
+    """The inspection settings of a preset of the bundle. Raises SettingsError naming those that there are."""
+    if preset not in bundle.manifest.presets:
+        raise SettingsError(
+            f"{bundle.path} has no preset {preset!r}, it has {', '.join(sorted(bundle.manifest.presets))}"
+        )
+    try:
+        return InspectSettings.from_json(bundle.manifest.presets[preset])
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.path}: the preset {preset!r} cannot be used ({error}): export again") from error
+
+
+def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
+    """What the bundle knows of each class under `preset`; without a calibration for it there is no threshold."""
+    found: dict[str, ClassConstants] = {}
+    for name, record in bundle.manifest.classes.items():
+        levels = {level: bundle.prompt_states(name, level) for level in ("whole", "detail")}
+        vectors = bundle.prototypes(name)
+        calibration = record.calibration.get(preset, CalibrationRecord())
+        found[name] = ClassConstants(
+            prompts={level: states for level, states in levels.items() if states is not None},
+            bank=None if vectors is None else Bank(vectors),
+            guided_threshold=record.guided_threshold,
+            scales=calibration.scales,
+            threshold=calibration.threshold,
+            pixel_threshold=calibration.pixel_threshold,
+        )
+    return found
+
+
+def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Detector:
+    """The detector that `bundle` describes, over any backend's networks.
+
+    Raises SettingsError for an unknown preset and BundleError where the networks are not of the bundle's sizes.
+    """
+    if networks.sizes != bundle.manifest.sizes:
+        raise BundleError(f"{bundle.path} is for {bundle.manifest.sizes}, but the networks are of {networks.sizes}")
+    config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
+    return Detector(
+        networks,
+        NoiseSchedule.from_config(config),
+        class_constants(bundle, preset),
+        preset_settings(bundle, preset),
+        bundle.constants[NEGATIVE_PROMPT],
+    )
+
+
+def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassConstants]) -> ClassRecord:
+    """What the manifest says of a class; `calibrated` holds its constants by preset."""
+    prompts = spec.prompts()
+    guided = [found.guided_threshold for found in calibrated.values() if found.guided_threshold is not None]
+    return ClassRecord(
+        kind=spec.kind,
+        noun=spec.noun,
+        prompts=PromptPair(prompts.whole, prompts.detail),
+        shots=shots,
+        parts=spec.parts,
+        symmetries=spec.symmetries,
+        guided_threshold=guided[0] if guided else None,
+        calibration={
+            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales))
+            for preset, found in calibrated.items()
+            if found.threshold is not None
+        },
+    )
+
+
+def constant_tensors(classes: Mapping[str, ClassConstants], negative_states: F32) -> dict[str, Array]:
+    """The tensors of constants.safetensors: prompt states (77,D) float32 and prototypes (B,Df) float16."""
+    tensors: dict[str, Array] = {NEGATIVE_PROMPT: negative_states}
+    for name, found in classes.items():
+        for level, states in found.prompts.items():
+            tensors[prompt_key(name, level)] = states
+        if found.bank is not None:
+            tensors[prototypes_key(name)] = found.bank.vectors.astype(np.float16)
+    return tensors

