@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,8 @@ class _Clock:
 class Detector:
     """Judges photos. Holds no state between calls but constants, so two detectors never disturb each other.
 
-    `group` photos share their batches; it changes memory and speed, never a verdict.
+    `group` photos share their batches; it changes memory and speed, never a verdict. As a context manager it closes its
+    networks at the end.
     """
 
     def __init__(
@@ -76,6 +78,14 @@ class Detector:
             self.steps = schedule.truncated_ddim(settings.grid_steps, settings.strength)
         else:
             self.steps = schedule.even_ddim(settings.passes, settings.strength)
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.networks.close()
 
     def inspect(self, photos: Sequence[U8], class_names: Sequence[str] | str) -> list[Inspection]:
         """(H,W,3) uint8 photos of any sizes and the class of each (or one for all) -> their inspections, in order.

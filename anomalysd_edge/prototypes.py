@@ -36,9 +36,9 @@ def build_bank(features: F32, size: int) -> Bank:
     """
     depth = features.shape[1]
     patches = np.ascontiguousarray(features.transpose(0, 2, 3, 1).reshape(-1, depth), dtype=np.float32)
-    if len(patches) <= size:
-        return Bank(patches)
-    return Bank(patches[_k_centres(patches, size)])
+    chosen = patches if len(patches) <= size else patches[_k_centres(patches, size)]
+    # Rounded as a bundle stores them, so that a threshold fitted before it is written holds after it is read.
+    return Bank(chosen.astype(np.float16).astype(np.float32))
 
 
 def _k_centres(patches: F32, size: int, projected: int = 32) -> npt.NDArray[np.int64]:

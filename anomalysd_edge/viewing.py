@@ -100,10 +100,10 @@ class ReportRow:
     """"good", the kind of defect, or None where nobody knows."""
     pred_score: float
     """Image score."""
-    threshold: float
-    """The class's threshold: a score at or above it is an alarm."""
-    pred_label: int
-    """1 = anomalous."""
+    threshold: float | None
+    """The class's threshold: a score at or above it is an alarm; None where the class has none (0 shots)."""
+    pred_label: int | None
+    """1 = anomalous; None where there is no threshold."""
     photo: U8
     """(H,W,3) uint8."""
     heat: U8
@@ -117,7 +117,9 @@ class ReportRow:
 
     @property
     def outcome(self) -> str:
-        """ "missed", "false alarm", "alarm" or "passed"."""
+        """ "missed", "false alarm", "alarm", "passed", or "not judged"."""
+        if self.pred_label is None:
+            return "not judged"
         wrong = self.truth is not None and (self.truth != "good") != bool(self.pred_label)
         if self.pred_label:
             return "false alarm" if wrong else "alarm"
@@ -141,13 +143,14 @@ SECTIONS = (
     ("false alarm", "False alarms", "The part is good, the score reached the threshold."),
     ("alarm", "Alarms", "The score reached the threshold."),
     ("passed", "Passed", "The score stayed below the threshold."),
+    ("not judged", "Not judged", "The class has no threshold: it was set up without good photos."),
 )
 """Outcome, heading and meaning, in the order of the report: wrong verdicts come first."""
 
 
 def severity(row: ReportRow) -> float:
     """Score in units of its threshold: what rows of different classes are sorted by. Without a threshold, the score."""
-    return row.pred_score / row.threshold if row.threshold > 0 else row.pred_score
+    return row.pred_score / row.threshold if row.threshold and row.threshold > 0 else row.pred_score
 
 
 def write_report(
@@ -216,14 +219,17 @@ def _figure(image: U8, caption: str, row: ReportRow, side_px: int) -> str:
 
 
 def _card(row: ReportRow, side_px: int) -> str:
-    if not (math.isfinite(row.pred_score) and math.isfinite(row.threshold)):
+    limit = row.threshold
+    if not (math.isfinite(row.pred_score) and (limit is None or math.isfinite(limit))):
         raise NumericError(f"{row.name} has score {row.pred_score} and threshold {row.threshold}; expected finite ones")
     outcome = row.outcome
     wrong = " wrong" if outcome in {"missed", "false alarm"} else ""
     truth = "" if row.truth is None else f"<span class=truth>truth: {html.escape(row.truth.replace('_', ' '))}</span>"
-    relation = "≥" if row.pred_score >= row.threshold else "&lt;"
-    fill = min(max(severity(row) * 50, 0), 100) if row.threshold > 0 else 0
-    meter = f"<span class=meter aria-hidden=true><i style='width:{fill:.1f}%'></i></span>" if row.threshold > 0 else ""
+    against, meter = "", ""
+    if limit is not None:
+        against = f" {'≥' if row.pred_score >= limit else '&lt;'} threshold {limit:.4g}"
+        fill = min(max(severity(row) * 50, 0), 100)
+        meter = f"<span class=meter aria-hidden=true><i style='width:{fill:.1f}%'></i></span>" if limit > 0 else ""
     captions = ("photo", "score map", "repaint", "mask behind the score")
     pictures = zip((row.photo, row.heat, row.repaint, row.evidence), captions, strict=True)
     figures = "".join(_figure(image, caption, row, side_px) for image, caption in pictures)
@@ -232,7 +238,7 @@ def _card(row: ReportRow, side_px: int) -> str:
     return (
         f"<article class='{kind}{wrong}'><h3>{html.escape(row.name)}</h3>"
         f"<p class=line><span class=verdict>{outcome}</span><span>{html.escape(row.class_name)}</span>{truth}"
-        f"<span class=score>score {row.pred_score:.4g} {relation} threshold {row.threshold:.4g}</span>{meter}</p>"
+        f"<span class=score>score {row.pred_score:.4g}{against}</span>{meter}</p>"
         f"<div class=pictures>{figures}</div>{note}</article>"
     )
 

@@ -20,6 +20,7 @@ from anomalysd_edge.datasets import Dataset, few_shot, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.files import write_json
+from anomalysd_edge.networks import Networks
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
@@ -61,9 +62,8 @@ def train_on(
 
 def export_to(run: Path, out: Path, class_file: Path | None, threads: int | None, progress: Report) -> Bundle:
     """`sd-edge export`."""
-    from anomalysd_export.exporting import export_run
-
     from anomalysd_edge.training.run import read_run
+    from anomalysd_export.exporting import export_run
 
     opened = read_run(run)
     specs = specs_of(list(opened.shots), class_file) if class_file else None
@@ -75,16 +75,26 @@ def verify_against(
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
     from anomalysd_edge.training.run import read_run
-    from anomalysd_edge.training.torch_networks import networks_of_run
     from anomalysd_runtime.loading import open_detector
 
     bundle = read_bundle(bundle_path)
     samples = [s for s in _samples(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with networks_of_run(read_run(run), threads=threads) as torch_networks, right.networks:
+    with _torch_networks(read_run(run)) as torch_networks, right:
         left = detector_of(bundle, torch_networks, preset)
         return agreement.compare(left, right, chosen, progress=progress)
+
+
+def _torch_networks(run: Run) -> Networks:
+    """The run's own weights behind the door, as training left them."""
+    from anomalysd_edge.training.features import load_features
+    from anomalysd_edge.training.perceptual import load_perceptual
+    from anomalysd_edge.training.torch_networks import TorchNetworks
+
+    base = run.load()
+    perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
+    return TorchNetworks(base.unet, base.vae, perceptual, load_features()[0], size_px=run.size_px)
 
 
 def _samples(photos: Path, bundle: Bundle) -> list[Any]:
@@ -121,7 +131,7 @@ def inspect_photos(
     from anomalysd_runtime.loading import open_detector
 
     detector = open_detector(bundle_path, preset, backend, threads, max_batch)
-    with detector.networks:
+    with detector:
         name = class_name or _only_class(detector)
         if name not in detector.classes:
             raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(detector.classes))}")
@@ -217,7 +227,7 @@ def evaluate_bundle(
         name = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
         rows.append(reporting.report_row(answer, photo, name, sample.defect))
 
-    with detector.networks:
+    with detector:
         results = evaluation.evaluate(detector, found, progress, keep if out else None)
         facts = {
             "bundle": bundle_path.name,

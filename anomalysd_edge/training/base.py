@@ -207,11 +207,11 @@ def _from_hub(name: str) -> Path:
         return Path(found)
 
     try:
-        folder = snapshot(offline=True)
-        if all((folder / part).is_dir() for part in PARTS):
-            return folder
+        cached: Path | None = snapshot(offline=True)
     except LocalEntryNotFoundError:
-        pass  # not in the cache: fetch it below
+        cached = None
+    if cached is not None and all((cached / part).is_dir() for part in PARTS):
+        return cached
     try:
         return snapshot(offline=False)
     except Exception as error:  # the hub's client raises errors of several HTTP libraries

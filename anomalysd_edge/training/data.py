@@ -78,7 +78,8 @@ class TrainingData:
     ) -> None:
         """Reads the photos. Raises ImageError for a photo that cannot be read, DatasetError if a class has none."""
         self._settings, self._vae = settings, base.vae
-        self._device = torch.device(settings.device)
+        self._device, self._layout = torch.device(settings.device), memory_layout(settings)
+        self._vae.to(memory_format=self._layout)
         self._factor = base.latent_factor
         self.size_px = settings.size_px or base.size_px
         self._side = self.size_px // self._factor
@@ -168,7 +169,7 @@ class TrainingData:
         if pair not in self._masks:
             blocks = self._copy(pair[:3])[1].reshape(self._side, self._factor, self._side, self._factor)
             seen: Mask = np.asarray(blocks.any((1, 3)))
-            self._masks[pair] = random_rectangles(self._rng(_MASK, *pair), self._side, self._settings.mask_most, seen)
+            self._masks[pair] = random_mask(self._rng(_MASK, *pair), self._side, seen, self._settings)
         return self._masks[pair]
 
     def _clean(self, address: tuple[int, int, int]) -> Tensor:
@@ -191,11 +192,28 @@ class TrainingData:
         if key not in self._latents:
             array = to_array(pixels())
             if mask is not None:
-                array = array * ~to_pixels(mask, self._factor)
+                array = array * (~to_pixels(mask, self._factor)).astype(np.float32)
+            image = torch.from_numpy(array).to(self._device).contiguous(memory_format=self._layout)
             with torch.no_grad():
-                encoded = encode_mode(self._vae, torch.from_numpy(array.astype(np.float32)).to(self._device))
-            self._latents[key] = encoded[0].float().cpu()
+                encoded = encode_mode(self._vae, image)
+            self._latents[key] = encoded[0].float().cpu().contiguous()
         return self._latents[key]
+
+
+def random_mask(rng: np.random.Generator, side: int, shown: Mask, settings: TrainSettings) -> Mask:
+    """(side,side) bool training mask inside the foreground `shown`: a packed grid now and then, else rectangles."""
+    if rng.random() < settings.grid_masks:
+        k = int(rng.choice([grid for grid in (2, 4, 8) if grid <= side]))
+        cell, odd = np.arange(side) * k // side, rng.integers(0, 2, 2)
+        packed: Mask = np.asarray(np.logical_and.outer(cell % 2 == odd[0], cell % 2 == odd[1]) & shown)
+        if packed.any():
+            return packed
+    return random_rectangles(rng, side, settings.mask_most, shown)
+
+
+def memory_layout(settings: TrainSettings) -> torch.memory_format:
+    """Channels last on a CPU, where convolutions then take a fifth less time."""
+    return torch.channels_last if settings.device == "cpu" else torch.contiguous_format
 
 
 def levels(spec: ClassSpec) -> list[str]:

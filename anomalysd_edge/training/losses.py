@@ -62,9 +62,13 @@ def noisy_samples(
     return NoisySamples(noisy, target, torch.where(corrupted, tamed, torch.ones_like(abar)))
 
 
-def unet_loss(output: Tensor, samples: NoisySamples) -> Tensor:
-    """Scalar: the weighted mean of each sample's mean squared error, in float32."""
-    errors = (output.float() - samples.target).square().mean((1, 2, 3))
+def unet_loss(output: Tensor, samples: NoisySamples, masks: Tensor, outside_weight: float) -> Tensor:
+    """Scalar float32: the weighted mean of each sample's mean squared error.
+
+    `masks` (N,1,h,w) in {0,1}: errors outside them count `outside_weight` (1 = everywhere alike, as in the paper).
+    """
+    weight = masks + outside_weight * (1 - masks)
+    errors = (weight * (output.float() - samples.target).square()).mean((1, 2, 3))
     return (samples.weight * errors).mean()
 
 

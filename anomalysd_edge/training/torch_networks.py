@@ -13,7 +13,9 @@ from torch import Tensor
 from anomalysd_edge.errors import BackendError, NumericError, ShapeError
 from anomalysd_edge.networks import F32, I64, InpaintJob, NetworkSizes
 from anomalysd_edge.training.base import decode, encode_mode, latent_factor
-from anomalysd_edge.training.features import FEATURES_PX
+from anomalysd_edge.training.features import FEATURES_PX, load_features
+from anomalysd_edge.training.perceptual import load_perceptual
+from anomalysd_edge.training.run import Run
 
 
 class TorchNetworks:
@@ -34,8 +36,10 @@ class TorchNetworks:
         features_px: int = FEATURES_PX,
         max_batch: int = 16,
         device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         """`size_px` defaults to what the UNet was made for; `features` may be None where no prototypes are used.
+        `threads` is torch's number of CPU threads, of the whole process, until `close`.
 
         Raises BackendError if the device is not there and ShapeError if `size_px` is not a multiple of a latent cell.
         """
@@ -54,6 +58,9 @@ class TorchNetworks:
         self.backend = f"torch {device}"
         self.max_batch = max_batch
         self._device = torch.device(device)
+        self._threads_before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
         networks = [network for network in (unet, vae, perceptual, features) if network is not None]
         for network in networks:
             network.to(self._device).eval().requires_grad_(False)
@@ -145,6 +152,7 @@ class TorchNetworks:
     def close(self) -> None:
         """Let the networks go."""
         self._unet = self._vae = self._perceptual = self._features = None
+        torch.set_num_threads(self._threads_before)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -179,3 +187,23 @@ class TorchNetworks:
             raise ShapeError(
                 f"{name} came as {array.dtype} {array.shape}; expected float32 (N >= 1, {', '.join(map(str, shape))})"
             )
+
+
+def networks_of_run(run: Run, threads: int | None = None, max_batch: int = 16, device: str = "cpu") -> TorchNetworks:
+    """The networks of a finished run: its model, the perceptual network that it was trained with, the feature network.
+
+    Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
+    """
+    base = run.load()
+    perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
+    features, _ = load_features()
+    return TorchNetworks(
+        base.unet,
+        base.vae,
+        perceptual,
+        features,
+        size_px=run.size_px,
+        max_batch=max_batch,
+        device=device,
+        threads=threads,
+    )

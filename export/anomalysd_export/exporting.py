@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +14,21 @@ from anomalysd_edge.bundle import Bundle, BundleWriter, read_bundle, write_bundl
 from anomalysd_edge.bundle_detector import class_record, constant_tensors
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.classes import ClassSpec
-from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.errors import RunError, SettingsError
+from anomalysd_edge.files import sha256_file
 from anomalysd_edge.images import load_rgb
-from anomalysd_edge.inspection import PRESETS, ClassConstants, InspectSettings
+from anomalysd_edge.inspection import PRESETS, InspectSettings
 from anomalysd_edge.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
 from anomalysd_edge.networks import F32, NetworkSizes
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.training.base import Base, prompt_states
-from anomalysd_edge.training.features import FEATURES_PX
+from anomalysd_edge.training.features import FEATURES_PX, load_features
+from anomalysd_edge.training.perceptual import load_perceptual
+from anomalysd_edge.training.run import Run
 from anomalysd_export.graphs import graph_specs
 from anomalysd_export.onnx_export import OPSET, export_graph
 from anomalysd_export.parity import prove
 from anomalysd_runtime.onnx_networks import OnnxNetworks
-
-if TYPE_CHECKING:
-    from anomalysd_edge.training.run import Run
 
 U8 = npt.NDArray[np.uint8]
 Progress = Callable[[str, int, int, str], None]
@@ -66,6 +66,30 @@ class Trained:
     """For the manifest: digest of run.json, settings."""
 
 
+def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None) -> Trained:
+    """Load what `run` left; `specs` replace its classes of the same name. Raises RunError where a photo was changed."""
+    base = run.load()
+    # The distance that the decoder was trained with; where it needed none, the best that is here.
+    perceptual, perceptual_source = load_perceptual(run.perceptual_kind or "auto")
+    features, features_source = load_features()
+    digests = {run.path / shot["file"]: shot["sha256"] for c in run.record["classes"].values() for shot in c["shots"]}
+    for file, digest in digests.items():
+        if sha256_file(file) != digest:
+            raise RunError(f"{file} was changed since the run was trained on it: restore it, or train again")
+    return Trained(
+        base=base,
+        origin=BaseRecord(str(run.record["base"]["name"]), str(run.record["base"]["sha256"])),
+        size_px=run.size_px,
+        perceptual=perceptual,
+        features=features,
+        perceptual_source=SourceRecord(perceptual.kind, perceptual_source),
+        features_source=SourceRecord("efficientnet_lite0", features_source),
+        shots={name: [load_rgb(file) for file in files] for name, files in run.shots.items()},
+        specs={name: (specs or {}).get(name, spec) for name, spec in run.specs.items()},
+        training={"run_sha256": run.sha256, "settings": run.settings.to_json()},
+    )
+
+
 def export_run(
     run: Run,
     out: Path,
@@ -99,8 +123,9 @@ def export_trained(
 ) -> Bundle:
     """As :func:`export_run`, from what a run holds."""
     unknown = sorted(set(calibrated) - set(presets))
-    if unknown:
-        raise SettingsError(f"there is no preset {unknown[0]!r} to calibrate, expected some of {', '.join(presets)}")
+    if unknown or not calibrated:
+        asked = repr(unknown[0]) if unknown else "none"
+        raise SettingsError(f"the presets to calibrate are {asked}, expected one or more of {', '.join(presets)}")
     base = trained.base
     sizes = NetworkSizes(trained.size_px, int(base.vae.config.latent_channels), base.latent_factor, FEATURES_PX)
     schedule = NoiseSchedule.from_config(base.scheduler)  # before the slow part: an unsupported one is refused here
@@ -124,7 +149,6 @@ def export_trained(
                 )
                 for preset in calibrated
             }
-        constants = found[calibrated[0]] if calibrated else {n: ClassConstants(prompts[n]) for n in trained.specs}
         sources = (trained.perceptual_source, trained.features_source)
         manifest = Manifest(
             base=trained.origin,
@@ -148,7 +172,8 @@ def export_trained(
                 *(LICENSES[source.kind] for source in sources if source.kind in LICENSES),
             ),
         )
-        writer.finish(manifest, constant_tensors(constants, negative))
+        # Prompts and banks do not depend on the preset: any calibration holds them.
+        writer.finish(manifest, constant_tensors(found[calibrated[0]], negative))
     return read_bundle(out)
 
 

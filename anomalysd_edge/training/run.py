@@ -1,0 +1,169 @@
+"""A run folder: everything that a fine-tuning leaves, and everything that export needs.
+
+RUN/run.json       settings, seed, versions, classes, digests of photos and base, losses, seconds
+RUN/model/         diffusers' folder layout: StableDiffusionInpaintPipeline.from_pretrained(RUN/model) loads it
+RUN/lora/          the adapter by itself, where one was trained (its effect is merged into RUN/model)
+RUN/shots/CLASS/   the good photos, byte for byte (class names percent-encoded)
+RUN/log.jsonl      one line a step
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.errors import RunError
+from anomalysd_edge.files import read_json, sha256_file, write_json
+from anomalysd_edge.training.base import PARTS, Base, load_base
+from anomalysd_edge.training.checkpoints import partial_folder
+from anomalysd_edge.training.settings import TrainSettings
+
+SCHEMA_VERSION = 1
+MARKER = "run.json"
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+    settings: TrainSettings
+    specs: dict[str, ClassSpec]
+    """By class name, as the prompts were made from."""
+    shots: dict[str, tuple[Path, ...]]
+    """By class name: the good photos inside the run folder; empty for 0 shots."""
+    record: dict[str, Any]
+    """All of run.json."""
+
+    @property
+    def model(self) -> Path:
+        """The fine-tuned model in diffusers' layout."""
+        return self.path / "model"
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square photo that was trained on."""
+        return int(self.record["size_px"])
+
+    @property
+    def perceptual_kind(self) -> str | None:
+        """Which perceptual network L_D used; None where it used none."""
+        found = self.record["perceptual"]
+        return None if found is None else str(found["kind"])
+
+    @property
+    def sha256(self) -> str:
+        """Digest of run.json, which holds the digests of the rest."""
+        return sha256_file(self.path / MARKER)
+
+    def load(self) -> Base:
+        """The fine-tuned model, in float32 and eval mode. Its name and digest are those of the run's model."""
+        loaded = load_base(self.model)
+        if loaded.sha256 != self.record["model_sha256"]:
+            raise RunError(f"a file in {self.model} was changed since the run was written; train again or restore it")
+        loaded.name = str(self.record["base"]["name"])
+        return loaded
+
+
+def read_run(path: Path) -> Run:
+    """Open a run folder. Raises RunError if it is missing, unfinished, broken or of a newer schema."""
+    if not (path / MARKER).is_file():
+        if partial_folder(path).is_dir():
+            raise RunError(f"the training of {path} is unfinished; finish it with the same sd-edge train and --resume")
+        raise RunError(f"{path} holds no {MARKER}, expected a run folder; make one with sd-edge train")
+    record = read_json(path / MARKER)
+    found = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(found, int) or found > SCHEMA_VERSION:
+        raise RunError(
+            f"{path / MARKER} has schema version {found}, this product reads up to {SCHEMA_VERSION}; update the product"
+        )
+    try:
+        specs = {name: _spec(name, entry) for name, entry in record["classes"].items()}
+        shots = {
+            name: tuple(path / shot["file"] for shot in entry["shots"]) for name, entry in record["classes"].items()
+        }
+        run = Run(path, TrainSettings.from_json(record["settings"]), specs, shots, record)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / MARKER} lacks {error}, expected what sd-edge train writes; train again") from error
+    missing = [file for files in shots.values() for file in files if not file.is_file()]
+    if missing or not run.model.is_dir():
+        what = missing[0] if missing else run.model
+        raise RunError(f"the run {path} lacks {what.relative_to(path)}; copy the whole folder or train again")
+    return run
+
+
+def copy_shots(
+    folder: Path, shots: Mapping[str, Sequence[Path]], specs: Mapping[str, ClassSpec]
+) -> dict[str, dict[str, Any]]:
+    """Copy the photos to folder/shots/CLASS/ and return run.json's "classes": specs, files, digests."""
+    classes: dict[str, dict[str, Any]] = {}
+    for name, paths in shots.items():
+        spec, entries = specs[name], []
+        prompts = spec.prompts()
+        stems = [path.name for path in paths]
+        for number, path in enumerate(paths):
+            # Photos of one name from several folders stay apart.
+            file = path.name if stems.count(path.name) == 1 else f"{number:02d}-{path.name}"
+            target = folder / "shots" / quote(name, safe=" ") / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            entries.append({"file": target.relative_to(folder).as_posix(), "sha256": sha256_file(target)})
+        classes[name] = {
+            "noun": spec.noun,
+            "kind": spec.kind,
+            "parts": list(spec.parts),
+            "symmetries": list(spec.symmetries),
+            "prompts": {"whole": prompts.whole, "detail": prompts.detail},
+            "shots": entries,
+        }
+    return classes
+
+
+def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool) -> None:
+    """diffusers' layout in `folder`: trained networks in float32, everything else as the base has it, byte for byte."""
+    folder.mkdir(parents=True)
+    index = read_json(base.folder / "model_index.json")
+    for part, value in index.items():
+        if isinstance(value, list) and part not in PARTS:
+            index[part] = [None, None]  # for instance a safety checker, which an inspection has no use for
+    write_json(folder / "model_index.json", {**index, "requires_safety_checker": False})
+    for part in PARTS:
+        if part == "unet" and unet_changed:
+            base.unet.save_pretrained(folder / part)
+        elif part == "vae" and vae_changed:
+            base.vae.save_pretrained(folder / part)
+        else:
+            _copy_part(base.folder / part, folder / part)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result may depend on; a package that is not installed is left out."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    """Configs and safetensors, no pickles; weights that exist in float16 alone get the plain name."""
+    target.mkdir()
+    names = {file.name for file in source.iterdir()}
+    for file in sorted(source.iterdir()):
+        plain = file.name.replace(".fp16.safetensors", ".safetensors")
+        if file.suffix in (".json", ".txt", ".safetensors") and (plain == file.name or plain not in names):
+            shutil.copyfile(file, target / plain)
+
+
+def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
+    return ClassSpec(name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]))

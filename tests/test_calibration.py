@@ -1,0 +1,68 @@
+"""Constants from good photos alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from anomalysd_edge.calibration import CalibrationSettings, calibrate, disturbed, student_t, upper_bound
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.detector import Detector
+from anomalysd_edge.inspection import EDGE
+from tests.fake_networks import FakeNetworks
+from tests.test_detector import SCHEDULE, STATES, photo
+
+SETTINGS = CalibrationSettings(bank_size=300, negatives=4)
+INSPECT = replace(EDGE, scales=(1, 2), passes=2)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4])
+def test_a_calibrated_class_tells_good_from_bad(shots: int) -> None:
+    networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
+    found = calibrate(
+        networks, SCHEDULE, {"part": [photo(s) for s in range(shots)]}, {"part": spec}, {"part": {"whole": STATES}},
+        INSPECT, SETTINGS,
+    )["part"]  # fmt: skip
+    assert found.threshold is not None
+    assert found.bank is not None
+    good, bad = Detector(networks, SCHEDULE, {"part": found}, INSPECT).inspect([photo(50), photo(50, True)], "part")
+    assert bad.pred_label == 1
+    assert good.pred_score < bad.pred_score
+
+
+def test_no_shots_give_prompts_and_nothing_else() -> None:
+    spec = ClassSpec("part", "part", "object", (), ())
+    found = calibrate(FakeNetworks(), SCHEDULE, {}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT)["part"]
+    assert (found.bank, found.threshold, found.guided_threshold) == (None, None, None)
+
+
+def test_the_one_shot_is_never_judged_undisturbed() -> None:
+    """With K = 1 the bank holds the photo itself: its own negatives must differ from it, or the threshold is 0."""
+    spec, networks = ClassSpec("part", "part", "object", (), ()), FakeNetworks()
+    found = calibrate(
+        networks, SCHEDULE, {"part": [photo(1)]}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT, SETTINGS
+    )["part"]
+    assert found.guided_threshold is not None
+    assert found.guided_threshold > 1e-4
+
+
+def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
+    image = photo(2)
+    copy = disturbed(image, np.random.default_rng(0))
+    assert copy.shape == image.shape
+    assert not np.array_equal(copy, image)
+    assert abs(float(copy.mean()) - float(image.mean())) < 12
+
+
+def test_student_t_against_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (5, 7, 15, 40):
+        assert student_t(0.98, freedom) == pytest.approx(float(stats.t.ppf(0.98, freedom)), rel=0.01)
+
+
+def test_the_upper_bound_keeps_its_false_alarm_rate() -> None:
+    rng = np.random.default_rng(0)
+    exceeded = [rng.normal() > upper_bound(rng.normal(size=8).tolist(), 0.05) for _ in range(4000)]
+    assert 0.02 < np.mean(exceeded) < 0.06

@@ -1,0 +1,49 @@
+"""Banks: distances against a direct reading of the definition, and what the coreset must keep."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anomalysd_edge.prototypes import Bank, build_bank
+
+
+def unit(rng: np.random.Generator, *shape: int, axis: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    raw = rng.standard_normal(shape).astype(np.float32)
+    return np.asarray(raw / np.linalg.norm(raw, axis=axis, keepdims=True), dtype=np.float32)
+
+
+def test_distance_is_one_minus_the_best_cosine() -> None:
+    rng = np.random.default_rng(0)
+    vectors, features = unit(rng, 50, 6, axis=1), unit(rng, 6, 3, 4, axis=0)
+    expected = np.empty((3, 4))
+    for y in range(3):
+        for x in range(4):
+            expected[y, x] = min(1 - float(v @ features[:, y, x]) for v in vectors)
+    for rows in (7, 50, 1024):
+        np.testing.assert_allclose(Bank(vectors).distance(features, floor_rows=rows), expected, atol=1e-6)
+
+
+def test_a_patch_of_the_bank_has_distance_zero() -> None:
+    features = unit(np.random.default_rng(1), 2, 8, 5, 5, axis=1)
+    bank = build_bank(features, size=1000)
+    assert len(bank.vectors) == 50
+    assert float(np.abs(bank.distance(features[1])).max()) < 1e-3
+
+
+def test_the_coreset_keeps_a_rare_patch_that_a_random_choice_would_lose() -> None:
+    rng = np.random.default_rng(2)
+    common = np.zeros((400, 8), np.float32)
+    common[:, 0] = 1
+    common += 0.01 * rng.standard_normal(common.shape).astype(np.float32)
+    common[123] = 0
+    common[123, 5] = 1
+    common /= np.linalg.norm(common, axis=1, keepdims=True)
+    features = common.reshape(1, 20, 20, 8).transpose(0, 3, 1, 2)
+    bank = build_bank(features, size=10)
+    assert len(bank.vectors) == 10
+    assert float((bank.vectors @ common[123]).max()) > 0.999
+
+
+def test_building_twice_gives_the_same_bank() -> None:
+    features = unit(np.random.default_rng(3), 1, 8, 20, 20, axis=1)
+    np.testing.assert_array_equal(build_bank(features, 30).vectors, build_bank(features, 30).vectors)
