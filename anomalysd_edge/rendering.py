@@ -6,11 +6,14 @@ Used by the demo parts (demo_parts.py) and by the recipe that makes the embedded
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Field = npt.NDArray[np.float32]
+Field = npt.NDArray[np.floating[Any]]
+"""float32 as the functions here return it; they take float64 as well."""
 Rng = np.random.Generator
 
 

@@ -26,7 +26,7 @@ class FakeNetworks:
         self.encodes += len(images)
         n, c, h, w = images.shape
         f = self.sizes.latent_factor
-        return images.reshape(n, c, h // f, f, w // f, f).mean(axis=(3, 5))
+        return np.asarray(images.reshape(n, c, h // f, f, w // f, f).mean(axis=(3, 5)), dtype=np.float32)
 
     def inpaint(self, job: InpaintJob) -> F32:
         assert len(job.start_latents) <= self.max_batch
@@ -47,7 +47,7 @@ class FakeNetworks:
         return np.clip(latents.repeat(f, axis=2).repeat(f, axis=3), -1, 1)
 
     def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
-        return np.abs(references[reference_of] - repaints).mean(axis=1)
+        return np.asarray(np.abs(references[reference_of] - repaints).mean(axis=1), dtype=np.float32)
 
     def features(self, images: F32) -> F32:
         n, c, h, w = images.shape

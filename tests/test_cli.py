@@ -30,8 +30,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 def test_inspect_prints_json_and_twice_the_same_score(chain: Chain) -> None:
     first, second = (
-        json.loads(sd_edge("inspect", chain.bundle, "new.png", "--json", *how, cwd=chain.folder).stdout)[0]
-        for how in ([], [])
+        json.loads(sd_edge("inspect", chain.bundle, "new.png", "--json", cwd=chain.folder).stdout)[0] for _ in range(2)
     )
     assert first["pred_score"] == second["pred_score"]
     assert first["verdict"] in ("good", "anomalous")

@@ -57,7 +57,7 @@ def cloth(rng: Rng, side: int) -> Field:
     a, b = _any_colour(rng), _any_colour(rng)
     b = a + (b - a) * np.float32(rng.random())
     canvas = np.where(over[..., None], a, b) * (0.55 + 0.45 * height[..., None])
-    return canvas * (1 + 0.06 * draw.fbm(rng, side, 30, 2))[..., None]
+    return np.asarray(canvas * (1 + 0.06 * draw.fbm(rng, side, 30, 2))[..., None])
 
 
 def leather(rng: Rng, side: int) -> Field:
@@ -102,7 +102,9 @@ def brushed_metal(rng: Rng, side: int) -> Field:
     band = np.exp(-((x - rng.uniform(-1, 1)) ** 2) / rng.uniform(0.1, 1.5)) + 0 * y
     grey = rng.uniform(0.25, 0.7)
     tint = 1 + rng.normal(0, 0.03, 3)
-    return ((grey + rng.uniform(0.01, 0.09) * fibre + rng.uniform(0, 0.25) * band)[..., None] * tint).astype(np.float32)
+    return np.asarray(
+        ((grey + rng.uniform(0.01, 0.09) * fibre + rng.uniform(0, 0.25) * band)[..., None] * tint).astype(np.float32)
+    )
 
 
 def cast_surface(rng: Rng, side: int) -> Field:
@@ -174,7 +176,9 @@ def _ground(rng: Rng, side: int) -> Field:
     plain = (
         _flat(_any_colour(rng), side) * (1 + rng.uniform(0, 0.15) * (x * np.cos(angle) + y * np.sin(angle)))[..., None]
     )
-    return plain * (1 + rng.choice([0.0, 0.01, 0.05]) * draw.fbm(rng, side, rng.uniform(5, 40), 3))[..., None]
+    return np.asarray(
+        plain * (1 + rng.choice([0.0, 0.01, 0.05]) * draw.fbm(rng, side, rng.uniform(5, 40), 3))[..., None]
+    )
 
 
 def _posed(rng: Rng, side: int, free: bool) -> tuple[Field, Field]:
@@ -255,7 +259,7 @@ def capsule(rng: Rng, side: int) -> Field:
     halves = np.where((x < rng.uniform(-0.3, 0.3))[..., None], left, right)
     canvas = _body(_ground(rng, side), shape, halves, rng, side)
     gloss = np.exp(-((y + width * rng.uniform(0.2, 0.6)) ** 2) / (width * 0.15) ** 2) * draw.cover(shape + 0.05)
-    return canvas + rng.uniform(0, 0.4) * gloss[..., None]
+    return np.asarray(canvas + rng.uniform(0, 0.4) * gloss[..., None])
 
 
 def pill(rng: Rng, side: int) -> Field:
@@ -268,7 +272,8 @@ def pill(rng: Rng, side: int) -> Field:
         side,
     )
     for _ in range(int(rng.integers(0, 4))):
-        mark = draw.segment(x, y, *rng.uniform(-0.3, 0.3, 4), rng.uniform(0.01, 0.05))
+        ax, ay, bx, by = rng.uniform(-0.3, 0.3, 4)
+        mark = draw.segment(x, y, ax, ay, bx, by, rng.uniform(0.01, 0.05))
         canvas = draw.paint(canvas, _any_colour(rng), draw.cover(mark))
     dots = draw.worley(rng, side, int(rng.integers(8, 30)), 1.0)[0]
     return draw.paint(canvas, _any_colour(rng), draw.cover(dots - rng.uniform(0, 0.15), 0.05) * rng.uniform(0, 0.6))
@@ -298,7 +303,9 @@ def board(rng: Rng, side: int) -> Field:
     for _ in range(int(rng.integers(3, 12))):
         a = rng.uniform(-0.8, 0.8, 2)
         b = np.array([rng.uniform(-0.8, 0.8), a[1]]) if rng.random() < 0.5 else np.array([a[0], rng.uniform(-0.8, 0.8)])
-        canvas = draw.paint(canvas, tracks, draw.cover(draw.segment(x, y, *a, *b, rng.uniform(0.008, 0.025))))
+        canvas = draw.paint(
+            canvas, tracks, draw.cover(draw.segment(x, y, a[0], a[1], b[0], b[1], rng.uniform(0.008, 0.025)))
+        )
     for _ in range(int(rng.integers(2, 8))):
         cx, cy = rng.uniform(-0.7, 0.7, 2)
         w, h = rng.uniform(0.06, 0.3, 2)

@@ -7,10 +7,8 @@ work lies in OUT.partial until it is done; what stands at OUT is always a finish
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,34 +19,27 @@ from torch import Tensor
 
 from anomalysd_edge import __version__
 from anomalysd_edge.classes import ClassSpec, class_spec
-from anomalysd_edge.errors import BackendError, DatasetError, InputError, NumericError, RunError, SettingsError
+from anomalysd_edge.errors import BackendError, DatasetError, InputError, RunError, SettingsError
 from anomalysd_edge.files import folder_aside, sha256_file, write_json
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.training.base import Base, decode, decoder_parameters, folder_sha256, load_base
 from anomalysd_edge.training.checkpoints import (
     Checkpoint,
-    Tensors,
     begin,
     check_identity,
     keep_log_until,
     latest,
     load_checkpoint,
-    optimizer_tensors,
     partial_folder,
     read_log,
-    restore,
-    restore_optimizer,
-    save_checkpoint,
 )
 from anomalysd_edge.training.data import TrainingData, memory_layout
+from anomalysd_edge.training.fitting import Fitter, Progress, wants_bf16
 from anomalysd_edge.training.lora import add_adapter, merge_adapter, save_adapter
 from anomalysd_edge.training.losses import decoder_loss, noisy_samples, unet_loss
 from anomalysd_edge.training.perceptual import AlexPerceptual, load_perceptual
 from anomalysd_edge.training.run import MARKER, SCHEMA_VERSION, Run, copy_shots, read_run, versions, write_model
 from anomalysd_edge.training.settings import TrainSettings
-
-Progress = Callable[[str, int, int, str], None]
-"""progress(phase, done, total, detail)."""
 
 
 def train(
@@ -129,8 +120,6 @@ class _Trainer:
         self.perceptual: tuple[AlexPerceptual, str] | None = None
         if self.decoder_steps and settings.lpips_weight > 0:
             self.perceptual = load_perceptual(settings.perceptual)
-        self.unet_tensors: Tensors = {}
-        self.log: list[dict[str, Any]] = []
 
     def run(self, resume: bool) -> None:
         """Both phases, from the start or from the last checkpoint."""
@@ -145,7 +134,7 @@ class _Trainer:
         data = TrainingData(self.shots, self.specs, base, settings, schedule.train_steps)
         abar = torch.from_numpy(schedule.alphas_cumprod).float().to(self.device)
         base.unet.to(memory_format=layout)
-        began = time.monotonic() - (found.seconds if found else 0.0)
+        fitter = Fitter(settings, self.work, self.progress, self.bf16, self.unet_steps, found)
 
         def unet_step(step: int) -> tuple[Tensor, dict[str, float]]:
             draw = data.draw(step)
@@ -162,7 +151,7 @@ class _Trainer:
             if settings.gradient_checkpointing:
                 base.unet.enable_gradient_checkpointing()
             base.unet.train()
-            self._fit("unet", weights, unet_step, self.unet_steps, settings.lr, began, found)
+            fitter.fit("unet", weights, unet_step, self.unet_steps, settings.lr)
             base.unet.eval().requires_grad_(False)
         if self.decoder_steps:
             decoder = decoder_parameters(base.vae)
@@ -176,86 +165,11 @@ class _Trainer:
 
             for parameter in decoder.values():
                 parameter.requires_grad_(True)
-            self._fit("decoder", decoder, decoder_step, self.decoder_steps, settings.decoder_lr, began, found)
+            fitter.fit("decoder", decoder, decoder_step, self.decoder_steps, settings.decoder_lr)
             base.vae.requires_grad_(False)
-        self.seconds = time.monotonic() - began
+        self.seconds = fitter.seconds()
         for network in (base.unet, base.vae):
             network.to(device="cpu", memory_format=torch.contiguous_format)
-
-    def _fit(
-        self,
-        phase: str,
-        weights: dict[str, torch.nn.Parameter],
-        loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
-        steps: int,
-        peak: float,
-        began: float,
-        found: Checkpoint | None,
-    ) -> None:
-        """AdamW on `weights` from the checkpoint's step, if it is of this phase, to `steps`."""
-        settings = self.settings
-        optimizer = torch.optim.AdamW(weights.values(), lr=peak, weight_decay=settings.weight_decay)
-        average = {name: weight.detach().clone() for name, weight in weights.items()} if settings.ema else {}
-        start = 0
-        if found is not None and phase in (found.phase, "unet"):
-            restore(weights, found.tensors[phase])
-            if found.phase != phase:  # a decoder checkpoint: the UNet's phase is over and holds its result
-                self.unet_tensors = found.tensors["unet"]
-                return
-            start = found.step
-            restore_optimizer(optimizer, weights, found.tensors["optimizer"])
-            if average:
-                restore(average, found.tensors["ema"])
-        before = self.unet_steps if phase == "decoder" else 0
-        recent: float | None = None
-        for step in range(start, steps):
-            rate = learning_rate(step, steps, peak, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, terms = loss_of(step)
-            value = float(loss.detach())
-            self._require_finite("loss", value, phase, step, rate)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip_norm))
-            self._require_finite("gradient", norm, phase, step, rate)
-            optimizer.step()
-            with torch.no_grad():
-                for name, slow in average.items():
-                    slow.lerp_(weights[name], 1 - settings.ema)
-            done = step + 1
-            self._note(phase, done, before + done, value, rate, terms, time.monotonic() - began)
-            recent = value if recent is None else 0.9 * recent + 0.1 * value
-            self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {recent:.4f}")
-            # The end of a phase too: a full disk while the run is written must not cost the training.
-            if done % settings.checkpoint_every == 0 or done == steps:
-                self._checkpoint(phase, done, before + done, weights, average, optimizer, time.monotonic() - began)
-        if average:
-            restore(weights, average)
-        if phase == "unet":
-            self.unet_tensors = {name: weight.detach() for name, weight in weights.items()}
-
-    def _checkpoint(
-        self,
-        phase: str,
-        step: int,
-        total: int,
-        weights: dict[str, torch.nn.Parameter],
-        average: Tensors,
-        optimizer: torch.optim.Optimizer,
-        seconds: float,
-    ) -> None:
-        tensors: dict[str, Tensors] = {phase: dict(weights), "optimizer": optimizer_tensors(optimizer, weights)}
-        if average:
-            tensors["ema"] = average
-        done_before = latest(self.work)
-        unchanged: tuple[str, ...] = ()
-        if phase == "decoder" and self.unet_steps:
-            tensors["unet"] = self.unet_tensors
-            # From the second decoder checkpoint on, the UNet's file is the same.
-            if done_before is not None and int(done_before.name.split("-")[1]) > self.unet_steps:
-                unchanged = ("unet",)
-        save_checkpoint(self.work, Checkpoint(phase, step, total, seconds, tensors), unchanged)
 
     def write(self, out: Path) -> None:
         """The run folder, aside and renamed."""
@@ -322,46 +236,6 @@ class _Trainer:
         if self.perceptual is None:
             return None
         return {"kind": self.perceptual[0].kind, "source": self.perceptual[1]}
-
-    def _note(
-        self, phase: str, step: int, total: int, loss: float, rate: float, terms: Mapping[str, float], seconds: float
-    ) -> None:
-        line = {"phase": phase, "step": step, "total": total, "loss": loss, "lr": rate, **terms}
-        with (self.work / "log.jsonl").open("a") as log:
-            log.write(json.dumps({**line, "seconds": round(seconds, 3)}) + "\n")
-
-    def _require_finite(self, what: str, value: float, phase: str, step: int, rate: float) -> None:
-        if math.isfinite(value):
-            return
-        name = "lr" if phase == "unet" else "decoder_lr"
-        peak = self.settings.lr if phase == "unet" else self.settings.decoder_lr
-        also = " and set autocast to none" if self.bf16 else ""
-        raise NumericError(
-            f"the {what} of step {step + 1} of phase {phase} is {value} at learning rate {rate:.2e}; expected a finite "
-            f"number: train again with a {name} below {peak:g}{also}"
-        )
-
-
-def learning_rate(step: int, steps: int, peak: float, settings: TrainSettings) -> float:
-    """Of step 0 <= step < steps: a linear rise over `warmup` steps, then a cosine down to lr_floor * peak."""
-    warmup = min(settings.warmup, steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    position = (step - warmup) / max(1, steps - warmup)
-    return peak * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * position)))
-
-
-def wants_bf16(settings: TrainSettings) -> bool:
-    """Whether the networks train under bfloat16 autocast; "auto" means where the hardware multiplies bfloat16."""
-    if settings.autocast != "auto":
-        return settings.autocast == "bf16"
-    if settings.device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False  # not Linux: nothing is known of this CPU
-
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
