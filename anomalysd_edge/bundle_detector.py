@@ -38,6 +38,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
         calibration = record.calibration.get(preset, CalibrationRecord())
         found[name] = ClassConstants(
             prompts={level: states for level, states in levels.items() if states is not None},
+            kind=record.kind,
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,

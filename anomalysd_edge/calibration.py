@@ -115,7 +115,7 @@ def calibrate(
         if progress:
             progress("calibrate", number, len(specs), name)
         photos = list(shots.get(name, ()))
-        bare = ClassConstants(prompts=prompts[name])
+        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind)
         if not photos:
             found[name] = bare
             continue

@@ -69,7 +69,7 @@ def _screw(scene: Scene, at: tuple[float, float], turn: float, missing: bool) ->
 
 def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """A small circuit board: two chips, resistors, a capacitor, traces, print, four screws."""
-    scene = new_scene(rng, side, 0.05, 0.07, 0.03)
+    scene = new_scene(rng, side, 0.02, 0.02, 0.01)
     size = scene.side
     mat = fbm(rng, size, 50, 3) * 0.04 + fbm(rng, size, 2, 2) * 0.03
     scene.albedo = np.asarray(colour_near(rng, (0.36, 0.35, 0.34), 0.005) * (1 + mat[..., None]), dtype=np.float32)

@@ -41,8 +41,8 @@ def blob(scene: Scene, rng: Rng, x: float, y: float, radius: float, ragged: floa
 def scratch(scene: Scene, rng: Rng) -> None:
     """A bent line that digs into the surface and throws up a bright burr."""
     x, y = spot(scene, rng, 0.08)
-    angle, length = float(rng.uniform(0, np.pi)), float(rng.uniform(0.22, 0.6))
-    bend, width = float(rng.uniform(-0.15, 0.15)) * length, float(rng.uniform(0.006, 0.012))
+    angle, length = float(rng.uniform(0, np.pi)), float(rng.uniform(0.3, 0.7))
+    bend, width = float(rng.uniform(-0.15, 0.15)) * length, float(rng.uniform(0.009, 0.02))
     w = scene.window(x, y, length * 0.6 + 0.03)
     lx, ly = rotate(scene.x[w] - np.float32(x), scene.y[w] - np.float32(y), angle)
     ly = ly + np.float32(bend) * (2 * lx / np.float32(length)) ** 2
@@ -56,24 +56,24 @@ def scratch(scene: Scene, rng: Rng) -> None:
 
 def dent(scene: Scene, rng: Rng) -> None:
     """A round hollow, or a bump: only the light tells."""
-    radius = float(rng.uniform(0.07, 0.15))
+    radius = float(rng.uniform(0.11, 0.2))
     x, y = spot(scene, rng, radius)
     w = scene.window(x, y, radius * 2.6)
     squared = ((scene.x[w] - np.float32(x)) ** 2 + (scene.y[w] - np.float32(y)) ** 2) / np.float32(radius**2)
     # A mirror shows a slope far more plainly than a matte surface does.
     plain = 0.55 if scene.metal[scene.side // 2].mean() > 0.4 else 1.0
-    depth = plain * radius * float(rng.uniform(0.16, 0.42)) * (1 if rng.random() < 0.25 else -1)
+    depth = plain * radius * float(rng.uniform(0.26, 0.46)) * (1 if rng.random() < 0.25 else -1)
     scene.height[w] += np.float32(depth) * np.exp(-1.6 * squared) * smoothstep(scene.area[w], 0.2, 0.9)
 
 
 def stain(scene: Scene, rng: Rng) -> None:
     """A dried drop: it darkens, more so at its rim."""
-    radius = float(rng.uniform(0.08, 0.19))
+    radius = float(rng.uniform(0.12, 0.24))
     x, y = spot(scene, rng, radius * 0.6)
     w, field = blob(scene, rng, x, y, radius, 0.16)
     inside = 1 - smoothstep(field, -0.08, 0.08)
     rim = np.exp(-((field / 0.14) ** 2)) * inside
-    strength = float(rng.uniform(0.28, 0.6))
+    strength = float(rng.uniform(0.4, 0.8))
     tint = np.array([[0.78, 0.62, 0.42], [0.62, 0.6, 0.56], [0.75, 0.66, 0.36]], np.float32)[int(rng.integers(3))]
     amount = np.clip(np.float32(strength) * (inside + 0.6 * rim), 0, 1) * scene.area[w]
     scene.albedo[w] = paint(scene.albedo[w], scene.albedo[w] * tint, amount)
@@ -82,18 +82,18 @@ def stain(scene: Scene, rng: Rng) -> None:
 
 def colour(scene: Scene, rng: Rng) -> None:
     """A patch of another hue with a soft edge: heat tint, bleaching, rust."""
-    radius = float(rng.uniform(0.1, 0.2))
+    radius = float(rng.uniform(0.14, 0.26))
     x, y = spot(scene, rng, radius * 0.5)
     w, field = blob(scene, rng, x, y, radius, 0.1)
     inside = (1 - smoothstep(field, -0.6, 0.15)) * scene.area[w]
     tint = np.array([[1.18, 0.9, 0.62], [0.72, 0.86, 1.22], [1.15, 0.78, 0.7]], np.float32)[int(rng.integers(3))]
-    amount = np.float32(rng.uniform(0.45, 0.95)) * inside
+    amount = np.float32(rng.uniform(0.6, 1.0)) * inside
     scene.albedo[w] = paint(scene.albedo[w], np.clip(scene.albedo[w] * tint, 0, 1), amount)
 
 
 def hole(scene: Scene, rng: Rng) -> None:
     """A ragged hole through the surface, dark inside, with a torn rim."""
-    radius = float(rng.uniform(0.045, 0.1))
+    radius = float(rng.uniform(0.06, 0.12))
     x, y = spot(scene, rng, radius)
     w, field = blob(scene, rng, x, y, radius, 0.14)
     inside = cover(field, 0.1) * scene.area[w]
@@ -117,12 +117,12 @@ def contamination(scene: Scene, rng: Rng) -> None:
     if fibre:
         length, waves, phase = float(rng.uniform(0.12, 0.22)), float(rng.uniform(6, 16)), float(rng.uniform(0, 6))
         ly = ly + np.float32(rng.uniform(0.015, 0.04)) * np.sin(np.float32(waves) * lx + np.float32(phase))
-        distance = segment(lx, ly, -length, 0, length, 0, float(rng.uniform(0.009, 0.014)))
+        distance = segment(lx, ly, -length, 0, length, 0, float(rng.uniform(0.014, 0.022)))
     else:
         distance = np.full(lx.shape, 9.0, np.float32)
         for _ in range(int(rng.integers(2, 6))):
             ox, oy = rng.normal(0, 0.06, 2)
-            grain = circle(lx - np.float32(ox), ly - np.float32(oy), float(rng.uniform(0.014, 0.034)))
+            grain = circle(lx - np.float32(ox), ly - np.float32(oy), float(rng.uniform(0.025, 0.055)))
             distance = np.minimum(distance, grain)
         distance = distance + 0.006 * fbm(rng, max(lx.shape), 14, 2)[: lx.shape[0], : lx.shape[1]]
     here = cover(distance, scene.soft) * scene.area[w]

@@ -30,15 +30,15 @@ from anomalysd_edge.rendering import (
 
 def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """Cloth in 2/2 twill: each yarn runs over two and under two others, which the surfaces of the yarns decide."""
-    scene = new_scene(rng, side, 0.1, 0.1, 0.05)
+    scene = new_scene(rng, side, 0.1, 0.03, 0.02)
     size = scene.side
     per_unit = np.float32(9.5)
-    u = scene.u * per_unit + 0.09 * fbm(rng, size, 5, 2)
-    v = scene.v * per_unit + 0.09 * fbm(rng, size, 5, 2)
+    u = scene.u * per_unit + 0.05 * fbm(rng, size, 5, 2)
+    v = scene.v * per_unit + 0.05 * fbm(rng, size, 5, 2)
     place = defect_rng.uniform(-0.55, 0.55, 2) * per_unit
     if defect == "pulled_thread":
         near = np.exp(-(((u - place[0]) / defect_rng.uniform(1.6, 3)) ** 2) - ((v - place[1]) / 1.3) ** 2)
-        v = v + np.float32(defect_rng.uniform(0.6, 1.0) * defect_rng.choice([-1, 1])) * near
+        v = v + np.float32(defect_rng.uniform(0.9, 1.4) * defect_rng.choice([-1, 1])) * near
     u, v = np.asarray(u, np.float32), np.asarray(v, np.float32)
     i, j = np.floor(u), np.floor(v)
     fu, fv = u - i - np.float32(0.5), v - j - np.float32(0.5)
@@ -46,18 +46,18 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     warp = np.sqrt(np.maximum(1 - (fu / 0.49) ** 2, 0)) + 0.62 * np.cos(tau * (v + i - 1))
     weft = np.sqrt(np.maximum(1 - (fv / 0.49) ** 2, 0)) + 0.62 * np.cos(tau * (u + j - 3))
     if defect == "broken_thread":
-        half = float(defect_rng.uniform(2.0, 4.4))
+        half = float(defect_rng.uniform(2.6, 5.0))
         gap = (i == np.floor(place[0])) * (1 - smoothstep(np.abs(v - np.float32(place[1])), half - 0.4, half + 0.1))
         warp = warp - 2.2 * gap
     lines = 64
-    shade_warp, shade_weft = rng.normal(1, 0.055, lines), rng.normal(1, 0.055, lines)
+    shade_warp, shade_weft = rng.normal(1, 0.03, lines), rng.normal(1, 0.03, lines)
     column, row = i.astype(np.int32) % lines, j.astype(np.int32) % lines
     blue, cream = colour_near(rng, (0.25, 0.34, 0.45), 0.006), colour_near(rng, (0.72, 0.67, 0.56), 0.006)
     fibre_warp = value_noise(rng, size, size / 3, size / 26)
     fibre_weft = value_noise(rng, size, size / 26, size / 3)
     twist = np.sin(2 * np.pi * (1.1 * v + 0.9 * fu)), np.sin(2 * np.pi * (1.1 * u + 0.9 * fv))
-    light_warp = shade_warp.astype(np.float32)[column] * (0.76 + 0.42 * fibre_warp + 0.05 * twist[0])
-    light_weft = shade_weft.astype(np.float32)[row] * (0.82 + 0.32 * fibre_weft + 0.04 * twist[1])
+    light_warp = shade_warp.astype(np.float32)[column] * (0.85 + 0.24 * fibre_warp + 0.05 * twist[0])
+    light_weft = shade_weft.astype(np.float32)[row] * (0.88 + 0.20 * fibre_weft + 0.04 * twist[1])
     dyed = np.broadcast_to(cream, (*u.shape, 3))
     if defect == "colour_thread":
         wrong = (j == np.floor(place[1])) * np.float32(defect_rng.uniform(0.5, 0.9))
@@ -100,7 +100,7 @@ def _gear(tooth: float) -> Shape:
 
 def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """A stamped and faced gear washer on felt: bore with keyway, three punched holes, an embossed ring."""
-    scene = new_scene(rng, side, 0.06, 0.16, 0.04, size=1.18)
+    scene = new_scene(rng, side, 0.025, 0.04, 0.012, size=1.18)
     size = scene.side
     felt = fbm(rng, size, 60, 3) * 0.05 + fbm(rng, size, 3, 2) * 0.03
     scene.albedo = np.asarray(colour_near(rng, (0.20, 0.25, 0.31), 0.004) * (1 + felt[..., None]), dtype=np.float32)
@@ -149,7 +149,7 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
 
 def capsule(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """A two-tone gelatine capsule with print on its body; the cap is a little wider and overlaps the body."""
-    scene = new_scene(rng, side, 0.06, 0.14, 0.04, size=1.14)
+    scene = new_scene(rng, side, 0.025, 0.04, 0.012, size=1.14)
     size = scene.side
     pad = fbm(rng, size, 40, 3) * 0.012 + fbm(rng, size, 2, 2) * 0.015
     scene.albedo = np.asarray(colour_near(rng, (0.60, 0.63, 0.64), 0.007) * (1 + pad[..., None]), dtype=np.float32)

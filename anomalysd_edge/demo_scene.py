@@ -94,8 +94,8 @@ def new_scene(rng: Rng, side: int, shift: float, turn: float, zoom: float, size:
     dx, dy = rng.uniform(-shift, shift, 2)
     angle = rng.uniform(-turn, turn)
     scale = size * (1 + rng.uniform(-zoom, zoom))
-    # The lamp hangs on the upper left of the camera, as on a bench; it wanders by a third of a turn.
-    lamp = (float(np.pi * 1.25 + rng.uniform(-1.0, 1.0)), float(rng.uniform(0.5, 0.72)))
+    # The lamp hangs on the upper left of the camera, as at a line's station; it wanders by a tenth of a turn.
+    lamp = (float(np.pi * 1.25 + rng.uniform(-0.3, 0.3)), float(rng.uniform(0.56, 0.66)))
     warmth = rng.normal(0, 0.012)
     tone = (rng.uniform(0.94, 1.05) * np.array([1 + warmth, 1, 1 - warmth])).astype(np.float32)
     x, y = coordinates(pixels)

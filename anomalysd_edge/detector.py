@@ -14,9 +14,10 @@ import numpy.typing as npt
 from anomalysd_edge import images, scoring
 from anomalysd_edge.errors import ClassError, InputError, SettingsError
 from anomalysd_edge.inspection import ClassConstants, Evidence, Inspection, InspectSettings
-from anomalysd_edge.masks import grid_cells, prototype_guided, to_pixels
+from anomalysd_edge.masks import foreground, grid_cells, prototype_guided, to_pixels
 from anomalysd_edge.networks import InpaintJob, Networks
 from anomalysd_edge.plan import GUIDED, Slot, batches, make_plan
+from anomalysd_edge.regions import dilate
 from anomalysd_edge.schedule import NoiseSchedule
 
 F32 = npt.NDArray[np.float32]
@@ -31,6 +32,7 @@ class _Photo:
     constants: ClassConstants
     class_name: str
     slots: list[Slot]
+    foreground: Mask | None = None
     prototype_map: F32 | None = None
     maps: dict[str, F32] = field(default_factory=dict)
     per_scale: dict[int, F32] = field(default_factory=dict)
@@ -107,8 +109,13 @@ class Detector:
     def _inspect_group(self, photos: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
         sizes, clock = self.networks.sizes, _Clock()
         with clock.stage("preprocess"):
-            pixels = np.concatenate([images.to_array(images.resize(p, sizes.size_px)) for p in photos])
-        work = [_Photo(self.classes[n], n, list(self.plan.slots)) for n in names]
+            small = [images.resize(p, sizes.size_px) for p in photos]
+            pixels = np.concatenate([images.to_array(p) for p in small])
+            work = [_Photo(self.classes[n], n, list(self.plan.slots)) for n in names]
+            if self.settings.foreground:
+                for photo, image in zip(work, small, strict=True):
+                    if photo.constants.kind == "object":
+                        photo.foreground = dilate(foreground(image, "object"), max(1, sizes.size_px // 32))
         self._prototypes(work, photos, clock)
         with clock.stage("encode"):
             latents = self.networks.encode(pixels)
@@ -222,6 +229,9 @@ class Detector:
                 raw["guided"] = photo.per_scale[GUIDED]
             if photo.prototype_map is not None:
                 raw["prototypes"] = images.resize_map(photo.prototype_map, (side, side))
+            inside = photo.foreground
+            if inside is not None:
+                raw = {name: np.where(inside, m, m[inside].min()) for name, m in raw.items()}
             photo.maps = {name: scoring.smooth(m, sigma) for name, m in raw.items()}
             photo.maps["fused"] = fuse(photo.maps, photo.constants.scales, settings)
 

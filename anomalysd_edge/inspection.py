@@ -50,6 +50,8 @@ class InspectSettings:
     """Weight of S_ms in scaled fusion."""
     guided_weight: float = 0.25
     """Weight of S_pg in scaled fusion."""
+    foreground: bool = True
+    """Where the class is an object, count nothing outside its outline: grain of the background is no defect."""
     smoothing: float = 1 / 64
     """Sigma of the Gaussian over a score map, as a share of its side."""
     top_share: float = 0.01
@@ -100,6 +102,7 @@ PAPER = InspectSettings(
     reference="photo",
     merge_decode=False,
     fusion="paper",
+    foreground=False,
 )
 """METHOD as published, with its open settings at their documented defaults."""
 
@@ -115,6 +118,8 @@ class ClassConstants:
 
     prompts: Mapping[str, F32]
     """(77,D) text states by level: 'whole' and, where the class has named parts, 'detail'."""
+    kind: str = "texture"
+    """'object' or 'texture': only an object has a background."""
     bank: Bank | None = None
     """Prototypes; None for 0 shots."""
     guided_threshold: float | None = None

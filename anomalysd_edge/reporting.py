@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> v
         evidence=drawn["evidence"],
         note=f"highest at ({answer.evidence.x_px}, {answer.evidence.y_px}) px, in {where}",
     )
+
+
+def examples_picture(rows: Sequence[viewing.ReportRow]) -> U8 | None:
+    """A strip per class, side by side: its bad photo with the highest score, score map, repaint, mask; None for none."""
+    best: dict[str, viewing.ReportRow] = {}
+    for row in rows:
+        if row.truth not in (None, "good") and (
+            row.class_name not in best or viewing.severity(row) > viewing.severity(best[row.class_name])
+        ):
+            best[row.class_name] = row
+    columns = [np.concatenate([r.photo, r.heat, r.repaint, r.evidence], axis=0) for r in best.values()]
+    return np.concatenate(columns, axis=1) if columns else None
 
 
 def save_inspection(folder: Path, answer: Inspection, photo: U8, name: str) -> None:

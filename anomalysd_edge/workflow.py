@@ -20,7 +20,6 @@ from anomalysd_edge.datasets import Dataset, few_shot, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.files import write_json
-from anomalysd_edge.networks import Networks
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
@@ -75,26 +74,16 @@ def verify_against(
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
     from anomalysd_edge.training.run import read_run
+    from anomalysd_edge.training.torch_networks import networks_of_run
     from anomalysd_runtime.loading import open_detector
 
     bundle = read_bundle(bundle_path)
     samples = [s for s in _samples(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with _torch_networks(read_run(run)) as torch_networks, right:
+    with networks_of_run(read_run(run), threads) as torch_networks, right:
         left = detector_of(bundle, torch_networks, preset)
         return agreement.compare(left, right, chosen, progress=progress)
-
-
-def _torch_networks(run: Run) -> Networks:
-    """The run's own weights behind the door, as training left them."""
-    from anomalysd_edge.training.features import load_features
-    from anomalysd_edge.training.perceptual import load_perceptual
-    from anomalysd_edge.training.torch_networks import TorchNetworks
-
-    base = run.load()
-    perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
-    return TorchNetworks(base.unet, base.vae, perceptual, load_features()[0], size_px=run.size_px)
 
 
 def _samples(photos: Path, bundle: Bundle) -> list[Any]:
@@ -238,6 +227,8 @@ def evaluate_bundle(
     measured = Measured(results, facts)
     if out:
         write_json(out / "results.json", measured.to_json())
+        if (picture := reporting.examples_picture(rows)) is not None:
+            images.save_png(out / "examples.png", picture)
         table = viewing.TableData(
             measured.columns, tuple(measured.rows), "Image/pixel AUROC per map, then the fused map, in percent"
         )

@@ -67,6 +67,10 @@ class _Block(nn.Module):
         return cast(Tensor, x + y if self.shortcut else y)
 
 
+_MARGIN_PX = 32
+"""Mirrored around the photo: one cell of the coarsest stride on each side, and its neighbour."""
+
+
 class DenseFeatures(nn.Module):
     """(N,3,F,F) float32 in [-1,1], F a multiple of 32 -> (N,176,F/8,F/8) features of unit length. Frozen, eval mode."""
 
@@ -104,7 +108,16 @@ class DenseFeatures(nn.Module):
         return taps
 
     def forward(self, images: Tensor) -> Tensor:
-        """3x3 means that do not count padding; each layer L2-normalised, brought to stride 8, joined, L2-normalised."""
+        """3x3 means that do not count padding; each layer L2-normalised, brought to stride 8, joined, L2-normalised.
+
+        The photo is mirrored at its border first and the margin cut off again: the zeros that convolutions pad with
+        would make border patches look unlike every other patch.
+        """
+        joined = self._joined(functional.pad(images, (_MARGIN_PX,) * 4, mode="reflect"))
+        cut = _MARGIN_PX // 8
+        return joined[:, :, cut:-cut, cut:-cut]
+
+    def _joined(self, images: Tensor) -> Tensor:
         taps = self.layers(images)
         side = taps[1].shape[-2:]
         joined = []

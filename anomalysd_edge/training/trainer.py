@@ -237,6 +237,7 @@ class _Trainer:
             return None
         return {"kind": self.perceptual[0].kind, "source": self.perceptual[1]}
 
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()

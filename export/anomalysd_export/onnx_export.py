@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anomalysd_edge.errors import ParityError, missing_extra
+from anomalysd_edge.errors import ParityError, RunError, missing_extra
 from anomalysd_export.graphs import GraphSpec
 
 OPSET = 18
@@ -32,28 +32,35 @@ _HARMLESS = (
 def export_graph(spec: GraphSpec, network: Any, file: Path, seed: int = 0) -> nn.Module:
     """Write `network` to `file` as the graph of `spec` and return the wrapped module, in eval mode.
 
-    Weights stay inline up to INLINE_BYTES and lie in `file`.data above. Raises MissingExtra without the onnx packages.
+    Weights stay inline up to INLINE_BYTES and lie in `file`.data above. Raises MissingExtra without the onnx packages
+    and RunError for a network that torch cannot export.
     """
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise missing_extra(package, "export")
     module = spec.wrap(network).eval()
     example = spec.example(seed)
-    dims = {axis: torch.export.Dim(axis, min=1) for axis in spec.axes}
-    dynamic = tuple(
-        {i: dims[axis] for i, axis in enumerate(entry.shape) if isinstance(axis, str)} for entry in spec.inputs
-    )
+    # Names, not torch.export.Dim: diffusers' upsampling asks whether the batch reaches 64 (for a memory layout that a
+    # graph does not have). A Dim takes that for a broken promise, and everything is traced a second time.
+    dynamic = tuple({i: axis for i, axis in enumerate(entry.shape) if isinstance(axis, str)} for entry in spec.inputs)
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(example[entry.name]) for entry in spec.inputs),
-            input_names=[entry.name for entry in spec.inputs],
-            output_names=[entry.name for entry in spec.outputs],
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(torch.from_numpy(example[entry.name]) for entry in spec.inputs),
+                input_names=[entry.name for entry in spec.inputs],
+                output_names=[entry.name for entry in spec.outputs],
+                dynamic_shapes=dynamic,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise RunError(
+                f"torch {torch.__version__} cannot export the run's network {spec.name!r} ({reason}): "
+                "use the torch and diffusers releases that run.json names"
+            ) from error
         if program is None:
             raise ParityError(f"torch's exporter gave no graph for the network {spec.name!r}: use the pinned torch")
         weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
