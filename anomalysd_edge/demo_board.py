@@ -74,7 +74,7 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     mat = fbm(rng, size, 50, 3) * 0.04 + fbm(rng, size, 2, 2) * 0.03
     scene.albedo = np.asarray(colour_near(rng, (0.36, 0.35, 0.34), 0.005) * (1 + mat[..., None]), dtype=np.float32)
     scene.area[:] = 0
-    bite, bite_turn = float(defect_rng.uniform(0.07, 0.13)), float(defect_rng.uniform(0, 6))
+    bite, bite_turn = float(defect_rng.uniform(0.1, 0.16)), float(defect_rng.uniform(0, 6))
     bite_at = float(defect_rng.uniform(-0.35, 0.35))
 
     def plate(x: Field, y: Field) -> Field:
@@ -104,9 +104,12 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         lay(scene, (x, y), 0.05, _disc(0.036), (0.78, 0.66, 0.34), rise=0.003, metal=0.85)
         lay(scene, (x, y), 0.03, _disc(0.016), (0.06, 0.05, 0.05))
     victim = int(defect_rng.integers(4))
-    shift = (float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.02, 0.04)), float(defect_rng.uniform(-0.03, 0.03)))
-    turned_by = float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.25, 0.6))
-    lose_screw = defect_rng.random() < 0.35
+    shift = (
+        float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.05, 0.08)),
+        float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.06, 0.11)),
+    )
+    turned_by = float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.5, 1.2))
+    lose_screw = defect_rng.random() < 0.5
     screw = int(defect_rng.integers(4))
     for n in range(4):
         wrong = n == victim and not (defect == "part_missing" and lose_screw)
@@ -114,7 +117,7 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         at = (0.10 + 0.13 * n, 0.52)
         turn = float(rng.normal(0, 0.02)) + (turned_by if moved else 0)
         _resistor(scene, at, turn, defect == "part_missing" and wrong, shift if moved else (0, 0))
-    flip = np.pi if defect == "part_turned" else 0.0
+    flip = np.pi / 2 if defect == "part_turned" else 0.0
     _chip(scene, (-0.22, -0.08), (0.235, 0.155), float(rng.normal(0, 0.008)) + flip, "SD47")
     _chip(scene, (0.38, -0.05), (0.15, 0.10), float(np.pi / 2 + rng.normal(0, 0.008)), "E7")
     lay(scene, (-0.30, 0.50), 0.15, _disc(0.125), (0.13, 0.13, 0.15), rise=0.08, bevel=0.02, gloss=0.2, shadow=0.12)
@@ -122,11 +125,11 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     lay(scene, (-0.30, 0.50), 0.12, lambda x, y: np.maximum(circle(x, y, 0.112), x + np.float32(0.055)), (0.12,) * 3)
     lay(scene, (0.30, 0.32), 0.4, lettering("ED4A", 0.075, 0.008), (0.84, 0.86, 0.82))
     for n, (x, y) in enumerate(((-0.72, -0.56), (0.72, -0.56), (-0.72, 0.56), (0.72, 0.56))):
-        _screw(scene, (x, y), float(rng.uniform(0, np.pi)), defect == "part_missing" and lose_screw and n == screw)
+        _screw(scene, (x, y), float(rng.normal(0.8, 0.15)), defect == "part_missing" and lose_screw and n == screw)
     if defect == "solder_bridge":
         between = -0.22 - 0.144 + 0.072 * int(defect_rng.integers(5))
         row = -0.08 + float(defect_rng.choice([-1, 1])) * 0.19
-        wide = float(defect_rng.uniform(0.042, 0.058))
-        blob = _rectangle(wide, 0.024, 0.022)
-        lay(scene, (between, row), 0.1, blob, (0.72, 0.73, 0.75), rise=0.02, bevel=0.025, metal=0.95, gloss=0.3)
+        wide = float(defect_rng.uniform(0.09, 0.13))
+        blob = _rectangle(wide, 0.05, 0.03)
+        lay(scene, (between, row), 0.15, blob, (0.72, 0.73, 0.75), rise=0.02, bevel=0.025, metal=0.95, gloss=0.3)
     return scene

@@ -32,7 +32,7 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """Cloth in 2/2 twill: each yarn runs over two and under two others, which the surfaces of the yarns decide."""
     scene = new_scene(rng, side, 0.1, 0.03, 0.02)
     size = scene.side
-    per_unit = np.float32(9.5)
+    per_unit = np.float32(5.5)
     u = scene.u * per_unit + 0.05 * fbm(rng, size, 5, 2)
     v = scene.v * per_unit + 0.05 * fbm(rng, size, 5, 2)
     place = defect_rng.uniform(-0.55, 0.55, 2) * per_unit
@@ -50,7 +50,7 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         gap = (i == np.floor(place[0])) * (1 - smoothstep(np.abs(v - np.float32(place[1])), half - 0.4, half + 0.1))
         warp = warp - 2.2 * gap
     lines = 64
-    shade_warp, shade_weft = rng.normal(1, 0.03, lines), rng.normal(1, 0.03, lines)
+    shade_warp, shade_weft = rng.normal(1, 0.02, lines), rng.normal(1, 0.02, lines)
     column, row = i.astype(np.int32) % lines, j.astype(np.int32) % lines
     blue, cream = colour_near(rng, (0.25, 0.34, 0.45), 0.006), colour_near(rng, (0.72, 0.67, 0.56), 0.006)
     fibre_warp = value_noise(rng, size, size / 3, size / 26)
@@ -117,7 +117,7 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         )
         places[victim] = (0.425 * float(np.cos(angle)), 0.425 * float(np.sin(angle)))
     chip_at = float(defect_rng.uniform(-np.pi, np.pi))
-    chip_size, chip_turn = float(defect_rng.uniform(0.045, 0.1)), float(defect_rng.uniform(0, 6))
+    chip_size, chip_turn = float(defect_rng.uniform(0.07, 0.12)), float(defect_rng.uniform(0, 6))
 
     def shape(x: Field, y: Field) -> Field:
         body = np.maximum(teeth(x, y), -circle(x, y, 0.235))
@@ -136,11 +136,11 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     lathe = np.interp(radius.ravel(), np.linspace(0, 1.6, 512), turns).reshape(radius.shape).astype(np.float32) - 0.5
     glance = np.cos(2 * (np.arctan2(scene.v, scene.u) + np.float32(scene.pose[2] - scene.lamp[0])))
     steel = colour_near(rng, (0.60, 0.60, 0.60), 0.006)
-    faced = steel * (1 + 0.16 * lathe + 0.17 * glance + 0.03 * fbm(rng, size, 8, 3))[..., None]
+    faced = steel * (1 + 0.07 * lathe + 0.09 * glance + 0.03 * fbm(rng, size, 8, 3))[..., None]
     w = scene.window(*scene.locate(0, 0), (0.7 + 0.12) * scene.pose[3] * 1.05 + 4 * scene.soft)
     lay(
         scene, (0, 0), 0.7, shape, np.asarray(faced[w], dtype=np.float32),
-        rise=0.03, bevel=0.03, metal=0.92, gloss=0.12, shadow=0.12, on_part=True,
+        rise=0.03, bevel=0.03, metal=0.7, gloss=0.12, shadow=0.12, on_part=True,
     )  # fmt: skip
     ring = np.exp(-(((radius - 0.33) / 0.014) ** 2)) + np.exp(-(((radius - 0.52) / 0.014) ** 2))
     scene.height += np.asarray(0.009 * ring * scene.area, dtype=np.float32)

@@ -30,7 +30,7 @@ class InspectSettings:
     """lambda: repainting starts at lambda*T."""
     grid_steps: int = 0
     """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
-    passes: int = 5
+    passes: int = 3
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
     guidance_scale: float = 1.0
     """1 = no second pass."""

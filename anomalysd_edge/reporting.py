@@ -90,7 +90,7 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> v
 
 
 def examples_picture(rows: Sequence[viewing.ReportRow]) -> U8 | None:
-    """A strip per class, side by side: its bad photo with the highest score, score map, repaint, mask; None for none."""
+    """A strip per class: its bad photo with the highest score, score map, repaint and mask; None without one."""
     best: dict[str, viewing.ReportRow] = {}
     for row in rows:
         if row.truth not in (None, "good") and (

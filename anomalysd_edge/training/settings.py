@@ -150,10 +150,14 @@ class TrainSettings:
 
 
 NANO_DEFAULTS: dict[str, Any] = {
-    "steps": 300,
-    "batch": 16,
-    "lr": 3e-4,
-    "decoder_steps": 60,
+    "steps": 400,
+    "batch": 8,
+    "lr": 5e-4,
+    "ema": 0.98,
+    "shift": 0.025,
+    "zoom": 0.025,
+    "tilt_degrees": 2.5,
+    "decoder_steps": 40,
     "decoder_batch": 4,
     "decoder_lr": 2e-4,
     "max_timestep": 0.6,
