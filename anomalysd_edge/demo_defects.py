@@ -42,7 +42,7 @@ def scratch(scene: Scene, rng: Rng) -> None:
     """A bent line that digs into the surface and throws up a bright burr."""
     x, y = spot(scene, rng, 0.08)
     angle, length = float(rng.uniform(0, np.pi)), float(rng.uniform(0.3, 0.7))
-    bend, width = float(rng.uniform(-0.15, 0.15)) * length, float(rng.uniform(0.009, 0.02))
+    bend, width = float(rng.uniform(-0.15, 0.15)) * length, float(rng.uniform(0.013, 0.026))
     w = scene.window(x, y, length * 0.6 + 0.03)
     lx, ly = rotate(scene.x[w] - np.float32(x), scene.y[w] - np.float32(y), angle)
     ly = ly + np.float32(bend) * (2 * lx / np.float32(length)) ** 2
@@ -68,12 +68,12 @@ def dent(scene: Scene, rng: Rng) -> None:
 
 def stain(scene: Scene, rng: Rng) -> None:
     """A dried drop: it darkens, more so at its rim."""
-    radius = float(rng.uniform(0.12, 0.24))
+    radius = float(rng.uniform(0.13, 0.26))
     x, y = spot(scene, rng, radius * 0.6)
     w, field = blob(scene, rng, x, y, radius, 0.16)
     inside = 1 - smoothstep(field, -0.08, 0.08)
     rim = np.exp(-((field / 0.14) ** 2)) * inside
-    strength = float(rng.uniform(0.4, 0.8))
+    strength = float(rng.uniform(0.55, 0.95))
     tint = np.array([[0.78, 0.62, 0.42], [0.62, 0.6, 0.56], [0.75, 0.66, 0.36]], np.float32)[int(rng.integers(3))]
     amount = np.clip(np.float32(strength) * (inside + 0.6 * rim), 0, 1) * scene.area[w]
     scene.albedo[w] = paint(scene.albedo[w], scene.albedo[w] * tint, amount)

@@ -117,7 +117,7 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         )
         places[victim] = (0.425 * float(np.cos(angle)), 0.425 * float(np.sin(angle)))
     chip_at = float(defect_rng.uniform(-np.pi, np.pi))
-    chip_size, chip_turn = float(defect_rng.uniform(0.07, 0.12)), float(defect_rng.uniform(0, 6))
+    chip_size, chip_turn = float(defect_rng.uniform(0.09, 0.14)), float(defect_rng.uniform(0, 6))
 
     def shape(x: Field, y: Field) -> Field:
         body = np.maximum(teeth(x, y), -circle(x, y, 0.235))

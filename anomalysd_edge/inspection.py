@@ -24,13 +24,13 @@ class InspectSettings:
 
     plan: str = "packed"
     """'paper': a slot per cell; 'packed': cells that do not touch share a slot."""
-    scales: tuple[int, ...] = (2, 4, 8)
+    scales: tuple[int, ...] = (4, 8, 16)
     """K: a k x k grid of masks for each."""
-    strength: float = 0.4
+    strength: float = 0.25
     """lambda: repainting starts at lambda*T."""
     grid_steps: int = 0
     """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
-    passes: int = 3
+    passes: int = 2
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
     guidance_scale: float = 1.0
     """1 = no second pass."""
@@ -74,8 +74,6 @@ class InspectSettings:
             raise SettingsError(f"top_share is {self.top_share}; it must lie in [0, 1]")
         if not self.scales:
             raise SettingsError("scales is empty; give at least one, for instance 1,2,4,8")
-        if self.merge_decode and self.reference == "photo":
-            raise SettingsError("merge_decode compares whole decoded photos, so its reference must be 'round_trip'")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a manifest."""

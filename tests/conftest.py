@@ -66,11 +66,11 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         images.save_png(folder / "PHOTOS/bracket/train/good" / f"{number}.png", part.photo())
     for number in range(3):
         good = render_part("demo_washer", (2, number), 128)
-        bad = render_part("demo_washer", (3, number), 128, "stain")
+        bad = render_part("demo_washer", (3, number), 128, "colour")
         images.save_png(folder / "PHOTOS/bracket/test/good" / f"{number}.png", good.photo())
-        images.save_png(folder / "PHOTOS/bracket/test/stain" / f"{number}.png", bad.photo())
-        images.save_png(folder / "PHOTOS/bracket/ground_truth/stain" / f"{number}_mask.png", bad.mask)
-    shutil.copy(folder / "PHOTOS/bracket/test/stain/0.png", folder / "new.png")
+        images.save_png(folder / "PHOTOS/bracket/test/colour" / f"{number}.png", bad.photo())
+        images.save_png(folder / "PHOTOS/bracket/ground_truth/colour" / f"{number}_mask.png", bad.mask)
+    shutil.copy(folder / "PHOTOS/bracket/test/colour/0.png", folder / "new.png")
     (folder / "classes.toml").write_text(readme_blocks("toml")[0], encoding="utf-8")
     few = {
         "train": ["--steps", "2", "--decoder-steps", "1", "--class-file", "classes.toml"],

@@ -48,7 +48,7 @@ def test_eval_writes_a_table_and_a_report(chain: Chain, tmp_path: Path) -> None:
     assert found["classes"]["bracket"]["good"] == 3
     assert set(found["mean"]) == {"prototypes", "multiscale", "guided", "fused"}
     page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
-    assert "bracket/stain/0.png" in page
+    assert "bracket/colour/0.png" in page
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])

@@ -129,7 +129,7 @@ def test_wrong_use_is_refused_in_words() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"plan": "fast"}, {"alpha": 1.5}, {"top_share": -1}, {"scales": ()}, {"merge_decode": True, "reference": "photo"}],
+    [{"plan": "fast"}, {"alpha": 1.5}, {"top_share": -1}, {"scales": ()}],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError):

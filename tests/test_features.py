@@ -65,12 +65,12 @@ def test_features_are_unit_and_layers_weigh_the_same(network: DenseFeatures) -> 
     assert all((other <= middle.norm(dim=1) + 1e-5).all() for other in others)
 
 
-def test_the_three_by_three_mean_does_not_count_padding(network: DenseFeatures) -> None:
-    """A corner cell is the mean of its 4 neighbours, worked by hand on the stride-8 layer."""
+def test_a_border_cell_is_described_with_its_mirror_image_around_it(network: DenseFeatures) -> None:
+    """The stride-8 layer worked by hand: a 3x3 mean in the photo mirrored by 32 px, from which 4 cells are cut."""
     x = photos(96)
     with torch.no_grad():
-        raw = network.layers(x)[1]
-        corner = raw[0, :, :2, :2].mean((1, 2))
+        raw = network.layers(torch.nn.functional.pad(x, (32,) * 4, mode="reflect"))[1]
+        corner = raw[0, :, 3:6, 3:6].mean((1, 2))
         found = network(x)[0, 24:64, 0, 0]
     torch.testing.assert_close(found / found.norm(), corner / corner.norm(), rtol=1e-4, atol=1e-5)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from anomalysd_edge.classes import ClassSpec, symmetry_group
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.images import load_rgb, resize, to_array
+from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.masks import foreground, random_rectangles, to_pixels
 from anomalysd_edge.training.base import Base, encode_mode, prompt_states
 from anomalysd_edge.training.copies import augmented, with_anomaly
@@ -203,7 +204,7 @@ class TrainingData:
 def random_mask(rng: np.random.Generator, side: int, shown: Mask, settings: TrainSettings) -> Mask:
     """(side,side) bool training mask inside the foreground `shown`: a packed grid now and then, else rectangles."""
     if rng.random() < settings.grid_masks:
-        k = int(rng.choice([grid for grid in (2, 4, 8) if grid <= side]))
+        k = int(rng.choice([grid for grid in EDGE.scales if grid <= side] or [2]))
         cell, odd = np.arange(side) * k // side, rng.integers(0, 2, 2)
         packed: Mask = np.asarray(np.logical_and.outer(cell % 2 == odd[0], cell % 2 == odd[1]) & shown)
         if packed.any():

@@ -123,7 +123,11 @@ def tokenize(words: CLIPTokenizer, sentences: list[str]) -> torch.Tensor:
 def save_pipeline(
     folder: Path, net: UNet2DConditionModel, vae: AutoencoderTiny, text: CLIPTextModel, words: CLIPTokenizer
 ) -> None:
-    """Write diffusers' folder layout in float16; StableDiffusionInpaintPipeline.from_pretrained reads it back."""
+    """Write diffusers' folder layout; StableDiffusionInpaintPipeline.from_pretrained reads it back.
+
+    UNet and VAE are stored in float16 and loaded as float32. The text encoder stays float32: transformers loads weights
+    in the type they are stored in, and a half text encoder before a float UNet does not run.
+    """
     pipeline = StableDiffusionInpaintPipeline(
         vae=vae,
         text_encoder=text,
@@ -134,5 +138,6 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16)
+    net.half()
+    vae.half()
     pipeline.save_pretrained(folder, safe_serialization=True)

@@ -67,7 +67,7 @@ class TrainSettings:
     mask_most: int = 4
     """Largest number of random rectangles in a training mask."""
     grid_masks: float = 0.0
-    """Share of masks that are every other cell, both ways, of a 2, 4 or 8 grid: the slots of a packed inspection."""
+    """Share of masks that are every other cell, both ways, of one of preset edge's grids: the slots it repaints."""
     outside_weight: float = 1.0
     """Weight of the UNet's squared error outside the mask, where z_o all but tells the answer; 1 is the paper's."""
     copies: int = 8
@@ -150,7 +150,7 @@ class TrainSettings:
 
 
 NANO_DEFAULTS: dict[str, Any] = {
-    "steps": 400,
+    "steps": 420,
     "batch": 8,
     "lr": 5e-4,
     "ema": 0.98,
@@ -160,9 +160,9 @@ NANO_DEFAULTS: dict[str, Any] = {
     "decoder_steps": 40,
     "decoder_batch": 4,
     "decoder_lr": 2e-4,
-    "max_timestep": 0.6,
+    "max_timestep": 0.32,
     "masks_per_copy": 4,
-    "grid_masks": 0.4,
+    "grid_masks": 0.7,
     "outside_weight": 0.3,
     "start_corruption": 0.5,
 }
