@@ -14,7 +14,7 @@ from anomalysd_edge.files import write_json
 from anomalysd_edge.workflow import evaluate_bundle, export_to, train_on, verify_against
 
 SHOTS = 4
-TEST_GOOD, TEST_BAD = 10, 12
+TEST_GOOD, TEST_BAD = 8, 10
 MARKER = "demo.json"
 
 

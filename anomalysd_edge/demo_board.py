@@ -109,7 +109,7 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
         float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.06, 0.11)),
     )
     turned_by = float(defect_rng.choice([-1, 1]) * defect_rng.uniform(0.5, 1.2))
-    lose_screw = defect_rng.random() < 0.5
+    lose_screw = defect_rng.random() < 0.8
     screw = int(defect_rng.integers(4))
     for n in range(4):
         wrong = n == victim and not (defect == "part_missing" and lose_screw)

@@ -46,9 +46,9 @@ class InspectSettings:
     """Weight of S_pg in paper fusion."""
     prototypes_weight: float = 1.0
     """Weight of the prototype distance in scaled fusion."""
-    multiscale_weight: float = 0.5
+    multiscale_weight: float = 0.25
     """Weight of S_ms in scaled fusion."""
-    guided_weight: float = 0.25
+    guided_weight: float = 0.1
     """Weight of S_pg in scaled fusion."""
     foreground: bool = True
     """Where the class is an object, count nothing outside its outline: grain of the background is no defect."""

@@ -99,9 +99,9 @@ def test_every_family_draws_a_picture(name: str) -> None:
 
 
 def test_the_recipe_runs_and_repeats_itself(tmp_path: Path) -> None:
-    from anomalysd_edge.training import nano_recipe, nano_unet
-
     from safetensors.numpy import load_file
+
+    from anomalysd_edge.training import nano_recipe, nano_unet
 
     weights = []
     for place in ("a", "b"):

@@ -150,7 +150,7 @@ class TrainSettings:
 
 
 NANO_DEFAULTS: dict[str, Any] = {
-    "steps": 420,
+    "steps": 360,
     "batch": 8,
     "lr": 5e-4,
     "ema": 0.98,
