@@ -123,7 +123,6 @@ def board(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     lay(scene, (-0.30, 0.50), 0.15, _disc(0.125), (0.13, 0.13, 0.15), rise=0.08, bevel=0.02, gloss=0.2, shadow=0.12)
     lay(scene, (-0.30, 0.50), 0.12, _disc(0.112), (0.68, 0.69, 0.71), rise=0.012, bevel=0.02, metal=0.9)
     lay(scene, (-0.30, 0.50), 0.12, lambda x, y: np.maximum(circle(x, y, 0.112), x + np.float32(0.055)), (0.12,) * 3)
-    lay(scene, (0.30, 0.32), 0.4, lettering("ED4A", 0.075, 0.008), (0.84, 0.86, 0.82))
     for n, (x, y) in enumerate(((-0.72, -0.56), (0.72, -0.56), (-0.72, 0.56), (0.72, 0.56))):
         _screw(scene, (x, y), float(rng.normal(0.8, 0.15)), defect == "part_missing" and lose_screw and n == screw)
     if defect == "solder_bridge":

@@ -120,10 +120,12 @@ class Detector:
         with clock.stage("encode"):
             latents = self.networks.encode(pixels)
         painted = self._repaint(work, pixels, latents, clock)
-        references = pixels
-        if self.settings.reference == "round_trip":
+        references = []
+        if self.settings.reference != "photo":
             with clock.stage("decode"):
-                references = self.networks.decode(latents)
+                references.append(self.networks.decode(latents))
+        if self.settings.reference != "round_trip":
+            references.append(pixels)
         self._distances(work, latents, painted, references, clock)
         with clock.stage("score"):
             self._fuse(work)
@@ -182,7 +184,7 @@ class Detector:
                 )
         return painted
 
-    def _distances(self, work: list[_Photo], latents: F32, painted: F32, references: F32, clock: _Clock) -> None:
+    def _distances(self, work: list[_Photo], latents: F32, painted: F32, references: list[F32], clock: _Clock) -> None:
         """Decode the repaints, measure their distances, and sort them by scale."""
         factor, position = self.networks.sizes.latent_factor, 0
         jobs: list[tuple[int, int, Mask, F32]] = []  # photo, scale, mask (h,w), latents to decode
@@ -205,11 +207,15 @@ class Detector:
             with clock.stage("decode"):
                 decoded = self.networks.decode(np.stack([z for *_, z in jobs[part]]))
                 masks = np.stack([to_pixels(mask, factor) for _, _, mask, _ in jobs[part]])
-                # METHOD step 2: the photo's own pixels stay outside the mask.
-                decoded = np.where(masks[:, None], decoded, references[of])
             with clock.stage("distance"):
                 used, reference_of = np.unique(of, return_inverse=True)
-                distances = self.networks.distance(references[used], decoded, reference_of.astype(np.int64))
+                product = np.ones((len(of), *references[0].shape[2:]), np.float32)
+                for reference in references:
+                    # METHOD step 2: the photo's own pixels stay outside the mask.
+                    kept = np.where(masks[:, None], decoded, reference[of])
+                    product *= self.networks.distance(reference[used], kept, reference_of.astype(np.int64))
+                distances = product if len(references) == 1 else np.sqrt(product)
+                decoded = np.where(masks[:, None], decoded, references[-1][of])
             for (i, scale, *_), mask, repaint, distance in zip(jobs[part], masks, decoded, distances, strict=True):
                 collected.setdefault((i, scale), []).append((mask, distance))
                 work[i].repaints.setdefault(scale, []).append((mask, repaint))

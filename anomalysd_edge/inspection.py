@@ -36,8 +36,12 @@ class InspectSettings:
     """1 = no second pass."""
     prompt: str = "whole"
     """Prompt level told to the UNet: 'whole' or 'detail'."""
-    reference: str = "round_trip"
-    """What a repaint is compared with: the 'photo', or the photo's own 'round_trip' through the autoencoder."""
+    reference: str = "both"
+    """What a repaint is compared with: the 'photo', its own 'round_trip' through the autoencoder, or 'both'.
+
+    Both gives the geometric mean of the two distances: against the photo alone, grain that the autoencoder cannot carry
+    looks like a difference; against the round trip alone, a defect too fine for the autoencoder is lost.
+    """
     merge_decode: bool = True
     """Merge a scale's repainted cells in latent space and decode once, in place of one decode a slot."""
     fusion: str = "scaled"
@@ -63,7 +67,7 @@ class InspectSettings:
         for name, allowed in (
             ("plan", ("paper", "packed")),
             ("prompt", ("whole", "detail")),
-            ("reference", ("photo", "round_trip")),
+            ("reference", ("photo", "round_trip", "both")),
             ("fusion", ("paper", "scaled")),
         ):
             if getattr(self, name) not in allowed:
