@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.errors import DatasetError, ImageError, InputError, NumericError, RunError, SettingsError
+from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.masks import to_pixels
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.training.base import load_base, quiet
@@ -24,7 +25,7 @@ from anomalysd_edge.training.data import TrainingData, random_mask
 from anomalysd_edge.training.fitting import learning_rate
 from anomalysd_edge.training.losses import noisy_samples, unet_loss
 from anomalysd_edge.training.run import Run, read_run
-from anomalysd_edge.training.settings import TrainSettings
+from anomalysd_edge.training.settings import NANO_DEFAULTS, TrainSettings
 from anomalysd_edge.training.trainer import train
 from tests.tiny_models import TINY_PX, tiny_base
 
@@ -316,10 +317,10 @@ def test_draws_are_functions_of_seed_and_step(base_folder: Path, shots: dict[str
 
 
 def test_grid_masks_are_every_other_cell() -> None:
-    """The 12 slots of the grids 2, 4 and 8 on an 8 x 8 latent, and no other mask, while the foreground is whole."""
+    """The slots of preset edge's grids that fit an 8 x 8 latent, and no other mask, while the foreground is whole."""
     settings, whole = TrainSettings(grid_masks=1.0), np.ones((8, 8), bool)
     slots = set()
-    for k in (2, 4, 8):
+    for k in (k for k in EDGE.scales if k <= 8):
         for row in (0, 1):
             for column in (0, 1):
                 cells = np.zeros((k, k), bool)
@@ -370,5 +371,5 @@ def test_learning_rate_rises_then_falls() -> None:
 def test_settings_travel_as_json() -> None:
     settings = TrainSettings.for_base("nano", shots=1, lora_targets=("to_k",))
     assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
-    assert settings.max_timestep == 0.6, "nano's own defaults"
+    assert settings.max_timestep == NANO_DEFAULTS["max_timestep"]
     assert TrainSettings.for_base("folder").max_timestep == 1.0, "the paper's"
