@@ -228,7 +228,8 @@ class Detector:
 
     def _fuse(self, work: list[_Photo]) -> None:
         settings, side = self.settings, self.networks.sizes.size_px
-        sigma = settings.smoothing * side
+        sigmas = {"prototypes": settings.smoothing * side}
+        repaint_sigma = settings.repaint_smoothing * side
         for photo in work:
             raw = {"multiscale": scoring.harmonic_mean([photo.per_scale[k] for k in self.plan.scales])}
             if GUIDED in photo.per_scale:
@@ -238,7 +239,7 @@ class Detector:
             inside = photo.foreground
             if inside is not None:
                 raw = {name: np.where(inside, m, m[inside].min()) for name, m in raw.items()}
-            photo.maps = {name: scoring.smooth(m, sigma) for name, m in raw.items()}
+            photo.maps = {n: scoring.smooth(m, sigmas.get(n, repaint_sigma)) for n, m in raw.items()}
             photo.maps["fused"] = fuse(photo.maps, photo.constants.scales, settings)
 
     def _conclude(self, photo: _Photo, timings: Mapping[str, float]) -> Inspection:

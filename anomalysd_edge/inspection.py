@@ -58,6 +58,8 @@ class InspectSettings:
     """Where the class is an object, count nothing outside its outline: grain of the background is no defect."""
     smoothing: float = 1 / 64
     """Sigma of the Gaussian over a score map, as a share of its side."""
+    repaint_smoothing: float = 1 / 20
+    """The same for S_ms and S_pg: a repaint differs in blotches of about a cell of the finest grid."""
     top_share: float = 0.01
     """Share of highest pixels whose mean is the image score; 0 = the maximum."""
     seed: int = 0
@@ -105,6 +107,7 @@ PAPER = InspectSettings(
     merge_decode=False,
     fusion="paper",
     foreground=False,
+    repaint_smoothing=1 / 64,
 )
 """METHOD as published, with its open settings at their documented defaults."""
 
