@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--preset", default="edge", help="inspection preset")
     settings = parser.parse_args()
     machine = {finding.what: finding.because for finding in examine()}
-    collected: dict[str, object] = {"machine": machine, "settings": {k: str(v) for k, v in vars(settings).items()}}
+    # Names, not paths: where the data lay on one machine says nothing to another.
+    asked = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(settings).items()}
+    collected: dict[str, object] = {"machine": machine, "settings": asked}
     for shots in (int(k) for k in settings.shots.split(",")):
         place: Path = settings.out / f"{shots}-shot"
         chosen = {"shots": shots, "seed": settings.seed}
