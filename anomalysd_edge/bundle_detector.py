@@ -39,6 +39,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
         found[name] = ClassConstants(
             prompts={level: states for level, states in levels.items() if states is not None},
             kind=record.kind,
+            aspect=record.aspect,
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,
@@ -69,6 +70,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
     """What the manifest says of a class; `calibrated` holds its constants by preset."""
     prompts = spec.prompts()
     guided = [found.guided_threshold for found in calibrated.values() if found.guided_threshold is not None]
+    aspects = [found.aspect for found in calibrated.values() if found.aspect is not None]
     return ClassRecord(
         kind=spec.kind,
         noun=spec.noun,
@@ -76,6 +78,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         shots=shots,
         parts=spec.parts,
         symmetries=spec.symmetries,
+        aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={
             preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales))

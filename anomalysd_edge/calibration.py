@@ -17,9 +17,10 @@ from PIL import Image, ImageEnhance
 from anomalysd_edge import images
 from anomalysd_edge.classes import ClassSpec, apply_view, symmetry_group
 from anomalysd_edge.detector import Detector, fuse
+from anomalysd_edge.framing import Frame, common_aspect
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.networks import Networks
-from anomalysd_edge.prototypes import Bank, build_bank
+from anomalysd_edge.prototypes import Bank, build_bank, prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
 
@@ -115,11 +116,12 @@ def calibrate(
         if progress:
             progress("calibrate", number, len(specs), name)
         photos = list(shots.get(name, ()))
-        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind)
+        aspect = common_aspect([(p.shape[0], p.shape[1]) for p in photos])
+        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind, aspect=aspect)
         if not photos:
             found[name] = bare
             continue
-        folds, bank = _folds(networks, photos, specs[name], settings)
+        folds, bank = _folds(networks, photos, specs[name], aspect, settings)
         judged, guided = _judge(networks, schedule, bare, folds, inspect, negative_states, settings)
         scales = _scales(judged, settings.spread_quantile)
         fused = [fuse(maps, scales, inspect) for maps in judged]
@@ -146,11 +148,11 @@ class _Fold:
 
 
 def _folds(
-    networks: Networks, photos: list[U8], spec: ClassSpec, settings: CalibrationSettings
+    networks: Networks, photos: list[U8], spec: ClassSpec, aspect: float | None, settings: CalibrationSettings
 ) -> tuple[list[_Fold], Bank | None]:
     if not networks.sizes.features_px:
         return [_Fold(_negatives(photo, i, len(photos), settings), Bank(_NONE)) for i, photo in enumerate(photos)], None
-    views = [_view_features(networks, photo, spec) for photo in photos]
+    views = [_view_features(networks, photo, spec, aspect) for photo in photos]
     bank = build_bank(np.concatenate(views), settings.bank_size)
     folds = []
     for i, photo in enumerate(photos):
@@ -171,9 +173,9 @@ def _negatives(photo: U8, number: int, shots: int, settings: CalibrationSettings
     return copies if shots == 1 else [photo, *copies[1:]]
 
 
-def _view_features(networks: Networks, photo: U8, spec: ClassSpec) -> F32:
+def _view_features(networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None) -> F32:
     """(V,D,f,f) features of the photo and of every copy that the class's symmetries allow."""
-    small = images.resize(photo, networks.sizes.features_px)
+    small = Frame.of(photo.shape[:2], aspect).resize(photo, networks.sizes.features_px)
     views = [np.ascontiguousarray(apply_view(small, view)) for view in symmetry_group(spec.symmetries)]
     return networks.features(np.concatenate([images.to_array(v) for v in views]))
 
@@ -193,8 +195,10 @@ def _judge(
     if banked:
         distances = []
         for fold in folds:
-            batch = [images.to_array(images.resize(p, networks.sizes.features_px)) for p in fold.photos]
-            distances += [fold.bank.distance(f) for f in networks.features(np.concatenate(batch))]
+            framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, networks.sizes.features_px) for p in fold.photos]
+            batch = [images.to_array(p) for p in framed]
+            features = networks.features(np.concatenate(batch))
+            distances += [prototype_distance(fold.bank, f, bare.own_share(inspect)) for f in features]
         guided = float(np.quantile(np.stack(distances), settings.guided_quantile))
     maps: list[Mapping[str, F32]] = []
     for fold in folds:

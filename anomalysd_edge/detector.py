@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge import images, scoring
+from anomalysd_edge.differences import Differences, Repaint
 from anomalysd_edge.errors import ClassError, InputError, SettingsError
+from anomalysd_edge.framing import Frame
 from anomalysd_edge.inspection import ClassConstants, Evidence, Inspection, InspectSettings
 from anomalysd_edge.masks import foreground, grid_cells, prototype_guided, to_pixels
 from anomalysd_edge.networks import InpaintJob, Networks
 from anomalysd_edge.plan import GUIDED, Slot, batches, make_plan
+from anomalysd_edge.prototypes import prototype_distance
 from anomalysd_edge.regions import dilate
 from anomalysd_edge.schedule import NoiseSchedule
 
@@ -32,6 +35,7 @@ class _Photo:
     constants: ClassConstants
     class_name: str
     slots: list[Slot]
+    frame: Frame
     foreground: Mask | None = None
     prototype_map: F32 | None = None
     maps: dict[str, F32] = field(default_factory=dict)
@@ -70,6 +74,8 @@ class Detector:
     ) -> None:
         if settings.guidance_scale > 1 and negative_states is None:
             raise SettingsError("guidance_scale above 1 needs the states of a negative prompt, which are not there")
+        if settings.features_weight and not networks.sizes.features_px:
+            raise SettingsError("features_weight is above 0, but these networks hold no feature network; set it to 0")
         self.networks = networks
         self.classes = classes
         self.settings = settings
@@ -109,9 +115,12 @@ class Detector:
     def _inspect_group(self, photos: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
         sizes, clock = self.networks.sizes, _Clock()
         with clock.stage("preprocess"):
-            small = [images.resize(p, sizes.size_px) for p in photos]
+            work = [
+                _Photo(self.classes[n], n, list(self.plan.slots), Frame.of(p.shape[:2], self.classes[n].aspect))
+                for p, n in zip(photos, names, strict=True)
+            ]
+            small = [w.frame.resize(p, sizes.size_px) for w, p in zip(work, photos, strict=True)]
             pixels = np.concatenate([images.to_array(p) for p in small])
-            work = [_Photo(self.classes[n], n, list(self.plan.slots)) for n in names]
             if self.settings.foreground:
                 for photo, image in zip(work, small, strict=True):
                     if photo.constants.kind == "object":
@@ -120,13 +129,8 @@ class Detector:
         with clock.stage("encode"):
             latents = self.networks.encode(pixels)
         painted = self._repaint(work, pixels, latents, clock)
-        references = []
-        if self.settings.reference != "photo":
-            with clock.stage("decode"):
-                references.append(self.networks.decode(latents))
-        if self.settings.reference != "round_trip":
-            references.append(pixels)
-        self._distances(work, latents, painted, references, clock)
+        differences = Differences(self.networks, self.settings, pixels, latents, clock)
+        self._compare(work, latents, painted, differences)
         with clock.stage("score"):
             self._fuse(work)
         timings = {stage: ms / len(work) for stage, ms in clock.ms.items()}
@@ -139,13 +143,15 @@ class Detector:
         if not chosen or not sizes.features_px:
             return
         with clock.stage("features"):
-            batch = np.concatenate([images.to_array(images.resize(photos[i], sizes.features_px)) for i in chosen])
+            framed = [work[i].frame.resize(photos[i], sizes.features_px) for i in chosen]
+            batch = np.concatenate([images.to_array(p) for p in framed])
             features = self.networks.features(batch)
         with clock.stage("prototypes"):
             for i, dense in zip(chosen, features, strict=True):
                 photo = work[i]
                 assert photo.constants.bank is not None
-                photo.prototype_map = photo.constants.bank.distance(dense)
+                share = photo.constants.own_share(self.settings)
+                photo.prototype_map = prototype_distance(photo.constants.bank, dense, share)
                 if photo.constants.guided_threshold is not None:
                     mask = prototype_guided(
                         photo.prototype_map, photo.constants.guided_threshold, sizes.latent_side, dilate=1
@@ -184,10 +190,10 @@ class Detector:
                 )
         return painted
 
-    def _distances(self, work: list[_Photo], latents: F32, painted: F32, references: list[F32], clock: _Clock) -> None:
-        """Decode the repaints, measure their distances, and sort them by scale."""
-        factor, position = self.networks.sizes.latent_factor, 0
-        jobs: list[tuple[int, int, Mask, F32]] = []  # photo, scale, mask (h,w), latents to decode
+    def _compare(self, work: list[_Photo], latents: F32, painted: F32, differences: Differences) -> None:
+        """Measure the repaints, a scale's merged or slot by slot, and sort the distances by photo and scale."""
+        repaints: list[Repaint] = []
+        position = 0
         for i, photo in enumerate(work):
             mine = painted[position : position + len(photo.slots)]
             position += len(photo.slots)
@@ -198,27 +204,14 @@ class Detector:
                         if slot.scale == scale:
                             merged = np.where(slot.mask, repaint, merged)
                             whole |= slot.mask
-                    jobs.append((i, scale, whole, merged))
+                    repaints.append(Repaint(i, scale, whole, merged))
             else:
-                jobs += [(i, s.scale, s.mask, r) for s, r in zip(photo.slots, mine, strict=True)]
+                repaints += [Repaint(i, s.scale, s.mask, r) for s, r in zip(photo.slots, mine, strict=True)]
         collected: dict[tuple[int, int], list[tuple[Mask, F32]]] = {}
-        for part in batches(len(jobs), self.networks.max_batch):
-            of = np.array([i for i, *_ in jobs[part]], np.int64)
-            with clock.stage("decode"):
-                decoded = self.networks.decode(np.stack([z for *_, z in jobs[part]]))
-                masks = np.stack([to_pixels(mask, factor) for _, _, mask, _ in jobs[part]])
-            with clock.stage("distance"):
-                used, reference_of = np.unique(of, return_inverse=True)
-                product = np.ones((len(of), *references[0].shape[2:]), np.float32)
-                for reference in references:
-                    # METHOD step 2: the photo's own pixels stay outside the mask.
-                    kept = np.where(masks[:, None], decoded, reference[of])
-                    product *= self.networks.distance(reference[used], kept, reference_of.astype(np.int64))
-                distances = product if len(references) == 1 else np.sqrt(product)
-                decoded = np.where(masks[:, None], decoded, references[-1][of])
-            for (i, scale, *_), mask, repaint, distance in zip(jobs[part], masks, decoded, distances, strict=True):
-                collected.setdefault((i, scale), []).append((mask, distance))
-                work[i].repaints.setdefault(scale, []).append((mask, repaint))
+        for found in differences.measure(repaints):
+            i, scale = found.repaint.photo, found.repaint.scale
+            collected.setdefault((i, scale), []).append((found.mask, found.distance))
+            work[i].repaints.setdefault(scale, []).append((found.mask, found.pixels))
         for (i, scale), pairs in collected.items():
             if scale == GUIDED or self.settings.merge_decode:
                 work[i].per_scale[scale] = pairs[0][1]
@@ -239,6 +232,7 @@ class Detector:
             inside = photo.foreground
             if inside is not None:
                 raw = {name: np.where(inside, m, m[inside].min()) for name, m in raw.items()}
+            raw = {name: photo.frame.cut(m) for name, m in raw.items()}
             photo.maps = {n: scoring.smooth(m, sigmas.get(n, repaint_sigma)) for n, m in raw.items()}
             photo.maps["fused"] = fuse(photo.maps, photo.constants.scales, settings)
 
@@ -272,17 +266,20 @@ class Detector:
         """The mask around the highest pixel whose repaint differs most there, and that repaint (3,S,S)."""
         side, factor = self.networks.sizes.latent_side, self.networks.sizes.latent_factor
         y, x = (int(v) for v in np.unravel_index(int(fused.argmax()), fused.shape))
+        cut = photo.frame.cut_mask
 
         def covers(scale: int) -> tuple[Mask, F32] | None:
-            return next(((m, r) for m, r in photo.repaints[scale] if m[y, x]), None)
+            return next(((m, r) for m, r in photo.repaints[scale] if cut(m)[y, x]), None)
 
         candidates = {scale: found for scale in photo.repaints if (found := covers(scale)) is not None}
-        best = max(candidates, key=lambda scale: float(photo.per_scale[scale][y, x]))
+        best = max(candidates, key=lambda scale: float(photo.frame.cut(photo.per_scale[scale])[y, x]))
         mask, repaint = candidates[best]
         if best != GUIDED:
             cells = grid_cells(best, side)
-            mask = next(m for m in (to_pixels(c, factor) for c in cells) if m[y, x])
-        return Evidence(kind="guided" if best == GUIDED else "grid", scale=best, cell=mask, x_px=x, y_px=y), repaint
+            mask = next(m for m in (to_pixels(c, factor) for c in cells) if cut(m)[y, x])
+        shown = np.stack([photo.frame.cut(plane) for plane in repaint])
+        kind = "guided" if best == GUIDED else "grid"
+        return Evidence(kind=kind, scale=best, cell=cut(mask), x_px=x, y_px=y), shown
 
 
 def fuse(maps: Mapping[str, F32], scales: Mapping[str, scoring.MapScale], settings: InspectSettings) -> F32:
