@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,22 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,
+            choices=_choices(bundle, preset, calibration),
             threshold=calibration.threshold,
             pixel_threshold=calibration.pixel_threshold,
         )
     return found
+
+
+def _choices(bundle: Bundle, preset: str, calibration: CalibrationRecord) -> dict[str, Any]:
+    """The class's own settings with their types: JSON knows no tuples, and a typo must not pass."""
+    if not calibration.choices:
+        return {}
+    try:
+        chosen = InspectSettings.from_json({**bundle.manifest.presets[preset], **calibration.choices})
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.path}: a class's settings cannot be used ({error}): calibrate again") from error
+    return {name: getattr(chosen, name) for name in calibration.choices}
 
 
 def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Detector:
@@ -81,7 +94,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={
-            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales))
+            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices))
             for preset, found in calibrated.items()
             if found.threshold is not None
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -155,8 +155,14 @@ class ClassConstants:
     """What normals give for each map."""
     threshold: float | None = None
     """Image score from which the verdict is 1; None where there were no normals to calibrate on."""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for this class, by field name."""
     pixel_threshold: float | None = None
     """Score-map value from which a pixel is in pred_mask."""
+
+    def tuned(self, settings: InspectSettings) -> InspectSettings:
+        """`settings` with this class's own choices on top."""
+        return replace(settings, **self.choices) if self.choices else settings
 
     def own_share(self, settings: InspectSettings) -> float:
         """The share of a photo's own patches to compare with: only a texture repeats itself."""

@@ -79,6 +79,8 @@ class CalibrationRecord:
     """Score-map value from which a pixel counts as defect."""
     scales: dict[str, MapScale] = field(default_factory=dict)
     """By score map: (map - centre) / spread brings it to the common scale before fusion."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for the class, over the preset's."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class NoClock:
         yield
 
 
-def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.ndarray, Repaint, Measured]:  # type: ignore[type-arg]
+def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.ndarray, Repaint, Measured]:
     networks = FakeNetworks()
     rng = np.random.default_rng(0)
     side, cells = networks.sizes.size_px, networks.sizes.latent_side
