@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from anomalysd_edge.scoring import image_score
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-COMPARE_PX = 64
+COMPARE_PX = 32
 """Maps and masks are compared at this side: AUROC over pixels needs no more, and the bootstrap repeats it."""
 
 REPAINTS: tuple[dict[str, Any], ...] = (
@@ -114,12 +115,12 @@ def choose(
     inspect: Callable[[Mapping[str, Any]], Judged],
     masks: Mask,
     rounds: Sequence[Sequence[Mapping[str, Any]]] = (REPAINTS, FUSIONS, SCORES),
-    sureness: float = 1.64,
+    chance: float = 0.05,
 ) -> tuple[dict[str, Any], list[Trial]]:
     """The changes to take, and every trial. `inspect(changes)` judges the photos under the default plus `changes`.
 
-    In each round the candidate with the largest lead is taken if that lead exceeds `sureness` standard errors
-    (1.64: one-sided 5 %).
+    In each round the candidate with the largest lead is taken if luck would give one of them such a lead with a
+    probability below `chance` (one-sided, Bonferroni over the round's candidates).
     """
     taken: dict[str, Any] = {}
     best = inspect(taken)
@@ -130,6 +131,7 @@ def choose(
             changes = {**taken, **candidate}
             found = inspect(changes)
             tried.append((*lead(found, best, masks), changes, found))
+        sureness = NormalDist().inv_cdf(1 - chance / max(1, len(tried)))
         winner = max(range(len(tried)), key=lambda i: tried[i][0], default=None)
         start = best
         for i, (ahead, noise, changes, found) in enumerate(tried):
