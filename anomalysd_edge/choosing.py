@@ -33,10 +33,10 @@ REPAINTS: tuple[dict[str, Any], ...] = (
 )
 """Round 1: lambda and its passes, K. Each costs a repaint of every photo."""
 FUSIONS: tuple[dict[str, Any], ...] = (
-    {"multiscale_weight": 0.0, "guided_weight": 0.0},
-    {"multiscale_weight": 0.25},
-    {"multiscale_weight": 2.0},
-    {"prototypes_weight": 0.25},
+    {"multiscale_weight": 0.0},
+    {"multiscale_weight": 0.2},
+    {"multiscale_weight": 1.0},
+    {"multiscale_weight": 2.5},
     {"guided_weight": 0.5},
 )
 """Round 2: weights of the maps."""
