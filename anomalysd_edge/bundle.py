@@ -2,6 +2,7 @@
 
     manifest.json           see manifest.py
     NETWORK/model.onnx      unet, vae_encoder, vae_decoder, perceptual, features (+ model.onnx.data when large)
+    precisions/KIND-.../NETWORK.onnx, engines/FINGERPRINT/NETWORK.plan    optional, see engine_records.py
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
                             prototypes/CLASS: (B,Df) float16, absent for a class without photos
 
@@ -68,13 +69,21 @@ class Bundle:
     constants: Mapping[str, Array]
     """The tensors of constants.safetensors by name."""
 
-    def network_file(self, name: str) -> Path:
-        """Path of the graph `name`. Raises BundleError where the bundle has no such graph."""
+    def network_file(self, name: str, precision: str = "fp32") -> Path:
+        """Path of the graph `name` in `precision`. Raises BundleError where the bundle has no such graph."""
         if name not in self.manifest.networks:
             raise BundleError(
                 f"{self.path} has no network {name!r}; it has {', '.join(sorted(self.manifest.networks))}"
             )
-        return inside(self.path, self.manifest.networks[name].file)
+        if precision == "fp32":
+            return inside(self.path, self.manifest.networks[name].file)
+        variants = self.manifest.precisions
+        if precision not in variants or name not in variants[precision].networks:
+            raise BundleError(
+                f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it with "
+                f"'sd-edge build {self.path} --engine onnx --precision {precision}'"
+            )
+        return inside(self.path, variants[precision].networks[name].file)
 
     def prompt_states(self, class_name: str, level: str) -> F32 | None:
         """(77,D) float32 text encoder states, or None where the class has no prompt of this level.
@@ -172,7 +181,8 @@ def read_bundle(path: Path, verify: bool = True) -> Bundle:
     for record in manifest.files:
         _check_file(path, record, verify)
     listed = {record.path for record in manifest.files}
-    for name in (CONSTANTS, *(network.file for network in manifest.networks.values())):
+    variants = (entry.file for record in manifest.precisions.values() for entry in record.networks.values())
+    for name in (CONSTANTS, *(network.file for network in manifest.networks.values()), *variants):
         if name not in listed:
             raise BundleError(f"{where} does not list {name} among its files, so it cannot be checked: export again")
     missing = [name for name in NETWORKS[:3] if name not in manifest.networks]
