@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from anomalysd_edge.errors import BundleError, ClassError, InputError
-from anomalysd_edge.files import folder_aside, json_ready, read_json, sha256_bytes, sha256_file, write_json
+from anomalysd_edge.files import folder_aside, json_ready, parse_json, sha256_bytes, sha256_file, write_json
 from anomalysd_edge.images import resize
 from anomalysd_edge.manifest import (
     RESIZE_KERNEL,
@@ -36,6 +36,7 @@ from anomalysd_edge.manifest import (
     manifest_from_json,
 )
 from anomalysd_edge.networks import F32
+from anomalysd_edge.signing import check_signature
 
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
@@ -163,9 +164,10 @@ def check_preprocessing(manifest: Manifest, where: Path) -> None:
             )
 
 
-def read_bundle(path: Path, verify: bool = True) -> Bundle:
+def read_bundle(path: Path, verify: bool = True, public_key: Path | None = None) -> Bundle:
     """Read and check a bundle; `verify=False` skips the digests of the files, never the structure.
 
+    With `public_key` (a PEM file) the manifest must carry its signature, and digests are checked in any case.
     Raises BundleError, naming the file: missing, changed, of a newer schema, outside the bundle, or inconsistent.
     """
     if not path.is_dir():
@@ -174,12 +176,18 @@ def read_bundle(path: Path, verify: bool = True) -> Bundle:
     if not where.is_file():
         raise BundleError(f"{where} is missing: {path} is no bundle, or an unfinished one; export it again")
     try:
-        value = read_json(where)
+        data = where.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
+    if public_key is not None:
+        check_signature(data, path, public_key)  # of the very bytes that are parsed
+    try:
+        value = parse_json(data, where)
     except InputError as error:
         raise BundleError(f"{where} cannot be read as JSON ({error}): export the bundle again") from error
     manifest = manifest_from_json(value, str(where))
     for record in manifest.files:
-        _check_file(path, record, verify)
+        _check_file(path, record, verify or public_key is not None)
     listed = {record.path for record in manifest.files}
     variants = (entry.file for record in manifest.precisions.values() for entry in record.networks.values())
     for name in (CONSTANTS, *(network.file for network in manifest.networks.values()), *variants):

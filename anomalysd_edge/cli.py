@@ -114,19 +114,39 @@ def export(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    run: Annotated[Path, typer.Option(help="The run it was exported from.")],
     photos: Annotated[Path, typer.Option(help="Folder of photos, or a data set.")],
-    limit: Annotated[int, typer.Option(help="At most so many photos, spread over the classes.")] = 20,
+    run: Annotated[Path | None, typer.Option(help="The run it was exported from: torch against ONNX Runtime.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="A,B: hold B against A, as in cpu,cpu:fp16; 'torch' needs --run.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Compare AUROC and AUPRO too, on all test photos.")] = False,
+    limit: Annotated[int | None, typer.Option(help="At most so many photos, spread over the classes.")] = None,
+    max_flips: Annotated[int, typer.Option(help="Verdicts that may differ.")] = 0,
+    max_drop: Annotated[float, typer.Option(help="How far AUROC may fall, in [0,1].")] = 0.002,
+    out: Annotated[Path | None, typer.Option(help="Folder for verify.json and verify.html, with --backend.")] = None,
     preset: Preset = "edge",
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge the same photos with torch and with ONNX Runtime: differences, and exit code 1 where they disagree."""
+    """Judge the same photos with two backends: differences, and exit code 1 where they disagree."""
+    if backend is not None:
+        from anomalysd_edge.gate import GateSettings
+        from anomalysd_edge.verifying import VerifyRequest, show, verify_backends
+
+        gate = GateSettings(flips=max_flips, auroc_drop=max_drop)
+        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate)
+        with progress_bars(quiet) as progress:
+            judged = verify_backends(asked, progress)
+        show_json(judged.to_json()) if as_json else show(judged)
+        say(judged.sentence())
+        raise typer.Exit(0 if judged.passed else 1)
+    if run is None:
+        raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
     from anomalysd_edge.workflow import verify_against
 
     with progress_bars(quiet) as progress:
-        found = verify_against(bundle, run, photos, limit, preset, threads, progress)
+        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress)
     if as_json:
         show_json(found.to_json())
     else:

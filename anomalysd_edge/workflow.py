@@ -78,7 +78,7 @@ def verify_against(
     from anomalysd_runtime.loading import open_detector
 
     bundle = read_bundle(bundle_path)
-    samples = [s for s in _samples(photos, bundle) if s.class_name in bundle.manifest.classes]
+    samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
     with networks_of_run(read_run(run), threads) as torch_networks, right:
@@ -86,7 +86,7 @@ def verify_against(
         return agreement.compare(left, right, chosen, progress=progress)
 
 
-def _samples(photos: Path, bundle: Bundle) -> list[Any]:
+def samples_of(photos: Path, bundle: Bundle) -> list[Any]:
     """Test photos of a data set; where it has none, its good ones. A lone folder is the bundle's only class."""
     from anomalysd_edge.datasets import GOOD, Sample
 
