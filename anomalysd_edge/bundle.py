@@ -86,6 +86,12 @@ class Bundle:
             )
         return inside(self.path, variants[precision].networks[name].file)
 
+    def graph_sha256(self, name: str, precision: str = "fp32") -> str:
+        """The digest of a graph and its external weights, from the manifest alone. Raises BundleError."""
+        file = self.network_file(name, precision).relative_to(self.path).as_posix()
+        digests = {record.path: record.sha256 for record in self.manifest.files}
+        return joined_digest(digests[file], digests.get(f"{file}.data"))
+
     def prompt_states(self, class_name: str, level: str) -> F32 | None:
         """(77,D) float32 text encoder states, or None where the class has no prompt of this level.
 
@@ -108,6 +114,11 @@ class Bundle:
         if class_name not in self.manifest.classes:
             known = ", ".join(sorted(self.manifest.classes))
             raise ClassError(f"{self.path} does not know the class {class_name!r}; it knows {known}")
+
+
+def joined_digest(graph: str, weights: str | None) -> str:
+    """One digest for a graph: its file's, or one over its file's and its external weights'."""
+    return graph if weights is None else sha256_bytes((graph + weights).encode())
 
 
 def inside(root: Path, path: str) -> Path:

@@ -20,6 +20,7 @@ from anomalysd_edge.datasets import Dataset, few_shot, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.files import write_json
+from anomalysd_edge.opening import Opening
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
@@ -109,18 +110,14 @@ def inspect_photos(
     paths: Sequence[Path],
     class_name: str | None,
     out: Path | None,
-    how: tuple[str, str, int | None, int],
+    how: Opening,
     progress: Report,
 ) -> list[dict[str, Any]]:
     """`sd-edge inspect`: every photo is read before the first is judged, so bad input costs no half-done folder."""
-    preset, backend, threads, max_batch = how
     files = list(_photo_files(paths))
     for file in files:
         images.load_rgb(file)
-    from anomalysd_runtime.loading import open_detector
-
-    detector = open_detector(bundle_path, preset, backend, threads, max_batch)
-    with detector:
+    with how.detector(bundle_path) as detector:
         name = class_name or _only_class(detector)
         if name not in detector.classes:
             raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(detector.classes))}")
@@ -192,15 +189,12 @@ def evaluate_bundle(
     data: Path,
     classes: list[str] | None,
     out: Path | None,
-    how: tuple[str, str, int | None],
+    how: Opening,
     progress: Report,
 ) -> Measured:
     """`sd-edge eval`; with `out`, results.json and report.html."""
-    from anomalysd_runtime.loading import open_detector
-
-    preset, backend, threads = how
     found = open_dataset(data, classes)
-    detector = open_detector(bundle_path, preset, backend, threads)
+    detector = how.detector(bundle_path)
     unknown = [name for name in found.classes if name not in detector.classes]
     if unknown:
         raise ClassError(
@@ -220,7 +214,7 @@ def evaluate_bundle(
         results = evaluation.evaluate(detector, found, progress, keep if out else None)
         facts = {
             "bundle": bundle_path.name,
-            "preset": preset,
+            "preset": how.preset,
             "backend": detector.networks.backend,
             "mode": detector.mode,
         }

@@ -25,10 +25,8 @@ from anomalysd_runtime.sessions import (
     run,
     run_bound,
 )
+from anomalysd_runtime.static_batches import PIXELS_A_CALL
 from anomalysd_runtime.step_graph import step_graph
-
-PIXELS_A_CALL = 2**20
-"""Pixels that one call of an image network sees at most: its activations, not its weights, fill the memory."""
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "unet": ("sample", "timestep", "encoder_hidden_states"),

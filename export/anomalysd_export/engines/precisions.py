@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from anomalysd_edge.bundle import Bundle, read_bundle
+from anomalysd_edge.bundle import Bundle, joined_digest, read_bundle
 from anomalysd_edge.bundle_detector import detector_of
 from anomalysd_edge.bundle_update import read_manifest, remove_folders, replace_files, write_manifest
 from anomalysd_edge.engine_records import PRECISIONS, QUANTISED, PrecisionRecord, VariantRecord
@@ -52,9 +51,7 @@ class PrecisionSettings:
 def graph_digest(file: Path) -> str:
     """The sha256 over a graph and its external weights."""
     data = file.with_name(file.name + ".data")
-    if not data.is_file():
-        return sha256_file(file)
-    return hashlib.sha256((sha256_file(file) + sha256_file(data)).encode()).hexdigest()
+    return joined_digest(sha256_file(file), sha256_file(data) if data.is_file() else None)
 
 
 def make_precision(
