@@ -260,6 +260,7 @@ class Detector:
             evidence=evidence,
             mode=self.mode,
             timings_ms=timings,
+            backend=self.networks.backend,
         )
 
     @property
