@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from anomalysd_edge.engine_records import PRECISIONS, QUANTISED, PrecisionRecord
 from anomalysd_edge.errors import BackendError
 
-ONNX_RUNTIME = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
+ONNX_RUNTIME = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+}
 """Kinds that ONNX Runtime serves, with the provider that must be running."""
 ENGINES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Kinds that run engines built beforehand, with the library's module."""

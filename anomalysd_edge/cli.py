@@ -34,7 +34,9 @@ ClassFile = Annotated[
 Preset = Annotated[str, typer.Option(help="Inspection preset of the bundle: edge (fast) or paper (as published).")]
 Backend = Annotated[
     str,
-    typer.Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; ':fp16' and so on choose a precision, as in cpu:fp16."),
+    typer.Option(
+        help="cpu, cuda, ort-tensorrt, rtx or tensorrt; ':fp16' and so on choose a precision, as in cpu:fp16."
+    ),
 ]
 PublicKey = Annotated[
     Path | None, typer.Option("--require-signature", help="Public key (PEM) that must have signed the bundle.")
@@ -188,7 +190,9 @@ def build(
     engine: Annotated[str, typer.Option(help="rtx, tensorrt, or onnx for the precision's graphs alone.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
     targets: Annotated[str | None, typer.Option(help="For rtx: sm86,sm89,... or portable, the default.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Static batch sizes, as 1,4,8,16; the planner's if left out.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Static batch sizes, as 1,4,8,16; the planner's if left out.")
+    ] = None,
     memory_budget: Annotated[str | None, typer.Option(help="Device memory for the engines, as 6GiB.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Memory of a building process, as 8GiB.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Good photos, for the ranges of int8 and fp8.")] = None,
@@ -204,7 +208,18 @@ def build(
     from anomalysd_edge.building import build as body
 
     asked = BuildRequest(
-        bundle, engine, precision, targets, batch, memory_budget, host_memory, photos, quantise, preset, threads, rebuild
+        bundle,
+        engine,
+        precision,
+        targets,
+        batch,
+        memory_budget,
+        host_memory,
+        photos,
+        quantise,
+        preset,
+        threads,
+        rebuild,
     )
     with progress_bars(quiet) as progress:
         done = body(asked, progress)
@@ -218,7 +233,9 @@ def build(
 def sign(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     key: Annotated[Path, typer.Option(help="ed25519 private key, PEM.")],
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key first; its public half goes to KEY.pub.")] = False,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make the key first; its public half goes to KEY.pub.")
+    ] = False,
 ) -> None:
     """Sign a bundle: its manifest, and with it every file and engine."""
     from anomalysd_edge.bundle import MANIFEST, read_bundle
@@ -332,7 +349,9 @@ def main() -> None:
     except SDEdgeError as error:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
-        extra = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}.get(error.name or "", "train")
+        extra = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}.get(
+            error.name or "", "train"
+        )
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))

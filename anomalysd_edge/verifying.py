@@ -59,7 +59,9 @@ def verify_backends(request: VerifyRequest, progress: Report) -> Judgement:
     """Judge, write the report, and enter the verdict on a precision in the manifest. Raises what opening raises."""
     names = [name.strip() for name in request.backends.split(",")]
     if len(names) != 2:
-        raise SettingsError(f"--backend is {request.backends!r}, expected two with a comma between, as in 'cpu,cpu:fp16'")
+        raise SettingsError(
+            f"--backend is {request.backends!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
+        )
     bundle = read_bundle(request.bundle)
     samples = [s for s in samples_of(request.photos, bundle) if s.class_name in bundle.manifest.classes]
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
@@ -79,9 +81,7 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
 
     if name != "torch":
         # Forced: what the gate refused yesterday may be judged anew today.
-        opened = open_detector(
-            request.bundle, request.preset, name, request.threads, verify=False, force=True
-        )
+        opened = open_detector(request.bundle, request.preset, name, request.threads, verify=False, force=True)
         return stack.enter_context(opened)
     if request.run is None:
         raise SettingsError("the backend torch needs the run that the bundle was exported from; give it with --run")

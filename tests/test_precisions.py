@@ -125,7 +125,10 @@ def test_manifests_of_before_are_read(bundle: Bundle) -> None:
 
 def test_two_writers_at_once(bundle: Bundle) -> None:
     with writing(bundle.path):
-        with pytest.raises(BundleError, match=r"being written by another process \(process \d+\)"), writing(bundle.path):
+        with (
+            pytest.raises(BundleError, match=r"being written by another process \(process \d+\)"),
+            writing(bundle.path),
+        ):
             pass
         assert read_manifest(bundle.path).precisions == {}
     with writing(bundle.path):

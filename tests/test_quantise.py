@@ -32,7 +32,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = onnx.parser.parse_model(TEXT)
     shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3), "w3": (4, 8, 1, 1)}
     for name, shape in shapes.items():
-        values = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape) * (10.0 ** -np.arange(shape[0]))[:, None, None, None]
+        values = (
+            rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape) * (10.0 ** -np.arange(shape[0]))[:, None, None, None]
+        )
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     for name in ("b0", "b1", "b2"):
         model.graph.initializer.append(numpy_helper.from_array(rng.normal(0, 0.1, 8).astype(np.float32), name))
@@ -91,7 +93,9 @@ def test_it_needs_photos_and_something_to_quantise(graph: Path, tmp_path: Path) 
         quantise(graph, "vae_encoder", "int8", [])
     with pytest.raises(SettingsError, match="expected int8 or fp8"):
         quantise(graph, "vae_encoder", "int4", feeds())
-    plain = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) { y = Relu(x) }')
+    plain = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
     onnx.save(plain, str(tmp_path / "plain.onnx"))
     with pytest.raises(BundleError, match="no convolution or matrix product"):
         quantise(tmp_path / "plain.onnx", "vae_encoder", "int8", feeds())

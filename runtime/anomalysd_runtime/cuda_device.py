@@ -100,7 +100,9 @@ class CudaDevice:
         """Copy a C-contiguous `array` to the GPU, in the stream's order; it may be changed once this returns."""
         host = np.ascontiguousarray(array)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._do(self._cuda.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, kind, self.stream), "copy to the GPU")
+        self._do(
+            self._cuda.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, kind, self.stream), "copy to the GPU"
+        )
         self.synchronize()
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:

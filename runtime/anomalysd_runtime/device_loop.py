@@ -33,8 +33,7 @@ class DeviceLoop:
         self._graphs: dict[tuple[int, bool, int], Callable[[], None]] = {}
         largest = max(unet.sizes)
         self._rooms = {
-            name: self._room(unet, name, largest)
-            for name in ("sample", "encoder_hidden_states", "out_sample")
+            name: self._room(unet, name, largest) for name in ("sample", "encoder_hidden_states", "out_sample")
         }
         shape = unet.shape("sample", largest)
         latent_bytes = 4 * largest * int(np.prod(unet.shape("out_sample", largest)[1:]))

@@ -65,9 +65,7 @@ class Recorder:
                 self._keep("unet", len(sample), lambda n, feeds=negative: {k: v[n] for k, v in feeds.items()})
             one = slice(step, step + 1)
             latents = self.networks.inpaint(
-                replace(
-                    job, start_latents=latents, timesteps=job.timesteps[one], coefficients=job.coefficients[one]
-                )
+                replace(job, start_latents=latents, timesteps=job.timesteps[one], coefficients=job.coefficients[one])
             )
         return latents
 

@@ -123,7 +123,9 @@ class _Lowering:
             if wanted == TensorProto.FLOAT:
                 return name
             if (name, wanted) not in self.made:
-                lowered = numpy_helper.from_array(self._half(numpy_helper.to_array(self.constants[name])), f"{name}_half")
+                lowered = numpy_helper.from_array(
+                    self._half(numpy_helper.to_array(self.constants[name])), f"{name}_half"
+                )
                 self.graph.initializer.append(lowered)
                 self.made[name, wanted] = lowered.name
             return self.made[name, wanted]
