@@ -58,11 +58,11 @@ def check_served(choice: BackendChoice, record: PrecisionRecord | None, where: s
     again = f"'sd-edge verify {where} --backend cpu,{choice} --photos DIR --labels'"
     if refused:
         raise BackendError(
-            f"the gate refused {choice.precision} in {where} (see its manifest): use another precision, judge it again with "
-            f"{again}, or serve it nevertheless with --force"
+            f"the gate refused {choice.precision} in {where} (see its manifest): use another precision, judge it again "
+            f"with {again}, or serve it nevertheless with --force"
         )
     if choice.precision in QUANTISED and not any(gate.passed for gate in record.gates.values()):
         raise BackendError(
-            f"{choice.precision} in {where} has not passed the gate yet, and quantised graphs are served only then: run "
-            f"{again}, or serve it nevertheless with --force"
+            f"{choice.precision} in {where} has not passed the gate yet, and quantised graphs are served only then: "
+            f"run {again}, or serve it nevertheless with --force"
         )

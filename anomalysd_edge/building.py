@@ -1,4 +1,4 @@
-"""The body of `sd-edge build`: precision graphs first, engines from them next. Opens the other rooms inside functions."""
+"""The body of `sd-edge build`: precision graphs, then engines from them. Opens the other rooms inside functions."""
 
 from __future__ import annotations
 
@@ -187,8 +187,8 @@ def calibration_photos(bundle: Bundle, folder: Path) -> list[tuple[str, Path]]:
             found += [(known, path) for path in few_shot(part.train, count, None, name)]
     if not found:
         raise DatasetError(
-            f"{folder} holds no good photos of the bundle's classes ({', '.join(bundle.manifest.classes)}): int8 and fp8 "
-            "take their ranges from them"
+            f"{folder} holds no good photos of the bundle's classes ({', '.join(bundle.manifest.classes)}): int8 "
+            "and fp8 take their ranges from them"
         )
     return found
 

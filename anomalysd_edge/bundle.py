@@ -81,8 +81,8 @@ class Bundle:
         variants = self.manifest.precisions
         if precision not in variants or name not in variants[precision].networks:
             raise BundleError(
-                f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it with "
-                f"'sd-edge build {self.path} --engine onnx --precision {precision}'"
+                f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it "
+                f"with 'sd-edge build {self.path} --engine onnx --precision {precision}'"
             )
         return inside(self.path, variants[precision].networks[name].file)
 

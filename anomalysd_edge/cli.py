@@ -239,7 +239,9 @@ def sign(
 ) -> None:
     """Sign a bundle: its manifest, and with it every file and engine."""
     from anomalysd_edge.bundle import MANIFEST, read_bundle
-    from anomalysd_edge.signing import check_engines, new_key as make_key, sign as put
+    from anomalysd_edge.signing import check_engines
+    from anomalysd_edge.signing import new_key as make_key
+    from anomalysd_edge.signing import sign as put
 
     check_engines(read_bundle(bundle))
     if new_key:

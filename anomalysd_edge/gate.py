@@ -96,8 +96,8 @@ class Judgement:
         )  # fmt: skip
         return (
             f"{'verified' if self.passed else 'REFUSED'}: {self.backends[1]} against {self.backends[0]} on "
-            f"{len(self.photos)} photos: verdict flips {self.flips} (allowed {self.settings.flips}), {labelled}, largest "
-            f"score difference {self.score_difference:.1e}, largest map error {self.map_error:.1e}, "
+            f"{len(self.photos)} photos: verdict flips {self.flips} (allowed {self.settings.flips}), {labelled}, "
+            f"largest score difference {self.score_difference:.1e}, largest map error {self.map_error:.1e}, "
             f"worst photo {self.worst_photo.name}"
         )
 

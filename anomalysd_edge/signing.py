@@ -90,14 +90,15 @@ def check_signature(data: bytes, folder: Path, key: Path) -> None:
     raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
     if found.get("public_key") != raw:
         raise BundleError(
-            f"{folder} was signed with the key {str(found.get('public_key'))[:16]}..., not with {raw[:16]}... of {key}: refused"
+            f"{folder} was signed with the key {str(found.get('public_key'))[:16]}..., not with {raw[:16]}... "
+            f"of {key}: refused"
         )
     try:
         public.verify(bytes.fromhex(str(found.get("signature"))), data)
     except (invalid, ValueError) as error:
         raise BundleError(
-            f"the signature of {folder} does not fit its manifest: it was changed after signing (a new precision, engine or "
-            "gate verdict, or by another hand): refused; whoever holds the key can sign it again"
+            f"the signature of {folder} does not fit its manifest: it was changed after signing (a new precision, "
+            "engine or gate verdict, or by another hand): refused; whoever holds the key can sign it again"
         ) from error
 
 

@@ -76,7 +76,7 @@ def test_int8_is_calibrated_on_what_the_networks_see(bundle: Bundle) -> None:
     assert {name: variant.quantised_nodes for name, variant in record.networks.items()} == {
         "unet": 0, "vae_encoder": 1, "vae_decoder": 0, "perceptual": 0, "features": 1,
     }  # fmt: skip
-    with pytest.raises(BackendError, match="int8 in .* has not passed the gate yet"):
+    with pytest.raises(BackendError, match=r"int8 in .* has not passed the gate yet"):
         open_detector(bundle.path, backend="cpu:int8", threads=1)
 
 

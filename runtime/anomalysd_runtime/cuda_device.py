@@ -38,7 +38,7 @@ def _runtime() -> Any:
     return runtime
 
 
-def _checked(runtime: Any, answer: Any, what: str) -> Any:
+def _checked(answer: Any, what: str) -> Any:
     """The value of a CUDA call's (error, value...) tuple. Raises BackendError with CUDA's own name of the error."""
     code, *values = answer
     if int(code) != 0:
@@ -56,12 +56,12 @@ def gpu(index: int = 0) -> Gpu:
     if int(code) != 0:
         name = getattr(code, "name", str(code))
         raise BackendError(
-            f"no usable NVIDIA driver ({name}): engines need a GPU and its driver to run; use --backend cpu, or install "
-            "the driver"
+            f"no usable NVIDIA driver ({name}): engines need a GPU and its driver to run; use --backend cpu, or "
+            "install the driver"
         )
     if not count or index >= count:
         raise BackendError(f"GPU {index} was asked for and the driver sees {count}: use --backend cpu")
-    found = _checked(runtime, runtime.cudaGetDeviceProperties(index), "describe the GPU")
+    found = _checked(runtime.cudaGetDeviceProperties(index), "describe the GPU")
     name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
     return Gpu(name.rstrip("\0"), (int(found.major), int(found.minor)), int(found.totalGlobalMem))
 
@@ -166,4 +166,4 @@ class CudaDevice:
         self.close()
 
     def _do(self, answer: Any, what: str) -> Any:
-        return _checked(self._cuda, answer, what)
+        return _checked(answer, what)

@@ -42,16 +42,16 @@ def find_engine(
     build = f"sd-edge build {bundle.path} --engine {choice.kind} --precision {choice.precision}"
     if not engines:
         raise EngineMismatch(
-            f"{bundle.path} has no {library.name} engine of {network!r} in {precision}: build it with '{build}', or run "
-            "ONNX Runtime with --on-mismatch onnxruntime"
+            f"{bundle.path} has no {library.name} engine of {network!r} in {precision}: build it with '{build}', or "
+            "run ONNX Runtime with --on-mismatch onnxruntime"
         )
     differing = [(record, _differences(record, bundle, precision, library, capability)) for record in engines]
     record, fields = min(differing, key=lambda pair: len(pair[1]))
     if fields:
         told = "; ".join(f"{field} is {found}, expected {expected}" for field, found, expected in fields)
         raise EngineMismatch(
-            f"the engine of {network!r} in {bundle.path} does not fit this machine ({here}): {told}; build it here with "
-            f"'{build}', or choose --on-mismatch rebuild or onnxruntime"
+            f"the engine of {network!r} in {bundle.path} does not fit this machine ({here}): {told}; build it here "
+            f"with '{build}', or choose --on-mismatch rebuild or onnxruntime"
         )
     return record
 
@@ -88,7 +88,7 @@ def read_engine(bundle: Bundle, record: EngineRecord) -> bytes:
 
 
 def engine_networks(bundle: Bundle) -> Iterable[str]:
-    """Names of all engines that a bundle needs: its networks, the DDIM step, and its guided form where a preset uses it."""
+    """Names of all engines that a bundle needs: networks, the DDIM step, its guided form where a preset guides."""
     yield from bundle.manifest.networks
     yield "step"
     if any(float(preset.get("guidance_scale", 1)) > 1 for preset in bundle.manifest.presets.values()):

@@ -24,16 +24,11 @@ class FallbackNetworks:
         self.networks = networks
         self.sizes: NetworkSizes = networks.sizes
         self.max_batch = networks.max_batch
+        self.backend = networks.backend
         self.fallen: dict[str, str] = {}
         self._open = float32
         self._float32: Networks | None = None
         self._lock = threading.Lock()
-
-    @property
-    def backend(self) -> str:
-        """The backend's name, and the networks that fell back."""
-        names = self.networks.backend
-        return f"{names} ({', '.join(sorted(self.fallen))} in float32 after NaN)" if self.fallen else names
 
     def encode(self, images: F32) -> F32:
         return self._call("vae_encoder", lambda networks: networks.encode(images))
@@ -72,6 +67,7 @@ class FallbackNetworks:
             except NumericError as error:
                 result = job(self._second())  # NumericError again: the photo or the graph itself, so an error
                 self.fallen[name] = str(error)
+                self.backend = f"{self.networks.backend} ({', '.join(sorted(self.fallen))} in float32 after NaN)"
                 LOG.warning("%s; the network %r runs in float32 from here on", error, name)
                 return result
         return job(self._second())

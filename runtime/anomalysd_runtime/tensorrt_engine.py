@@ -1,4 +1,4 @@
-"""One engine with its static profiles: deserialised once, a context for each profile, room for work given from outside."""
+"""One engine with its static profiles: deserialised once, a context a profile, working memory given from outside."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class TensorrtEngine:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """numpy's type of an input or output."""
-        return np.dtype(self._library.module.nptype(self._engine.get_tensor_dtype(name)))
+        found: np.dtype[Any] = np.dtype(self._library.module.nptype(self._engine.get_tensor_dtype(name)))
+        return found
 
     def shape(self, name: str, size: int) -> tuple[int, ...]:
         """Shape of an input or output in the profile of batch size `size`."""
@@ -61,7 +62,7 @@ class TensorrtEngine:
         return tuple(int(axis) for axis in context.get_tensor_shape(name))
 
     def enqueue(self, size: int, addresses: Mapping[str, int]) -> None:
-        """Put one run at batch size `size` into the device's stream, from and to these addresses. Raises BackendError."""
+        """Put one run at batch size `size` into the stream, from and to these addresses. Raises BackendError."""
         context = self._context(size)
         for name in (*self.inputs, *self.outputs):
             if not context.set_tensor_address(name, addresses[name]):

@@ -69,7 +69,7 @@ class Library:
             raise SettingsError(f"'{PORTABLE}' stands alone, got {', '.join(targets)}: build twice for both")
 
     def config_loader(self, targets: Sequence[str], **settings: Any) -> Any:
-        """polygraphy's configuration loader for these targets; the environment must say which library, see worker.py."""
+        """polygraphy's configuration loader for these targets; call tell_polygraphy first."""
         if not self.ahead_of_time:
             from polygraphy.backend.trt import CreateConfig
 
@@ -105,7 +105,7 @@ class Library:
 
 
 def load_library(kind: str) -> Library:
-    """Load the library of a backend kind (rtx or tensorrt). Raises MissingExtra, and BackendError where it is broken."""
+    """Load the library of a backend kind (rtx or tensorrt). Raises MissingExtra, or BackendError if it is broken."""
     if kind not in ENGINES:
         raise BackendError(f"{kind!r} names no engine library, expected one of {', '.join(ENGINES)}")
     try:

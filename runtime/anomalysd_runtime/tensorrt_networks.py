@@ -89,7 +89,7 @@ class TensorrtNetworks:
         backend: str,
         max_batch: int = 16,
     ) -> None:
-        """`engines` by name: the networks, 'step' and, for guidance, 'step_guided'. Raises BundleError, SettingsError."""
+        """`engines` by name: the networks, 'step' and, to guide, 'step_guided'. Raises BundleError, SettingsError."""
         if max_batch < 1:
             raise SettingsError(f"max_batch is {max_batch}, expected at least 1")
         for name in ("unet", "vae_encoder", "vae_decoder", "step"):

@@ -1,4 +1,4 @@
-"""Engines of a bundle: profiles from the memory budget, one building process each, entered in the manifest at the end."""
+"""Engines of a bundle: profiles by the memory budget, a building process each, the manifest at the end."""
 
 from __future__ import annotations
 

@@ -26,8 +26,22 @@ HALVES: dict[str, tuple[int, Any]] = {
 }
 
 ISLANDS = frozenset(
-    "InstanceNormalization GroupNormalization LayerNormalization Pow Sqrt Reciprocal Exp Log Sin Cos "
-    "ReduceL2 ReduceSum ReduceSumSquare ReduceMean".split()
+    [
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Exp",
+        "Log",
+        "Sin",
+        "Cos",
+        "ReduceL2",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceMean",
+    ]
 )
 """Sums over many values, and functions that leave half precision's range: the causes of black images and NaN."""
 TAILS = {"perceptual": ("Pow",), "features": ("ReduceL2",)}
@@ -71,7 +85,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         inputs = {entry.name for entry in self.graph.input}
-        native = {name: TensorProto.FLOAT for name in inputs & self.floats}
+        native = dict.fromkeys(inputs & self.floats, TensorProto.FLOAT)
         nodes: list[onnx.NodeProto] = []
         names = []
         for node in self.graph.node:
@@ -208,7 +222,8 @@ def _float_names(model: onnx.ModelProto) -> set[str]:
         missing = [name for name in missing if not kinds.get(name)]
     if missing:
         raise BundleError(
-            f"the graph {graph.name!r} does not tell the type of {missing[0]!r} and {len(missing) - 1} others: export it again"
+            f"the graph {graph.name!r} does not tell the type of {missing[0]!r} and {len(missing) - 1} others: "
+            "export it again"
         )
     return {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
 

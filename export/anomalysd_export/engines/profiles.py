@@ -15,7 +15,7 @@ from anomalysd_edge.networks import NetworkSizes
 from anomalysd_edge.plan import batches, make_plan
 from anomalysd_runtime.static_batches import PIXELS_A_CALL, references_of
 
-VIEWS = frozenset("Reshape Unsqueeze Squeeze Flatten Identity Dropout".split())
+VIEWS = frozenset(["Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Dropout"])
 """Nodes whose output is their input seen otherwise."""
 GUIDED_SLOTS = 1
 """A photo with prototypes brings one slot more than its plan has."""
