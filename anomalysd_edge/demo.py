@@ -11,7 +11,6 @@ from anomalysd_edge.console import Report
 from anomalysd_edge.demo_parts import render_demo
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.files import write_json
-from anomalysd_edge.opening import Opening
 from anomalysd_edge.workflow import evaluate_bundle, export_to, train_on, verify_against
 
 SHOTS = 4
@@ -65,7 +64,7 @@ def run_demo(out: Path, seed: int, progress: Report) -> DemoResult:
     agreed = verify_against(bundle, run, data, 20, "edge", None, progress)
     timed("verify", began)
     began = time.monotonic()
-    measured = evaluate_bundle(bundle, data, None, report, Opening(), progress)
+    measured = evaluate_bundle(bundle, data, None, report, ("edge", "cpu", None), progress)
     timed("inspect", began)
     write_json(
         out / MARKER,

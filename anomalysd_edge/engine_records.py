@@ -107,5 +107,7 @@ class EngineRecord:
     """Device memory that the profiles were chosen for: weights and the largest activations, without fusion."""
     build_seconds: float = 0.0
     """Time of the building process."""
+    build_cpu_seconds: float = 0.0
+    """CPU time of the building process: what a busy machine does not stretch."""
     build_peak_bytes: int = 0
     """Largest resident memory of the building process."""

@@ -110,10 +110,11 @@ def inspect_photos(
     paths: Sequence[Path],
     class_name: str | None,
     out: Path | None,
-    how: Opening,
+    how: Opening | tuple[str, str, int | None, int],
     progress: Report,
 ) -> list[dict[str, Any]]:
     """`sd-edge inspect`: every photo is read before the first is judged, so bad input costs no half-done folder."""
+    how = how if isinstance(how, Opening) else Opening(*how)
     files = list(_photo_files(paths))
     for file in files:
         images.load_rgb(file)
@@ -189,10 +190,11 @@ def evaluate_bundle(
     data: Path,
     classes: list[str] | None,
     out: Path | None,
-    how: Opening,
+    how: Opening | tuple[str, str, int | None],
     progress: Report,
 ) -> Measured:
     """`sd-edge eval`; with `out`, results.json and report.html."""
+    how = how if isinstance(how, Opening) else Opening(*how)
     found = open_dataset(data, classes)
     detector = how.detector(bundle_path)
     unknown = [name for name in found.classes if name not in detector.classes]

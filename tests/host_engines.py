@@ -54,7 +54,8 @@ class HostDevice:
         assert len(inside) == 1, "an address that was never given out"
         assert address + length <= inside[0].ctypes.data + inside[0].nbytes, "past the end of a buffer"
         assert address % 256 == 0, "TensorRT wants 256-byte alignment"
-        return np.frombuffer((ctypes.c_byte * length).from_address(address), dtype).reshape(shape)
+        buffer = (ctypes.c_byte * length).from_address(address)
+        return np.ndarray(shape, dtype, buffer=buffer)
 
     def submit(self, work: Callable[[], None]) -> None:
         if self.recording is None:

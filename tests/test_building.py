@@ -77,7 +77,7 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     report = build(request, lambda *_: None)
     assert report.graphs["vae_decoder"]["quantised"] > 5
     found = read_bundle(tmp_path / "bundle")
-    job = {
+    job: dict[str, Any] = {
         "onnx": str(found.network_file("vae_decoder", "fp8")), "kind": "rtx", "targets": ["sm89"], "batches": [1],
         "axes": {}, "timing_cache": "", "memory_limit_bytes": None, "out": str(tmp_path / "out.plan"),
     }  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_graph_that_the_library_cannot_take(tmp_path: Path) -> None:
         " { y = mine.Magic(x) }"
     )
     onnx.save(model, str(tmp_path / "g.onnx"))
-    job = {
+    job: dict[str, Any] = {
         "onnx": str(tmp_path / "g.onnx"), "kind": "rtx", "targets": ["portable"], "batches": [1], "axes": {},
         "timing_cache": "", "memory_limit_bytes": None, "out": str(tmp_path / "out.plan"),
     }  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_graph_that_the_library_cannot_take(tmp_path: Path) -> None:
 def test_a_builder_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("")
-    job = {"kind": "rtx", "batches": [1], "memory_limit_bytes": None}
+    job: dict[str, Any] = {"kind": "rtx", "batches": [1], "memory_limit_bytes": None}
     assert "out of memory" in building._reason(-9, tmp_path / "none.json", log, "unet", job)
     assert "ended by signal SIGSEGV" in building._reason(-11, tmp_path / "none.json", log, "unet", job)
 

@@ -168,7 +168,8 @@ def _build(path: Path, mark: Fingerprint, job: dict[str, Any], predicted: int, w
         with suppress(OSError):  # it stays where an older engine lies in it
             (path / name).parent.rmdir()
         raise
-    return EngineRecord(mark, name, length, digest, predicted, result["seconds"], result["peak_bytes"])
+    cost = (result["seconds"], result["cpu_seconds"], result["peak_bytes"])
+    return EngineRecord(mark, name, length, digest, predicted, *cost)
 
 
 def run_worker(job: dict[str, Any], network: str, work: Path) -> dict[str, Any]:

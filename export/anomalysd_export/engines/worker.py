@@ -34,7 +34,9 @@ def main(job_file: Path) -> int:
     except Exception as error:  # polygraphy and the library raise classes of their own, here they become one sentence
         result["error"] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     result["seconds"] = time.monotonic() - began
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result["cpu_seconds"] = used.ru_utime + used.ru_stime
+    result["peak_bytes"] = used.ru_maxrss * 1024
     write_json(job_file.with_suffix(".result.json"), result)
     return 0 if result["error"] is None else 1
 
