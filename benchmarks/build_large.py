@@ -1,6 +1,6 @@
 """Engines of Stable Diffusion 1.5's size, built ahead of time from random weights: time, size, memory.
 
-    python benchmarks/build_large.py --out FOLDER [--networks unet,vae_decoder,vae_encoder] [--targets portable] [--batch 1]
+    python benchmarks/build_large.py --out FOLDER [--networks unet,vae_decoder] [--targets portable] [--batch 1]
 
 Weights are random, so only the cost of building is measured, never a score. Graphs are exported in float32, brought to
 the asked precision by the same code as `sd-edge build`, and built by the same process. Everything but the results file
@@ -97,7 +97,7 @@ def measure(name: str, precision: str, targets: list[str], batches: list[int], w
     graph = Graph.read(low)
     found["weights_bytes"] = graph.weights_bytes
     found["predicted_activation_bytes"] = {str(size): graph.activation_bytes(size) for size in batches}
-    job = {
+    job: dict[str, Any] = {
         "onnx": str(low), "kind": "rtx", "targets": targets, "batches": batches, "axes": {}, "timing_cache": "",
         "memory_limit_bytes": None, "out": str(plan),
     }  # fmt: skip

@@ -55,7 +55,7 @@ class HostDevice:
         assert address + length <= inside[0].ctypes.data + inside[0].nbytes, "past the end of a buffer"
         assert address % 256 == 0, "TensorRT wants 256-byte alignment"
         buffer = (ctypes.c_byte * length).from_address(address)
-        return np.ndarray(shape, dtype, buffer=buffer)
+        return np.ndarray(shape, dtype, buffer=memoryview(buffer).cast("B"))
 
     def submit(self, work: Callable[[], None]) -> None:
         if self.recording is None:
