@@ -229,11 +229,8 @@ def _agreement(sample: Sample, first: _Answer, second: _Answer) -> PhotoAgreemen
 
 def _differences(right: Detector, other: Detector, samples: Sequence[Sample], probes: int) -> dict[str, Difference]:
     both = SideBySide(right.networks, other.networks)
-    networks, right.networks = right.networks, both
-    try:
-        for index in np.linspace(0, len(samples) - 1, min(probes, len(samples))).round().astype(int):
-            sample = samples[index]
-            right.inspect([images.load_rgb(sample.path)], sample.class_name)
-    finally:
-        right.networks = networks
+    detector = right.over(both)
+    for index in np.linspace(0, len(samples) - 1, min(probes, len(samples))).round().astype(int):
+        sample = samples[index]
+        detector.inspect([images.load_rgb(sample.path)], sample.class_name)
     return both.found

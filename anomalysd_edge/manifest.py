@@ -80,6 +80,8 @@ class CalibrationRecord:
     """Score-map value from which a pixel counts as defect."""
     scales: dict[str, MapScale] = field(default_factory=dict)
     """By score map: (map - centre) / spread brings it to the common scale before fusion."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for the class, over the preset's."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class ClassRecord:
     """Named parts, for the detail prompt."""
     symmetries: tuple[str, ...] = ()
     """Turns and mirrors that leave a good part good: rotate90, rotate180, flip_x, flip_y."""
+    aspect: float | None = None
+    """Width / height of its photos; another shape is mirrored out to it. Absent for a class without shots."""
     guided_threshold: float | None = None
     """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)

@@ -96,10 +96,9 @@ def test_a_flip_is_refused_and_named(samples: list[Sample]) -> None:
 
 
 def test_a_fall_of_auroc_is_refused_without_a_flip(samples: list[Sample]) -> None:
-    right, other = detectors()
-    other.networks = Blind()
-    nobody = {"part": replace(right.classes["part"], threshold=1e9)}
-    right.classes = other.classes = nobody
+    networks = FakeNetworks()
+    nobody = {"part": replace(constants(networks), threshold=1e9)}
+    right, other = (Detector(n, SCHEDULE, nobody, SMALL) for n in (networks, Blind()))
     found = judge(right, other, samples, GateSettings(probes=1), labels=True)
     assert found.flips == 0
     assert found.auroc_drop is not None

@@ -95,12 +95,9 @@ def recorded_feeds(
     of the detector's own preset. Photos are judged one by one: memory holds the inputs of all, at most.
     """
     recorder = Recorder(detector.networks)
-    detector.networks = recorder
-    try:
-        for class_name, photo in photos:
-            detector.inspect([photo], class_name)
-    finally:
-        detector.networks = recorder.networks
+    recording = detector.over(recorder)
+    for class_name, photo in photos:
+        recording.inspect([photo], class_name)
     return {name: _runs(name, _spread(seen, samples)) for name, seen in recorder.seen.items()}
 
 
