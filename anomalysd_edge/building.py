@@ -70,9 +70,11 @@ class BuildReport:
     kept: list[str] = field(default_factory=list)
     """Networks whose engine was there with the same fingerprint."""
     predicted_peak_bytes: int = 0
-    """Device memory foretold: weights and the largest activations."""
+    """Device memory foretold: the engines (or their weights, if larger) and the largest activations."""
     dropped: tuple[str, ...] = ()
     """Batch sizes that did not fit the budget."""
+    over_budget: bool = False
+    """Whether the finished engines are larger than the weights that the sizes were chosen by, and too large."""
     seen_peak_bytes: int | None = None
     """Device memory after opening and running the engines; None where there is no GPU here."""
     unseen_because: str = ""
@@ -118,6 +120,10 @@ class BuildReport:
             else f"not compared: {self.unseen_because}"
         )
         left_out = f"; over the budget and left out: {', '.join(self.dropped)}" if self.dropped else ""
+        if self.over_budget:
+            left_out += (
+                "; this is ABOVE the budget, since every profile adds to an engine: build with fewer --batch sizes"
+            )
         return (
             f"{len(self.engines) - len(self.kept)} engines built, {len(self.kept)} kept; device memory foretold "
             f"{self.predicted_peak_bytes / 2**20:.0f} MiB ({seen}){left_out}"
@@ -225,7 +231,11 @@ def _engines(bundle: Bundle, request: BuildRequest, report: BuildReport, progres
     built = build_engines(bundle, settings, progress)
     assert built.profiles is not None
     report.engines, report.kept = built.engines, built.kept
-    report.predicted_peak_bytes, report.dropped = built.profiles.peak_bytes, built.profiles.dropped
+    # TensorRT for RTX keeps weights for every profile: engines may be larger than the graphs they were foretold from.
+    weights = max(built.profiles.weights_bytes, sum(record.bytes for record in built.engines))
+    report.predicted_peak_bytes, report.dropped = weights + built.profiles.activations_bytes, built.profiles.dropped
+    budget = settings.memory_budget_bytes
+    report.over_budget = budget is not None and report.predicted_peak_bytes > budget
     try:
         report.seen_peak_bytes = _seen(built.bundle, BackendChoice(request.engine, request.precision))
     except BackendError as error:

@@ -28,6 +28,7 @@ from anomalysd_export.engines.building import run_worker
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.precisions import save_graph
 from anomalysd_export.engines.profiles import Graph
+from anomalysd_export.engines.worker import peak_bytes
 
 SIZES = NetworkSizes(size_px=512, latent_channels=4, latent_factor=8, features_px=0)
 PROMPT_WIDTH = 768
@@ -84,7 +85,7 @@ def in_a_process(*arguments: str) -> dict[str, float]:
 def used() -> dict[str, float]:
     """CPU seconds and peak memory of this process."""
     mine = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_seconds": mine.ru_utime + mine.ru_stime, "peak_bytes": mine.ru_maxrss * 1024}
+    return {"cpu_seconds": mine.ru_utime + mine.ru_stime, "peak_bytes": peak_bytes()}
 
 
 def measure(name: str, precision: str, targets: list[str], batches: list[int], work: Path) -> dict[str, Any]:

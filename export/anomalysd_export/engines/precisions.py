@@ -128,8 +128,8 @@ def _make(bundle: Bundle, name: str, settings: PrecisionSettings, feeds: Sequenc
     if settings.precision in QUANTISED and name in settings.quantised:
         if not feeds:
             raise SettingsError(
-                f"the preset {settings.preset!r} never runs the network {name!r}, so its ranges cannot be found: leave it "
-                "out of --quantise, or name a --preset that runs it"
+                f"the preset {settings.preset!r} never runs the network {name!r}, so its ranges cannot be found: leave "
+                "it out of --quantise, or name a --preset that runs it"
             )
         made = quantise(source, name, settings.precision, feeds)
         model, quantised, islands = made.model, made.nodes, made.islands
