@@ -40,6 +40,7 @@ class Detector:
         self.classes = classes
         self.settings = settings
         self.group = max(1, group)
+        self._schedule, self._negative_states = schedule, negative_states
         self._default = Stages(networks, schedule, settings, negative_states)
         # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
         ways = {settings: self._default}
@@ -49,6 +50,10 @@ class Detector:
             if tuned not in ways:
                 ways[tuned] = Stages(networks, schedule, tuned, negative_states)
             self._stages[name] = ways[tuned]
+
+    def over(self, networks: Networks) -> Detector:
+        """The same detector over other networks of the same sizes, for instance ones that record what they see."""
+        return Detector(networks, self._schedule, self.classes, self.settings, self._negative_states, self.group)
 
     @property
     def mode(self) -> str:

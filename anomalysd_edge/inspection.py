@@ -222,3 +222,5 @@ class Inspection:
     """Plan, scales, lambda and passes in words."""
     timings_ms: Mapping[str, float]
     """Per stage, this photo's share of its batch."""
+    backend: str = ""
+    """What ran the networks, and which of them fell back to float32 after NaN."""

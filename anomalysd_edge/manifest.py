@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from anomalysd_edge import __version__
+from anomalysd_edge.engine_records import EngineRecord, PrecisionRecord
 from anomalysd_edge.errors import BundleError
 from anomalysd_edge.networks import NetworkSizes
 from anomalysd_edge.scoring import MapScale
@@ -191,6 +192,10 @@ class Manifest:
     """Which perceptual distance; absent where the bundle has none."""
     features: SourceRecord | None = None
     """Which feature network; absent where the bundle has none."""
+    precisions: dict[str, PrecisionRecord] = field(default_factory=dict)
+    """Graphs in other precisions, by fp16, bf16, int8, fp8; `networks` are float32."""
+    engines: tuple[EngineRecord, ...] = ()
+    """Engines built from this bundle's graphs. They are checked when they are opened, not when the bundle is read."""
     training: dict[str, Any] = field(default_factory=dict)
     """Digest of run.json and its settings."""
     licenses: tuple[str, ...] = ()

@@ -224,6 +224,7 @@ class Stages:
             evidence=evidence,
             mode=self.mode,
             timings_ms=timings,
+            backend=self.networks.backend,
         )
 
     @property
