@@ -60,6 +60,11 @@ class InspectSettings:
     """Weight of the prototype distance in scaled fusion."""
     multiscale_weight: float = 0.5
     """Weight of S_ms in scaled fusion."""
+    multiscale_cap: float = 2.0
+    """Largest value of scaled S_ms beside prototypes (1 = what normals hardly reach); 0 = no bound.
+
+    A repaint of a look that the shots did not show differs everywhere; bounded, it cannot raise the alarm alone.
+    """
     guided_weight: float = 0.0
     """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
     self_share: float = 0.1
@@ -94,6 +99,8 @@ class InspectSettings:
             raise SettingsError(f"alpha is {self.alpha}; it must lie in [0, 1]")
         if not 0 <= self.top_share <= 1:
             raise SettingsError(f"top_share is {self.top_share}; it must lie in [0, 1]")
+        if self.multiscale_cap < 0:
+            raise SettingsError(f"multiscale_cap is {self.multiscale_cap}; it must be at least 0")
         if self.draws < 1:
             raise SettingsError(f"draws is {self.draws}; it must be at least 1")
         if not 0 <= self.self_share < 1:

@@ -70,13 +70,27 @@ def fuse_paper(multiscale: F32, guided: F32, alpha: float) -> F32:
     return np.asarray((1 - alpha) * multiscale + alpha * guided, dtype=np.float32)
 
 
-def fuse_scaled(maps: Mapping[str, F32], scales: Mapping[str, MapScale], weights: Mapping[str, float]) -> F32:
-    """Weighted mean of maps that were first brought to the normals' scale; maps without a scale or weight stay out."""
+def fuse_scaled(
+    maps: Mapping[str, F32],
+    scales: Mapping[str, MapScale],
+    weights: Mapping[str, float],
+    caps: Mapping[str, float] | None = None,
+) -> F32:
+    """Weighted mean of maps that were first brought to the normals' scale; maps without a scale or weight stay out.
+
+    `caps` bounds a scaled map from above: one that says "far beyond any normal" then cannot outvote the others.
+    """
     used = [name for name in maps if name in scales and weights.get(name, 0) > 0]
     if not used:
         raise SettingsError("no map can be fused: none has both a calibrated scale and a weight above 0")
     total = sum(weights[name] for name in used)
-    return np.asarray(sum(weights[n] / total * scales[n].apply(maps[n]) for n in used), dtype=np.float32)
+    most = caps or {}
+
+    def part(name: str) -> F32:
+        scaled = scales[name].apply(maps[name])
+        return np.minimum(scaled, np.float32(most[name])) if most.get(name) else scaled
+
+    return np.asarray(sum(weights[name] / total * part(name) for name in used), dtype=np.float32)
 
 
 def image_score(score_map: F32, top_share: float) -> float:

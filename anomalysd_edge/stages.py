@@ -265,7 +265,9 @@ def fuse(maps: Mapping[str, F32], scales: Mapping[str, scoring.MapScale], settin
             "multiscale": settings.multiscale_weight,
             "guided": settings.guided_weight,
         }
-        return scoring.fuse_scaled(maps, scales, weights)
+        return scoring.fuse_scaled(
+            maps, scales, weights, {"multiscale": settings.multiscale_cap} if "prototypes" in maps else None
+        )
     if "guided" in maps:
         return scoring.fuse_paper(maps["multiscale"], maps["guided"], settings.alpha)
     return maps["multiscale"]

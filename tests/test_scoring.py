@@ -64,3 +64,12 @@ def test_a_score_is_never_made_of_nan_or_inf(bad: float) -> None:
     field[1, 2] = bad
     with pytest.raises(NumericError):
         scoring.image_score(field, 0.01)
+
+
+def test_a_capped_map_cannot_outvote_the_others() -> None:
+    scales = {"a": MapScale(0.0, 1.0), "b": MapScale(1.0, 2.0)}
+    maps = {"a": np.array([[0.5, 0.5]], np.float32), "b": np.array([[3.0, 41.0]], np.float32)}
+    free = scoring.fuse_scaled(maps, scales, {"a": 1.0, "b": 1.0})
+    capped = scoring.fuse_scaled(maps, scales, {"a": 1.0, "b": 1.0}, {"b": 2.0})
+    np.testing.assert_allclose(free, [[0.75, 10.25]])
+    np.testing.assert_allclose(capped, [[0.75, 1.25]])
