@@ -40,7 +40,8 @@ def open_detector(
     precision of the bundle behind a colon: 'cuda:fp16'. `threads` are CPU threads, by default this process's cores;
     `max_batch` is the number of samples in a UNet pass; `verify=False` skips the digests of the files; `force` serves a
     precision that the gate refused; `public_key` demands its signature. Where no engine runs here (another
-    fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls `rebuild`, which the command line brings. `detector.networks.close()` gives the memory back.
+    fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls `rebuild`, which the command line brings.
+    `detector.networks.close()` gives the memory back.
     Raises BundleError, SettingsError (unknown preset), BackendError (the backend is not there, the gate refused),
     EngineMismatch (no engine for this machine) or MissingExtra.
     """
