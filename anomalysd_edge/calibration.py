@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge import images
-from anomalysd_edge.choosing import Judged, Trial, choose, judged, small_masks
+from anomalysd_edge.choosing import ROUNDS, Judged, Trial, choose, judged, small_masks
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
+from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.framing import Frame, common_aspect
 from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
@@ -53,6 +54,12 @@ class CalibrationSettings:
     """Synthetic anomalies a class, on which settings are chosen; 0 = the preset's settings hold for every class."""
     seed: int = 0
     """Of the disturbances and the anomalies."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarm_rate < 0.5:
+            raise SettingsError(f"false_alarm_rate is {self.false_alarm_rate}; it must lie between 0 and 0.5")
+        if min(self.bank_size, self.negatives) < 1 or self.synthetic < 0:
+            raise SettingsError("bank_size and negatives must be at least 1, synthetic at least 0")
 
 
 def upper_bound(values: Sequence[float], rate: float) -> float:
@@ -187,7 +194,9 @@ class _Judge:
             bad = [fuse(m, scales, settings) for m in self._judged(settings, synthetic=True)]
             return judged([*good, *bad], settings.top_share)
 
-        return choose(under, masks)
+        side = self._networks.sizes.latent_side
+        fitting = [[c for c in candidates if max(c.get("scales", (1,))) <= side] for candidates in ROUNDS]
+        return choose(under, masks, fitting)
 
     def _paint(self) -> None:
         everything = [photo for fold in self._folds for photo in fold.photos]

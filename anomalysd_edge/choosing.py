@@ -33,15 +33,17 @@ REPAINTS: tuple[dict[str, Any], ...] = (
 )
 """Round 1: lambda and its passes, K. Each costs a repaint of every photo."""
 FUSIONS: tuple[dict[str, Any], ...] = (
-    {"multiscale_weight": 0.0, "guided_weight": 0.0},
-    {"multiscale_weight": 0.25},
-    {"multiscale_weight": 2.0},
-    {"prototypes_weight": 0.25},
+    {"multiscale_weight": 0.0},
+    {"multiscale_weight": 0.2},
+    {"multiscale_weight": 1.0},
+    {"multiscale_weight": 2.5},
     {"guided_weight": 0.5},
 )
 """Round 2: weights of the maps."""
 SCORES: tuple[dict[str, Any], ...] = ({"top_share": 0.0}, {"top_share": 0.003}, {"top_share": 0.03})
 """Round 3: the image score."""
+ROUNDS: tuple[tuple[Mapping[str, Any], ...], ...] = (REPAINTS, FUSIONS, SCORES)
+"""What is tried, in order."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def lead(a: Judged, b: Judged, masks: Mask, draws: int = 60) -> tuple[float, flo
 def choose(
     inspect: Callable[[Mapping[str, Any]], Judged],
     masks: Mask,
-    rounds: Sequence[Sequence[Mapping[str, Any]]] = (REPAINTS, FUSIONS, SCORES),
+    rounds: Sequence[Sequence[Mapping[str, Any]]] = ROUNDS,
     chance: float = 0.05,
 ) -> tuple[dict[str, Any], list[Trial]]:
     """The changes to take, and every trial. `inspect(changes)` judges the photos under the default plus `changes`.

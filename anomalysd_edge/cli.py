@@ -185,6 +185,34 @@ def verify(
 
 
 @app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; it is replaced unless --out says otherwise.")],
+    photos: Annotated[Path, typer.Option(help="Good photos: the run that it came from, or a data set.")],
+    out: Annotated[Path | None, typer.Option(help="Write the new bundle there.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Good photos per class; the bundle's own number if left out.")
+    ] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of good photos that may raise an alarm.")] = 0.02,
+    synthetic: Annotated[
+        int, typer.Option(help="Synthetic anomalies per class to choose settings on; 0 keeps the preset's.")
+    ] = 24,
+    preset: Preset = "edge",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find prototypes, thresholds and each class's settings again, from good photos alone."""
+    from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
+
+    how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
+    with progress_bars(quiet) as progress:
+        found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)
+    show_json(found.to_json()) if as_json else found.show()
+    say(f"calibrated: {found.bundle}")
+
+
+@app.command()
 def build(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; it is changed.")],
     engine: Annotated[str, typer.Option(help="rtx, tensorrt, or onnx for the precision's graphs alone.")],

@@ -32,6 +32,8 @@ class InspectSettings:
     """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
     passes: int = 1
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
+    draws: int = 2
+    """Repaints of a slot from different noise, whose latents are averaged: grain that each invents cancels out."""
     guidance_scale: float = 1.0
     """1 = no second pass."""
     prompt: str = "whole"
@@ -56,10 +58,10 @@ class InspectSettings:
     """Weight of S_pg in paper fusion."""
     prototypes_weight: float = 1.0
     """Weight of the prototype distance in scaled fusion."""
-    multiscale_weight: float = 0.75
+    multiscale_weight: float = 0.5
     """Weight of S_ms in scaled fusion."""
-    guided_weight: float = 0.1
-    """Weight of S_pg in scaled fusion."""
+    guided_weight: float = 0.0
+    """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
     self_share: float = 0.1
     """Textures: the prototype distance counts with the distance to this share of the photo's own patches; 0 = alone."""
     foreground: bool = True
@@ -92,6 +94,8 @@ class InspectSettings:
             raise SettingsError(f"alpha is {self.alpha}; it must lie in [0, 1]")
         if not 0 <= self.top_share <= 1:
             raise SettingsError(f"top_share is {self.top_share}; it must lie in [0, 1]")
+        if self.draws < 1:
+            raise SettingsError(f"draws is {self.draws}; it must be at least 1")
         if not 0 <= self.self_share < 1:
             raise SettingsError(f"self_share is {self.self_share}; it must lie in [0, 1)")
         if not self.scales:
@@ -119,6 +123,7 @@ PAPER = InspectSettings(
     scales=(1, 2, 4, 8),
     strength=0.3,
     grid_steps=50,
+    draws=1,
     reference="photo",
     perceptual_weight=1.0,
     latent_weight=0.0,

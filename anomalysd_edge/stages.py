@@ -123,35 +123,41 @@ class Stages:
                     photo.slots.append(Slot(scale=GUIDED, number=0, mask=mask))
 
     def _repaint(self, work: list[_Photo], pixels: F32, latents: F32, clock: _Clock) -> F32:
-        """All slots of all photos through the truncated loop: (slots,C,h,w) repainted latents, photo by photo."""
+        """All slots of all photos through the loop: (slots,C,h,w) latents, photo by photo, their draws averaged."""
         settings, factor = self.settings, self.networks.sizes.latent_factor
         owner = np.array([i for i, photo in enumerate(work) for _ in photo.slots], np.int64)
         slots = [slot for photo in work for slot in photo.slots]
         states = np.stack([photo.constants.states(settings.prompt) for photo in work])
-        noises = {(s.scale, s.number): s.noise(settings.seed, latents.shape[1:]) for s in slots}
-        painted = np.empty((len(slots), *latents.shape[1:]), np.float32)
+        noises = {
+            (slot.scale, slot.number, draw): slot.noise(settings.seed + draw, latents.shape[1:])
+            for slot in slots
+            for draw in range(settings.draws)
+        }
+        painted = np.zeros((len(slots), *latents.shape[1:]), np.float32)
         for part in batches(len(slots), self.networks.max_batch):
             masks = np.stack([slot.mask for slot in slots[part]])[:, None]
             of = owner[part]
             with clock.stage("encode"):
                 hidden = np.stack([to_pixels(m, factor) for m in masks[:, 0]])[:, None]
                 known = self.networks.encode(np.where(hidden, np.float32(0), pixels[of]))
+            used, prompt_of = np.unique(of, return_inverse=True)
             with clock.stage("unet"):
-                noise = np.stack([noises[slot.scale, slot.number] for slot in slots[part]])
-                used, prompt_of = np.unique(of, return_inverse=True)
-                painted[part] = self.networks.inpaint(
-                    InpaintJob(
-                        start_latents=self.steps.noised(latents[of], noise),
-                        masks=masks.astype(np.float32),
-                        masked_latents=known,
-                        prompt_states=states[used],
-                        prompt_of=prompt_of.astype(np.int64),
-                        timesteps=self.steps.timesteps,
-                        coefficients=self.steps.coefficients,
-                        guidance_scale=settings.guidance_scale,
-                        negative_states=self.negative_states,
+                for draw in range(settings.draws):
+                    noise = np.stack([noises[slot.scale, slot.number, draw] for slot in slots[part]])
+                    painted[part] += self.networks.inpaint(
+                        InpaintJob(
+                            start_latents=self.steps.noised(latents[of], noise),
+                            masks=masks.astype(np.float32),
+                            masked_latents=known,
+                            prompt_states=states[used],
+                            prompt_of=prompt_of.astype(np.int64),
+                            timesteps=self.steps.timesteps,
+                            coefficients=self.steps.coefficients,
+                            guidance_scale=settings.guidance_scale,
+                            negative_states=self.negative_states,
+                        )
                     )
-                )
+        painted /= settings.draws
         return painted
 
     def _compare(self, work: list[_Photo], latents: F32, painted: F32, differences: Differences) -> None:
@@ -225,7 +231,8 @@ class Stages:
     def mode(self) -> str:
         """Plan, scales, lambda and passes in words, for instance 'packed K=2,4,8 lambda=0.4 passes=5'."""
         scales = ",".join(map(str, self.settings.scales))
-        return f"{self.settings.plan} K={scales} lambda={self.settings.strength:g} passes={len(self.steps)}"
+        draws = f" draws={self.settings.draws}" if self.settings.draws > 1 else ""
+        return f"{self.settings.plan} K={scales} lambda={self.settings.strength:g} passes={len(self.steps)}{draws}"
 
     def _evidence(self, photo: _Photo, fused: F32) -> tuple[Evidence, F32]:
         """The mask around the highest pixel whose repaint differs most there, and that repaint (3,S,S)."""
