@@ -18,7 +18,16 @@ ROOT, EXPORT, RUNTIME = (
     HOUSE / "runtime" / "anomalysd_runtime",
 )
 TRAINING = ROOT / "training"
-PORTERS = {"cli.py", "workflow.py", "demo.py", "doctor.py", "building.py", "opening.py", "verifying.py"}
+PORTERS = {
+    "cli.py",
+    "workflow.py",
+    "demo.py",
+    "doctor.py",
+    "building.py",
+    "opening.py",
+    "verifying.py",
+    "recalibrating.py",
+}
 """Modules of the root that open the other rooms, inside functions only."""
 
 HEAVY = (

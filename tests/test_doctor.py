@@ -56,6 +56,7 @@ def test_which_engines_can_be_built_and_run(monkeypatch: pytest.MonkeyPatch) -> 
         assert not found["run TensorRT RTX"].able
     monkeypatch.setattr(doctor_engines, "_gpu", lambda: ("Old GPU", (6, 1), 12040))
     monkeypatch.setattr(doctor_engines, "_there", lambda _module: True)
+    monkeypatch.setattr(doctor_engines, "_version", lambda _module: "10.3")
     old = {f.what: f for f in doctor_engines.examine() if f.what in ("NVIDIA GPU", "run TensorRT RTX")}
     assert old["NVIDIA GPU"].because == "Old GPU, sm61, CUDA 12.4"
     assert "older than sm75" in old["run TensorRT RTX"].because

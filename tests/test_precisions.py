@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 
 from anomalysd_edge.backends import backend_choice, check_served
@@ -14,8 +17,10 @@ from anomalysd_edge.bundle import Bundle, read_bundle
 from anomalysd_edge.bundle_update import read_manifest, write_manifest, writing
 from anomalysd_edge.engine_records import GateRecord
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
+from anomalysd_export.engines import precisions
 from anomalysd_export.engines.precisions import PrecisionSettings, graph_digest, make_precision
 from anomalysd_runtime.loading import open_detector
+from anomalysd_runtime.sessions import open_session
 from tests.small_graphs import small_bundle
 
 RNG = np.random.default_rng(0)
@@ -131,3 +136,25 @@ def test_two_writers_at_once(bundle: Bundle) -> None:
         assert read_manifest(bundle.path).precisions == {}
     with writing(bundle.path):
         pass
+
+
+def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Stable Diffusion's UNet needs: readable, covered by the digest, the same numbers."""
+    monkeypatch.setattr(precisions, "INLINE_BYTES", 100)
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[batch,64] x) => (float[batch,64] y) { y = MatMul(x, w) }'
+    )
+    weights = rng.normal(size=(64, 64)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    file = tmp_path / "g.onnx"
+    precisions.save_graph(model, file)
+    data = tmp_path / "g.onnx.data"
+    assert data.stat().st_size >= weights.nbytes
+    assert data.stat().st_mode & 0o777 == file.stat().st_mode & 0o777
+    x = rng.normal(size=(3, 64)).astype(np.float32)
+    found = open_session(file, "cpu", 1, "g").run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, x @ weights, atol=1e-5)
+    before = graph_digest(file)
+    data.write_bytes(data.read_bytes()[:-1] + b"!")
+    assert graph_digest(file) != before

@@ -16,6 +16,7 @@ from anomalysd_edge.bundle_detector import detector_of
 from anomalysd_edge.errors import BackendError, BundleError, NumericError, SettingsError, ShapeError
 from anomalysd_edge.networks import Networks
 from anomalysd_runtime.cuda_device import gpu
+from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx_networks import OnnxNetworks
 from anomalysd_runtime.tensorrt_networks import TensorrtNetworks
 from tests.host_engines import host_networks, written
@@ -166,6 +167,21 @@ def test_without_a_gpu_the_cause_is_said(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed: the extra rtx brings it")
     with pytest.raises(BackendError, match=r"no (usable )?NVIDIA driver"):
         TensorrtNetworks.of_bundle(small_bundle(tmp_path / "bundle"), BackendChoice("rtx"))
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_onnx_runtime_steps_in_only_where_it_was_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed: the extra rtx brings it")
+    bundle = small_bundle(tmp_path / "bundle")
+    photo = np.zeros((20, 20, 3), np.uint8)
+    for quiet in ("error", "rebuild"):
+        with pytest.raises(BackendError, match="NVIDIA driver"):
+            open_detector(bundle.path, backend="rtx", on_mismatch=quiet)
+    with open_detector(bundle.path, backend="rtx", threads=1, on_mismatch="onnxruntime") as detector:
+        assert detector.inspect([photo], "bottle")[0].backend == "onnxruntime CPUExecutionProvider"
+    assert "ONNX Runtime (cpu) serves in its place, as was asked for" in caplog.text
+    with pytest.raises(SettingsError, match="on_mismatch is 'quietly'"):
+        open_detector(bundle.path, backend="rtx", on_mismatch="quietly")
 
 
 @pytest.mark.gpu

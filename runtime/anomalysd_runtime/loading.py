@@ -10,7 +10,7 @@ from anomalysd_edge.backends import ENGINES, KINDS, BackendChoice, backend_choic
 from anomalysd_edge.bundle import Bundle, read_bundle
 from anomalysd_edge.bundle_detector import detector_of
 from anomalysd_edge.detector import Detector
-from anomalysd_edge.errors import EngineMismatch, SettingsError
+from anomalysd_edge.errors import BackendError, EngineMismatch, SettingsError
 from anomalysd_edge.networks import Networks
 from anomalysd_runtime.fallback import FallbackNetworks
 
@@ -39,8 +39,9 @@ def open_detector(
     `backend` is cpu, cuda or ort-tensorrt (ONNX Runtime), rtx or tensorrt (engines that `sd-edge build` made), with a
     precision of the bundle behind a colon: 'cuda:fp16'. `threads` are CPU threads, by default this process's cores;
     `max_batch` is the number of samples in a UNet pass; `verify=False` skips the digests of the files; `force` serves a
-    precision that the gate refused; `public_key` demands its signature. Where no engine fits, `on_mismatch` decides;
-    'rebuild' calls `rebuild`, which the command line brings. `detector.networks.close()` gives the memory back.
+    precision that the gate refused; `public_key` demands its signature. Where no engine runs here (another
+    fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls `rebuild`, which the command line brings.
+    `detector.networks.close()` gives the memory back.
     Raises BundleError, SettingsError (unknown preset), BackendError (the backend is not there, the gate refused),
     EngineMismatch (no engine for this machine) or MissingExtra.
     """
@@ -84,8 +85,8 @@ def _open(
 
     try:
         return FallbackNetworks(TensorrtNetworks.of_bundle(bundle, choice, max_batch), float32)
-    except EngineMismatch as mismatch:
-        if on_mismatch == "rebuild" and rebuild is not None:
+    except BackendError as mismatch:
+        if on_mismatch == "rebuild" and rebuild is not None and isinstance(mismatch, EngineMismatch):
             LOG.warning("%s; building engines for this machine", mismatch)
             built = rebuild(bundle, choice)
             return FallbackNetworks(TensorrtNetworks.of_bundle(built, choice, max_batch), float32)

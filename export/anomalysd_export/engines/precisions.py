@@ -146,6 +146,8 @@ def save_graph(model: onnx.ModelProto, file: Path) -> None:
     large = sum(len(entry.raw_data) for entry in model.graph.initializer) > INLINE_BYTES
     if large:
         onnx.save(model, str(file), save_as_external_data=True, location=f"{file.name}.data", size_threshold=1024)
+        # onnx writes it for its owner alone; whoever may read the graph must be able to read its weights.
+        file.with_name(f"{file.name}.data").chmod(file.stat().st_mode & 0o777)
     else:
         onnx.save(model, str(file))
 
