@@ -1,0 +1,412 @@
+"""From a photo's bytes to a recorded verdict: the one way that HTTP, folders and MQTT go."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalysd_edge import reporting
+from anomalysd_edge.errors import SDEdgeError
+from anomalysd_edge.files import sha256_bytes
+from anomalysd_runtime.server import intake
+from anomalysd_runtime.server.bundles import BundleStore, Loaded
+from anomalysd_runtime.server.engine import Engine
+from anomalysd_runtime.server.jobs import (
+    BadRequest,
+    DeadlineMissed,
+    Failed,
+    Job,
+    Judged,
+    NotFound,
+    QueueFull,
+    ServeError,
+    Unavailable,
+)
+from anomalysd_runtime.server.metrics import Metrics
+from anomalysd_runtime.server.recent import Recent
+from anomalysd_runtime.server.record import Entry, Record, RecordError
+from anomalysd_runtime.server.retention import Retention
+from anomalysd_runtime.server.settings import ServeSettings
+from anomalysd_runtime.server.verdicts import Told, Verdict, pictures_of, regions_of
+from anomalysd_runtime.server.worker import Opener, open_bundle
+
+log = logging.getLogger("sd-edge.service")
+U8 = npt.NDArray[np.uint8]
+MAX_KEY = 128
+Listener = Callable[[Verdict], None]
+
+
+@dataclass
+class Ask:
+    """One photo that somebody wants judged."""
+
+    data: bytes
+    """Bytes of an image file; or of the array's pixels, where `photo` is given."""
+    source: str
+    """http, v2, watch or mqtt."""
+    client: str
+    """Whose line it stands in, and what the record says."""
+    class_name: str | None = None
+    """Judge as; may be left out where the bundle has one class."""
+    bundle: str | None = None
+    """Name of the bundle; may be left out where there is one."""
+    name: str = ""
+    """What the client calls the photo."""
+    request_key: str | None = None
+    """Asked twice under one key, judged once."""
+    deadline: float = 0.0
+    """time.monotonic() by which the verdict is wanted; 0 = the box's own deadline from now."""
+    photo: U8 | None = None
+    """(H,W,3) uint8 where the client sent pixels."""
+    began: float = field(default_factory=time.monotonic)
+    """time.monotonic() of its arrival."""
+
+
+@dataclass
+class _Course:
+    """An Ask on its way."""
+
+    ask: Ask
+    told: Future[Told]
+    loaded: Loaded | None = None
+    job: Job | None = None
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    """What gives back what it holds; None of it is left when `told` is done, whoever ended it and when."""
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def hold(self, undo: Callable[[], None]) -> None:
+        """Something was taken for this photo. Where nobody waits any more it is given back at once."""
+        with self.lock:
+            if not self.ended:
+                self.undo.append(undo)
+                return
+        undo()
+
+    def let_go(self) -> None:
+        """Give everything back, once."""
+        with self.lock:
+            self.ended = True
+            held, self.undo = self.undo, []
+        for undo in held:
+            undo()
+
+
+class Service:
+    """Everything but the doors. start() opens the bundles and warms up; stop() finishes what was taken.
+
+    A verdict's future may be cancelled by whoever waits for it: what has not begun then never will, and nothing of it is
+    recorded.
+    """
+
+    def __init__(self, settings: ServeSettings, opener: Opener = open_bundle) -> None:
+        self.settings = settings
+        self.engine = Engine(settings.engine, opener)
+        self.bundles = BundleStore(
+            settings.bundles, self.engine, settings.engine.memory_bytes, settings.engine.signature_key
+        )
+        self.metrics = Metrics()
+        self.recent = Recent(settings.recent)
+        self.record = Record(settings.record.path) if settings.record.path else None
+        self.retention = Retention(self.record, settings.record) if self.record else None
+        self.listeners: list[Listener] = []
+        self.publish: Callable[[Verdict], bool] = lambda _: False
+        """Whether the webhook wants a verdict; asked when it is recorded, so that both are one transaction."""
+        self.phase = "starting"
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="sd-edge-photo")
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._taken = 0
+        self._bytes = 0
+        self._by_key: dict[str, Future[Told]] = {}
+
+    def start(self) -> None:
+        """Open every bundle that the memory limit allows and warm it up; then the box is ready. Raises SDEdgeError."""
+        self.engine.start()
+        try:
+            for name in self.bundles.names():
+                self.bundles.load(name)
+        except SDEdgeError:
+            self.engine.stop()
+            raise
+        if self.retention:
+            self.retention.start()
+        self.phase = "ready"
+
+    def refuse_new(self) -> None:
+        """From now on every new photo is answered 503; those that were taken are finished."""
+        with self._lock:
+            self.phase = "stopping"
+
+    def stop(self, limit_s: float) -> None:
+        """Finish what was taken, at most `limit_s` seconds, and close everything."""
+        self.refuse_new()
+        with self._idle:
+            self._idle.wait_for(lambda: self._taken == 0, timeout=limit_s)
+        self.engine.stop()
+        self._pool.shutdown(wait=True)
+        if self.retention:
+            self.retention.stop()
+        if self.record:
+            self.record.close()
+
+    def reserve(self, count: int = 1) -> None:
+        """Take places for photos, all or none; each Ask given to inspect() uses one. Raises QueueFull, Unavailable."""
+        engine = self.settings.engine
+        with self._lock:
+            if self.phase != "ready":
+                raise Unavailable(f"the box is {self.phase}; ask again soon", retry_after_s=5)
+            if self._taken + count > engine.queue + engine.group:
+                raise QueueFull(
+                    f"{self._taken} photos are waiting and {engine.queue} may: ask again later, or slower",
+                    retry_after_s=max(1.0, self.engine.expected_s()),
+                )
+            self._taken += count
+
+    def unreserve(self, count: int = 1) -> None:
+        """Give back places that no inspect() came for."""
+        with self._idle:
+            self._taken -= count
+            self._idle.notify_all()
+
+    def inspect(self, ask: Ask) -> Future[Told]:
+        """Judge a photo for which a place was reserved. The future has a Told, or a ServeError."""
+        course = _Course(ask, Future())
+        if not ask.deadline:
+            ask.deadline = ask.began + self.settings.deadline_ms / 1e3
+        course.told.add_done_callback(lambda _: self._after(course))
+        self._pool.submit(self._guard, course, self._begin)
+        return course.told
+
+    def health(self) -> dict[str, Any]:
+        """What a person or a supervisor wants to know first."""
+        reasons = []
+        state = self.engine.state
+        for loaded in self.bundles.loaded():
+            if loaded.opened.fell_back is not None:
+                reasons.append(f"bundle {loaded.name} runs on {loaded.opened.backend}: {loaded.opened.fell_back}")
+        reasons += [f"bundle {key.partition('@')[0]}: {why}" for key, why in state.unopened.items()]
+        if state.lost is not None:
+            reasons.append(state.lost)
+        if self.record is not None and self.record.failing is not None:
+            reasons.append(self.record.failing)
+        status = self.phase if self.phase != "ready" else "degraded" if reasons else "ok"
+        return {
+            "status": status,
+            "reasons": reasons,
+            "ready": self.ready,
+            "waiting": self.engine.waiting,
+            "running": state.running,
+            "worker_restarts": state.restarts,
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether photos are taken."""
+        return self.phase == "ready" and self.engine.state.lost is None
+
+    def metrics_text(self) -> bytes:
+        """The gauges brought up to date, then everything."""
+        metrics, state = self.metrics, self.engine.state
+        metrics.waiting.set(self.engine.waiting)
+        metrics.running.set(state.running)
+        metrics.restarts.set(state.restarts)
+        metrics.ready.set(self.ready)
+        metrics.degraded.set(self.health()["status"] == "degraded")
+        for name in self.bundles.names():
+            loaded = self.bundles.known(name)
+            metrics.loaded.labels(name).set(loaded is not None)
+            if loaded is not None:
+                metrics.photo_ms.labels(name).set(state.photo_ms.get(loaded.key, 0.0))
+        return metrics.text()
+
+    def _guard(self, course: _Course, step: Callable[[_Course], None]) -> None:
+        """Whatever goes wrong in a step becomes the answer."""
+        try:
+            step(course)
+        except ServeError as error:
+            _refuse(course.told, error)
+        except RecordError as error:
+            _refuse(course.told, Unavailable(str(error), retry_after_s=5))
+        except SDEdgeError as error:
+            _refuse(course.told, Failed(str(error)))
+        except Exception as error:
+            log.exception("a fault while a photo was handled")
+            _refuse(course.told, Failed(f"a fault of the box itself ({type(error).__name__}); see its log"))
+
+    def _begin(self, course: _Course) -> None:
+        ask = course.ask
+        if course.told.cancelled():
+            return
+        if ask.request_key is not None and self._answered_before(course, ask.request_key):
+            return
+        name = self.bundles.resolve(ask.bundle, ask.class_name)
+        if ask.photo is None:
+            width, height = intake.photo_size(ask.data, self.settings.security.max_pixels)
+        else:
+            height, width = ask.photo.shape[:2]
+        self._claim_bytes(course, width * height * 3)
+        loaded = course.loaded = self.bundles.acquire(name)
+        course.hold(lambda: self.bundles.release(loaded))
+        class_name = _class_of(ask.class_name, loaded)
+        photo = intake.decode(ask.data) if ask.photo is None else ask.photo
+        job = course.job = Job(loaded.key, class_name, photo, ask.client, ask.deadline)
+        job.future.add_done_callback(lambda _: self._submit_end(course))
+        self.engine.submit(job)
+        if course.told.cancelled():
+            self.engine.cancel(job)
+
+    def _submit_end(self, course: _Course) -> None:
+        assert course.job is not None
+        if course.job.future.cancelled():
+            course.told.cancel()
+            return
+        self._pool.submit(self._guard, course, self._conclude)
+
+    def _answered_before(self, course: _Course, key: str) -> bool:
+        """Whether this key was, or is being, answered; then this course gets the same answer."""
+        if not 0 < len(key) <= MAX_KEY:
+            raise BadRequest(f"the request key has {len(key)} characters; use 1 to {MAX_KEY}")
+        with self._lock:
+            other = self._by_key.get(key)
+            if other is None:
+                self._by_key[key] = course.told
+        if other is not None:
+            other.add_done_callback(lambda done: _same_answer(done, course.told))
+            return True
+        found = self.record.by_key(key) if self.record else None
+        if found is not None and course.told.set_running_or_notify_cancel():
+            course.told.set_result(Told(found, repeated=True))
+        return found is not None
+
+    def _claim_bytes(self, course: _Course, count: int) -> None:
+        with self._lock:
+            if self._bytes and self._bytes + count > self.settings.engine.queue_bytes:
+                raise QueueFull(
+                    f"the photos that wait fill the memory set aside for them ({self._bytes >> 20} MiB): ask again later",
+                    retry_after_s=max(1.0, self.engine.expected_s()),
+                )
+            self._bytes += count
+        course.hold(lambda: self._free_bytes(count))
+
+    def _free_bytes(self, count: int) -> None:
+        with self._lock:
+            self._bytes -= count
+
+    def _conclude(self, course: _Course) -> None:
+        """The verdict of a judged photo: recorded, then told."""
+        assert course.job is not None
+        assert course.loaded is not None
+        judged = course.job.future.result()
+        if course.told.cancelled():
+            return
+        if time.monotonic() > course.ask.deadline:
+            raise DeadlineMissed("the verdict came after the deadline and was not recorded; allow more time", 1.0)
+        verdict = self._verdict(course.ask, course.job, course.loaded, judged)
+        pictures = pictures_of(judged.inspection, course.job.photo)
+        # From here on it counts: a client that goes now finds its verdict in the record.
+        if not course.told.set_running_or_notify_cancel():
+            return
+        if self.record is not None:
+            keep = self.settings.record
+            photo = course.ask.data if keep.keep_photo and course.ask.photo is None else None
+            kept_map = judged.inspection.anomaly_map if keep.keep_map else None
+            try:
+                self.record.add(Entry(verdict, photo, kept_map, self.publish(verdict))).result()
+            except RecordError as error:
+                course.told.set_exception(Unavailable(str(error), retry_after_s=5))
+                return
+        self.recent.add(verdict, pictures)
+        self.metrics.told(verdict, time.monotonic() - course.ask.began)
+        course.told.set_result(Told(verdict, judged.inspection, course.job.photo))
+        for listener in self.listeners:
+            listener(verdict)
+
+    def _verdict(self, ask: Ask, job: Job, loaded: Loaded, judged: Judged) -> Verdict:
+        answer = judged.inspection
+        plain = reporting.inspection_json(answer, ask.name)
+        height, width = job.photo.shape[:2]
+        return Verdict(
+            uid=secrets.token_hex(16),
+            at=time.time(),
+            source=ask.source,
+            client=ask.client,
+            photo=ask.name,
+            photo_sha256=sha256_bytes(ask.data),
+            width_px=width,
+            height_px=height,
+            bundle=loaded.name,
+            bundle_id=loaded.bundle_id,
+            preset=self.settings.engine.preset,
+            settings=loaded.opened.settings,
+            class_name=answer.class_name,
+            pred_score=answer.pred_score,
+            threshold=answer.threshold,
+            pred_label=answer.pred_label,
+            verdict=plain["verdict"],
+            scores={name: float(value) for name, value in answer.scores.items()},
+            regions=regions_of(answer, width, height),
+            evidence=plain["evidence"],
+            mode=answer.mode,
+            backend=judged.backend,
+            timings_ms={
+                **plain["timings_ms"],
+                "waited_ms": round(judged.waited_ms, 3),
+                "group_ms": round(judged.worker_ms, 3),
+            },
+            group=judged.group,
+            request_key=ask.request_key,
+        )
+
+    def _after(self, course: _Course) -> None:
+        """However it ended: places, bytes and the bundle are free again."""
+        if course.told.cancelled() and course.job is not None:
+            self.engine.cancel(course.job)
+        error = None if course.told.cancelled() else course.told.exception()
+        if isinstance(error, ServeError):
+            self.metrics.refused(course.ask.source, error.status)
+        course.let_go()
+        with self._idle:
+            self._taken -= 1
+            key = course.ask.request_key
+            if key is not None and self._by_key.get(key) is course.told:
+                del self._by_key[key]
+            self._idle.notify_all()
+
+
+def _class_of(name: str | None, loaded: Loaded) -> str:
+    if name is None:
+        if len(loaded.classes) != 1:
+            raise BadRequest(f"say which class the photo is of; bundle {loaded.name} holds: {', '.join(loaded.classes)}")
+        return next(iter(loaded.classes))
+    if name not in loaded.classes:
+        raise NotFound(f"class {name!r} is not in bundle {loaded.name}; it holds: {', '.join(sorted(loaded.classes))}")
+    return name
+
+
+def _refuse(told: Future[Told], error: ServeError) -> None:
+    if not told.cancelled() and not told.done():
+        if not told.running() and not told.set_running_or_notify_cancel():
+            return
+        told.set_exception(error)
+
+
+def _same_answer(done: Future[Told], told: Future[Told]) -> None:
+    """A request that was asked while the same one ran gets what that one gets."""
+    if not told.set_running_or_notify_cancel():
+        return
+    if done.cancelled():
+        told.set_exception(Unavailable("the request that asked first under this key was given up; ask again", 1.0))
+    elif (error := done.exception()) is not None:
+        told.set_exception(error)
+    else:
+        told.set_result(replace(done.result(), repeated=True))
