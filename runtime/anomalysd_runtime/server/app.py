@@ -17,7 +17,7 @@ from anomalysd_edge import __version__
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server import page, schemas, v2
 from anomalysd_runtime.server.doors import ClientGone, deadline_of, verdicts_of
-from anomalysd_runtime.server.guard import Guard, own_hosts
+from anomalysd_runtime.server.guard import Guard, Refused, own_hosts
 from anomalysd_runtime.server.jobs import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.record import RecordError
 from anomalysd_runtime.server.service import Ask, Service
@@ -340,6 +340,14 @@ def _errors(app: FastAPI) -> None:
         assert isinstance(error, ServeError)
         return answer(error.status, str(error), error.retry_after_s)
 
+    async def cut_short(_: Request, error: Exception) -> Response:
+        """The guard's, while the body was read."""
+        assert isinstance(error, Refused)
+        said = answer(error.status, str(error), error.retry_after_s)
+        if error.status in (408, 413):
+            said.headers["connection"] = "close"
+        return said
+
     async def unrecorded(_: Request, error: Exception) -> Response:
         return answer(503, str(error), 5)
 
@@ -363,6 +371,7 @@ def _errors(app: FastAPI) -> None:
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         ServeError: refused,
+        Refused: cut_short,
         RecordError: unrecorded,
         RequestValidationError: invalid,
         HTTPException: other,

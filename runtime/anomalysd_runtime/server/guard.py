@@ -38,6 +38,7 @@ HEADERS = (
     ),
 )
 KNOWN_CLIENTS = 1024
+DRAIN_S, DRAIN_BYTES = 1.0, 16 << 20
 
 
 class Refused(Exception):
@@ -70,6 +71,43 @@ class RateLimit:
         return wait
 
 
+class _Body:
+    """A request's body as it comes in: its bytes and its time are counted. Refused is raised where the app reads it."""
+
+    def __init__(self, receive: Receive, settings: SecuritySettings) -> None:
+        self._receive, self._settings = receive, settings
+        self._left = settings.max_body_bytes
+        self._until = time.monotonic() + settings.body_timeout_s
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next part; after the last one, whatever the server says (that the client went)."""
+        if self._whole:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.001, self._until - time.monotonic()))
+        except (asyncio.TimeoutError, TimeoutError):
+            self._whole = True
+            raise Refused(408, f"the body did not arrive within {self._settings.body_timeout_s:g} s; send it faster") from None
+        self._note(message)
+        if self._left < 0:
+            raise _too_large(self._settings)
+        return message
+
+    async def drain(self) -> None:
+        """Read on for a moment before an answer that came first: closing on unread bytes would tear the answer down."""
+        until = time.monotonic() + DRAIN_S
+        while not self._whole and self._left > -DRAIN_BYTES:
+            try:
+                self._note(await asyncio.wait_for(self._receive(), max(0.001, until - time.monotonic())))
+            except (asyncio.TimeoutError, TimeoutError):
+                return
+
+    def _note(self, message: Message) -> None:
+        self._left -= len(message.get("body", b""))
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+
+
 class Guard:
     """The outermost ASGI application."""
 
@@ -85,17 +123,19 @@ class Guard:
             await self._app(scope, receive, send)
             return
         begun = False
+        body = _Body(receive, self._settings)
 
         async def answer(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                await body.drain()
                 message = {**message, "headers": [*message.get("headers", []), *self._extra(scope)]}
             await send(message)
 
         try:
             self._admit(scope)
-            await self._app(scope, self._limited(scope, receive), answer)
+            await self._app(scope, body.receive, answer)
         except Refused as error:
             if begun:
                 raise
@@ -123,7 +163,7 @@ class Guard:
         }
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
-            raise self._too_large()
+            raise _too_large(self._settings)
         if scope["method"] == "POST" and _is_inspection(path):
             self._charge(who, 1)
 
@@ -142,33 +182,6 @@ class Guard:
         if wait > 0:
             raise Refused(429, f"more than {self._settings.rate_per_s:g} inspections a second; come slower", wait)
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body is longer than {self._settings.max_body_bytes >> 20} MiB; send a smaller photo")
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that counts the body's bytes and its time; after the body it waits for the client as long as it is there."""
-        left = self._settings.max_body_bytes
-        until = time.monotonic() + self._settings.body_timeout_s
-        whole = False
-
-        async def limited() -> Message:
-            nonlocal left, whole
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.001, until - time.monotonic()))
-            except (asyncio.TimeoutError, TimeoutError):
-                sentence = f"the body did not arrive within {self._settings.body_timeout_s:g} s; send it faster"
-                raise Refused(408, sentence) from None
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if left < 0:
-                    raise self._too_large()
-            return message
-
-        return limited
-
     def _extra(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         extra = list(HEADERS)
         if scope.get("scheme") == "https":
@@ -176,6 +189,10 @@ class Guard:
         if not scope["path"].startswith("/static/"):
             extra.append((b"cache-control", b"no-store"))
         return extra
+
+
+def _too_large(settings: SecuritySettings) -> Refused:
+    return Refused(413, f"the body is longer than {settings.max_body_bytes >> 20} MiB; send a smaller photo")
 
 
 def own_hosts(host: str) -> tuple[str, ...]:

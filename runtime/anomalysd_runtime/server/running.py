@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's raises the signal again at the end, which would end the process before the record is closed."""
+        if threading.current_thread() is not threading.main_thread():  # signals can be heard there only
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -63,9 +67,16 @@ def protocol_with_head_timeout(seconds: float) -> type[H11Protocol]:
 def serve(settings: ServeSettings, opener: Opener = open_bundle) -> None:
     """Run until SIGTERM or Ctrl-C. Raises SDEdgeError where the box cannot start."""
     service = Service(settings, opener)
-    listening = _bind(settings)
-    security = settings.security
-    config = uvicorn.Config(
+    listening = bind(settings)
+    host, port = listening.getsockname()[:2]
+    where = f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    asyncio.run(run(service, Server(config_of(service), service), listening, where))
+
+
+def config_of(service: Service) -> uvicorn.Config:
+    """uvicorn's settings for a box."""
+    settings, security = service.settings, service.settings.security
+    return uvicorn.Config(
         make_app(service, settings.host),
         http=protocol_with_head_timeout(security.header_timeout_s),
         ws="none",
@@ -81,12 +92,9 @@ def serve(settings: ServeSettings, opener: Opener = open_bundle) -> None:
         ssl_keyfile=settings.tls_key,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    scheme = "https" if settings.tls_cert else "http"
-    host, port = listening.getsockname()[:2]
-    asyncio.run(_run(service, Server(config, service), listening, f"{scheme}://{host}:{port}"))
 
 
-async def _run(service: Service, server: Server, listening: socket.socket, where: str) -> None:
+async def run(service: Service, server: Server, listening: socket.socket, where: str) -> None:
     """The doors open at once, so that health can say 'starting'; the bundles are opened in a thread meanwhile."""
     doors = asyncio.ensure_future(server.serve(sockets=[listening]))
     start = asyncio.ensure_future(asyncio.to_thread(service.start))
@@ -99,14 +107,14 @@ async def _run(service: Service, server: Server, listening: socket.socket, where
         await doors
     finally:
         server.should_exit = True
-        await doors
-        await asyncio.wait({start})
+        await asyncio.wait({doors, start})
         if start.exception() is None:
             log.info("stopping: what was taken is finished first")
             await asyncio.to_thread(service.stop, service.settings.stop_s)
 
 
-def _bind(settings: ServeSettings) -> socket.socket:
+def bind(settings: ServeSettings) -> socket.socket:
+    """A socket on the asked-for address. Raises SettingsError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
