@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from anomalysd_edge.console import say, show_json, show_table
+from anomalysd_edge.files import write_aside
+
+if TYPE_CHECKING:
+    from anomalysd_runtime.server.record import Record
 
 MEGA = 1 << 20
 EXTRAS = dict.fromkeys(
@@ -83,6 +93,151 @@ def serve(
     run(chosen)
 
 
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Photos lie in it, or in folders in it named after classes.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
+    class_name: Annotated[str | None, typer.Option("--class", help="Class of the photos directly in FOLDER.")] = None,
+    preset: Preset = "edge",
+    backend: Backend = "cpu",
+    fallback: Fallback = None,
+    threads: Threads = None,
+    record: RecordFile = None,
+    keep: Annotated[str, typer.Option(help="What the record keeps beside verdicts: photo, map.")] = "",
+    poll_s: Annotated[float, typer.Option(help="Pause between two looks.")] = 1.0,
+    settle_s: Annotated[float, typer.Option(help="A file must stay unchanged for so long.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="End when no photo is left.")] = False,
+) -> None:
+    """Judge new photos of a folder and move them to ok/, ng/, unknown/ or error/, each with its verdict as JSON."""
+    from anomalysd_runtime.server import settings as s
+
+    talk()
+    kept = s.record_settings(record or folder / ".sd-edge" / "record.sqlite", keep, 0, 0)
+    engine = s.EngineSettings(preset=preset, backend=backend, fallback=fallback, threads=threads)
+    from anomalysd_runtime.server.running import watch as run
+    from anomalysd_runtime.server.watch import WatchSettings
+
+    finished = run(
+        s.ServeSettings(bundles=(bundle,), engine=engine, record=kept),
+        WatchSettings(folder, class_name, poll_s, settle_s), once,
+    )  # fmt: skip
+    say(f"{finished} photos were judged and moved")
+
+
+history = typer.Typer(
+    help="Ask the record: list and export verdicts, inspect a stored photo again, propose a threshold.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+RecordArgument = Annotated[Path, typer.Argument(help="The record's SQLite file.", exists=True, dir_okay=False)]
+ClassOf = Annotated[str | None, typer.Option("--class", help="Only this class.")]
+VerdictOf = Annotated[str | None, typer.Option("--verdict", help="good, anomalous or unknown.")]
+Corrected = Annotated[bool, typer.Option("--corrected", help="Only those that an operator judged.")]
+Since = Annotated[str | None, typer.Option(help="ISO 8601 time; UTC where no zone is given.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@history.command("list")
+def list_verdicts(
+    record: RecordArgument,
+    class_name: ClassOf = None,
+    verdict: VerdictOf = None,
+    corrected: Corrected = False,
+    since: Since = None,
+    until: Since = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest first.")] = 50,
+) -> None:
+    """A table of verdicts, the newest first."""
+    from anomalysd_runtime.server import history as room
+
+    with opened(record) as found:
+        verdicts = room.find(found, room.Wanted(class_name, verdict, corrected, since, until, limit))
+    rows = [
+        (v.uid, datetime.fromtimestamp(v.at).isoformat(" ", "seconds"), v.class_name, f"{v.pred_score:.4f}",
+         "-" if v.threshold is None else f"{v.threshold:.4f}", v.verdict, v.correction or "", v.photo)
+        for v in verdicts
+    ]  # fmt: skip
+    show_table("Verdicts", ("uid", "time", "class", "score", "threshold", "verdict", "said", "photo"), rows)
+
+
+@history.command()
+def export(
+    record: RecordArgument,
+    out: Annotated[Path, typer.Option(help="File of JSON lines to write.")],
+    class_name: ClassOf = None,
+    verdict: VerdictOf = None,
+    corrected: Corrected = False,
+    since: Since = None,
+    until: Since = None,
+) -> None:
+    """Write verdicts as JSON lines, whole."""
+    from anomalysd_runtime.server import history as room
+
+    with opened(record) as found, write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
+        lines = list(room.export_lines(found, room.Wanted(class_name, verdict, corrected, since, until)))
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    say(f"{len(lines)} verdicts written: {out}")
+
+
+@history.command()
+def again(
+    record: RecordArgument,
+    uid: Annotated[str, typer.Argument(help="The verdict's uid.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that judged it.")],
+    backend: Backend = "cpu",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Inspect a stored photo again: the score must be the recorded one, or the exit code is 1."""
+    from anomalysd_runtime.server import history as room
+
+    with opened(record) as found:
+        told = room.inspect_again(found, uid, bundle, backend, threads)
+    if as_json:
+        show_json(told)
+    same = "the same" if told.same else f"another by {abs(told.found - told.recorded):.1e}"
+    say(f"recorded {told.recorded:.8g}, now {told.found:.8g}: {same}")
+    if not told.same:
+        raise typer.Exit(1)
+
+
+@history.command()
+def propose(
+    record: RecordArgument,
+    class_name: Annotated[str, typer.Option("--class", help="The class.")],
+    missed_cost: Annotated[float, typer.Option(help="How many false alarms a missed defect is worth.")] = 1.0,
+    rest_is_right: Annotated[bool, typer.Option("--rest-is-right", help="Uncorrected verdicts count as right.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Propose a threshold from operators' corrections. Changes nothing."""
+    from anomalysd_runtime.server import history as room
+
+    with opened(record) as found:
+        told = room.propose(found, class_name, missed_cost, rest_is_right)
+    if as_json:
+        show_json(told)
+        return
+    rows = [
+        ("now", "-" if told.current is None else f"{told.current:.4f}", told.missed[0], told.false_alarms[0]),
+        ("proposed", f"{told.proposed:.4f}", told.missed[1], told.false_alarms[1]),
+    ]
+    title = f"{class_name}, bundle {told.bundle_id}: {told.ok} photos OK, {told.ng} NG"
+    show_table(title, ("", "threshold", "missed", "false alarms"), rows)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Record]:
+    """The record at `path`, closed at the end."""
+    from anomalysd_runtime.server.record import Record
+
+    record = Record(path)
+    try:
+        yield record
+    finally:
+        record.close()
+
+
 def register(app: typer.Typer) -> None:
     """Hang the verbs into the command."""
     app.command()(serve)
+    app.command()(watch)
+    app.add_typer(history, name="history")

@@ -68,7 +68,8 @@ class Engine:
         with self._change:
             self._stopping = True
             self._change.notify_all()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._worker.end()
 
     @property

@@ -86,9 +86,13 @@ class Retention:
 
     def _remove_surplus(self) -> int:
         removed = 0
-        while self.used_bytes() > self._settings.max_bytes:
+        while (surplus := self.used_bytes() - self._settings.max_bytes) > 0:
+            with self._record.connection() as db:
+                there = int(db.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+            share = surplus / (surplus + self._settings.max_bytes)
+            most = min(CHUNK, max(1, int(there * share)))  # rounded down: the rest goes in the next round
             chosen = "SELECT id FROM verdicts ORDER BY id LIMIT ?"
-            count = self._wait(self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", 32))
+            count = self._wait(self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", most))
             if not count:
                 break
             removed += count

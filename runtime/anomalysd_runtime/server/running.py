@@ -18,6 +18,7 @@ from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server.app import make_app
 from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.settings import ServeSettings
+from anomalysd_runtime.server.watch import FolderWatch, WatchSettings
 from anomalysd_runtime.server.worker import Opener, open_bundle
 
 log = logging.getLogger("sd-edge")
@@ -64,6 +65,27 @@ def protocol_with_head_timeout(seconds: float) -> type[H11Protocol]:
     return HeadTimeout
 
 
+def connect(service: Service) -> list[Any]:
+    """The doors that the settings ask for beside HTTP; each has start() and stop()."""
+    doors: list[Any] = []
+    settings = service.settings
+    if settings.webhook is not None and service.record is not None:
+        from anomalysd_runtime.server.webhook import Webhook
+
+        webhook = Webhook(service.record, settings.webhook)
+        service.publish = webhook.wants
+        service.listeners.append(webhook.heard)
+        service.metrics.outbox.set_function(webhook.waiting)
+        doors.append(webhook)
+    if settings.mqtt is not None:
+        from anomalysd_runtime.server.mqtt import MqttDoor
+
+        mqtt = MqttDoor(service, settings.mqtt)
+        service.listeners.append(mqtt.heard)
+        doors.append(mqtt)
+    return doors
+
+
 def serve(settings: ServeSettings, opener: Opener = open_bundle) -> None:
     """Run until SIGTERM or Ctrl-C. Raises SDEdgeError where the box cannot start."""
     service = Service(settings, opener)
@@ -71,6 +93,21 @@ def serve(settings: ServeSettings, opener: Opener = open_bundle) -> None:
     host, port = listening.getsockname()[:2]
     where = f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     asyncio.run(run(service, Server(config_of(service), service), listening, where))
+
+
+def watch(settings: ServeSettings, where: WatchSettings, once: bool = False, opener: Opener = open_bundle) -> int:
+    """`sd-edge watch`: run until SIGTERM or Ctrl-C, or with `once` until the folder is empty; the photos finished."""
+    service = Service(settings, opener)
+    try:
+        folder = FolderWatch(service, where)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: folder.stop())
+        service.start()
+        folder.run(once)
+        return folder.finished
+    finally:
+        service.finish(settings.stop_s)
+        service.stop()
 
 
 def config_of(service: Service) -> uvicorn.Config:
@@ -96,6 +133,8 @@ def config_of(service: Service) -> uvicorn.Config:
 
 async def run(service: Service, server: Server, listening: socket.socket, where: str) -> None:
     """The doors open at once, so that health can say 'starting'; the bundles are opened in a thread meanwhile."""
+    beside = connect(service)
+    started: list[Any] = []
     doors = asyncio.ensure_future(server.serve(sockets=[listening]))
     start = asyncio.ensure_future(asyncio.to_thread(service.start))
     log.info("listening on %s", where)
@@ -103,6 +142,9 @@ async def run(service: Service, server: Server, listening: socket.socket, where:
         done, _ = await asyncio.wait({doors, start}, return_when=asyncio.FIRST_COMPLETED)
         if start in done:
             start.result()
+            for door in beside:
+                door.start()
+                started.append(door)
             log.info("ready: %s", ", ".join(service.bundles.names()))
         await doors
     finally:
@@ -110,7 +152,10 @@ async def run(service: Service, server: Server, listening: socket.socket, where:
         await asyncio.wait({doors, start})
         if start.exception() is None:
             log.info("stopping: what was taken is finished first")
-            await asyncio.to_thread(service.stop, service.settings.stop_s)
+            await asyncio.to_thread(service.finish, service.settings.stop_s)
+        for door in started:
+            await asyncio.to_thread(door.stop)
+        await asyncio.to_thread(service.stop)
 
 
 def bind(settings: ServeSettings) -> socket.socket:

@@ -142,16 +142,15 @@ class Service:
             self.retention.start()
         self.phase = "ready"
 
-    def refuse_new(self) -> None:
-        """From now on every new photo is answered 503; those that were taken are finished."""
-        with self._lock:
-            self.phase = "stopping"
-
-    def stop(self, limit_s: float) -> None:
-        """Finish what was taken, at most `limit_s` seconds, and close everything."""
-        self.refuse_new()
+    def finish(self, limit_s: float) -> None:
+        """Take nothing new, and finish what was taken within `limit_s` seconds."""
         with self._idle:
+            self.phase = "stopping"
             self._idle.wait_for(lambda: self._taken == 0, timeout=limit_s)
+
+    def stop(self) -> None:
+        """Close everything; what still waits is answered 503."""
+        self.phase = "stopping"
         self.engine.stop()
         self._pool.shutdown(wait=True)
         if self.retention:

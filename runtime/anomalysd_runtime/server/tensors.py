@@ -82,7 +82,7 @@ def _described(entry: Any) -> tuple[str, tuple[int, ...], str]:
     name, shape, kind = entry["name"], entry.get("shape"), entry.get("datatype")
     if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape) or not 0 < len(shape) < 9:
         raise BadRequest(f"the input {name[:80]!r} has the shape {str(shape)[:80]}; expected a list of positive numbers")
-    if kind != "BYTES" and kind not in DTYPES:
+    if not isinstance(kind, str) or (kind != "BYTES" and kind not in DTYPES):
         raise BadRequest(f"the input {name[:80]!r} has the datatype {str(kind)[:40]!r}; see /v2/models/NAME")
     return name, tuple(shape), kind
 
