@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MEGA = 1 << 20
 EXTRAS = dict.fromkeys(
-    ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client", "paho", "cryptography"), "serve"
+    ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client", "paho", "cryptography"),
+    "serve",
 )
 """Which extra brings what these verbs import."""
 
@@ -50,21 +51,27 @@ def serve(
     fallback: Fallback = None,
     threads: Threads = None,
     record: RecordFile = None,
-    keep: Annotated[str, typer.Option(help="What the record keeps beside verdicts: photo, map, or both by comma.")] = "",
+    keep: Annotated[
+        str, typer.Option(help="What the record keeps beside verdicts: photo, map, or both by comma.")
+    ] = "",
     max_age_days: Annotated[float, typer.Option(help="Verdicts older than this leave the record; 0 = never.")] = 0,
     max_record_mb: Annotated[int, typer.Option(help="The oldest leave above this size; 0 = no limit.")] = 0,
     queue: Annotated[int, typer.Option(help="Photos that may wait; more are answered 503.")] = 64,
     group: Annotated[int, typer.Option(help="Photos that share their UNet batches.")] = 4,
     deadline_ms: Annotated[float, typer.Option(help="Deadline of a request that names none.")] = 60_000,
     memory_mb: Annotated[int, typer.Option(help="Unload the longest unused bundles above this; 0 = no limit.")] = 0,
-    signature_key: Annotated[Path | None, typer.Option(help="Ed25519 public key (PEM); bundles must be signed.")] = None,
+    signature_key: Annotated[
+        Path | None, typer.Option(help="Ed25519 public key (PEM); bundles must be signed.")
+    ] = None,
     token_file: Annotated[Path | None, typer.Option(help="Lines NAME:SECRET; or set SD_EDGE_TOKEN.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Host name that the box is asked under.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
     max_body_mb: Annotated[int, typer.Option(help="Longer bodies are answered 413.")] = 64,
     rate: Annotated[float, typer.Option(help="Inspections a second and client; 0 = no limit.")] = 0,
-    mqtt: Annotated[str | None, typer.Option(help="Broker, HOST:PORT; SD_EDGE_MQTT_USER and _PASSWORD if it asks.")] = None,
+    mqtt: Annotated[
+        str | None, typer.Option(help="Broker, HOST:PORT; SD_EDGE_MQTT_USER and _PASSWORD if it asks.")
+    ] = None,
     mqtt_ca: Annotated[Path | None, typer.Option(help="PEM of the broker's authority; turns TLS on.")] = None,
     mqtt_prefix: Annotated[str, typer.Option(help="First part of every topic.")] = "sd-edge",
     webhook: Annotated[str | None, typer.Option(help="URL that verdicts are posted to; needs --record.")] = None,
@@ -205,7 +212,9 @@ def propose(
     record: RecordArgument,
     class_name: Annotated[str, typer.Option("--class", help="The class.")],
     missed_cost: Annotated[float, typer.Option(help="How many false alarms a missed defect is worth.")] = 1.0,
-    rest_is_right: Annotated[bool, typer.Option("--rest-is-right", help="Uncorrected verdicts count as right.")] = False,
+    rest_is_right: Annotated[
+        bool, typer.Option("--rest-is-right", help="Uncorrected verdicts count as right.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Propose a threshold from operators' corrections. Changes nothing."""

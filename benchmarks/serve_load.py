@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--class", dest="class_name", required=True)
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--rates", default="0.5,0.8,2.0", help="open loop, in units of the plain Detector's rate")
-    parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; 64 clients send one each more")
+    parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; two a client")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--note", default="", help="a sentence about the machine for the results")
     parser.add_argument("--out", type=Path)
@@ -88,7 +88,7 @@ def main() -> None:
         found = {
             "bundle": told.bundle.name,
             "backend": detector.networks.backend,
-            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "note": told.note,
             "closed": levels,
             "open": opened,
@@ -157,7 +157,13 @@ def post(port: int, class_name: str, number: int, photo: bytes) -> Sent:
 
 
 def closed(
-    port: int, name: str, data: list[bytes], clients: int, least: int, measured: Callable[[int], float], scores: list[Any]
+    port: int,
+    name: str,
+    data: list[bytes],
+    clients: int,
+    least: int,
+    measured: Callable[[int], float],
+    scores: list[Any],
 ) -> dict[str, Any]:
     """`clients` clients, each with one photo on its way."""
     count = max(least, 2 * clients)

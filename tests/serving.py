@@ -1,4 +1,4 @@
-"""A box for tests: real sockets, a real worker process, real ONNX graphs of a few pixels, and photos that make it fail."""
+"""A box for tests: real sockets, a real worker, real ONNX graphs of a few pixels, and photos that make it fail."""
 
 from __future__ import annotations
 

@@ -156,7 +156,9 @@ def test_a_crash_or_nan_costs_one_photo(box: Box) -> None:
 
 def test_a_slow_body_is_answered_408_and_a_silent_head_closed(box: Box) -> None:
     with socket.create_connection(("127.0.0.1", box.port), timeout=10) as slow:
-        slow.sendall(b"POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nab")
+        slow.sendall(
+            b"POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nab"
+        )
         assert slow.recv(200).startswith(b"HTTP/1.1 408")
     with socket.create_connection(("127.0.0.1", box.port), timeout=10) as silent:
         silent.sendall(b"POST /insp")
@@ -171,8 +173,8 @@ def test_a_client_that_goes_leaves_nothing_behind(box: Box) -> None:
     time.sleep(0.15)
     photo = png(77)
     with socket.create_connection(("127.0.0.1", box.port)) as leaving:
-        head = f"POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(photo)}\r\n\r\n"
-        leaving.sendall(head.encode() + photo)
+        head = "POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        leaving.sendall(f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo)
         time.sleep(0.1)
     blocker.join()
     until = time.monotonic() + 5

@@ -101,7 +101,7 @@ class Plc:
         return True
 
     def trigger(self, class_name: str, photo: bytes, **told: str) -> None:
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.UserProperty = list(told.items())
         self.client.publish(f"sd-edge/inspect/{class_name}", photo, 1, properties=properties).wait_for_publish(10)
 
@@ -190,7 +190,9 @@ def test_the_last_will_and_what_came_meanwhile(bundle: Path, broker: Broker, tmp
     for number in range(5):  # while no box is there at all
         plc.trigger("bottle", png(number), request_key=f"c{number}")
     with mqtt_box(bundle, broker, tmp_path):
-        assert sorted(plc.next("sd-edge/verdict/bottle")["request_key"] for _ in range(5)) == [f"c{n}" for n in range(5)]
+        assert sorted(plc.next("sd-edge/verdict/bottle")["request_key"] for _ in range(5)) == [
+            f"c{n}" for n in range(5)
+        ]
     plc.close()
 
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tests.small_graphs import small_bundle
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no chromium with chromedriver here: apt-get install chromium chromium-driver"
+    CHROMIUM is None or DRIVER is None,
+    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
 )
 
 
@@ -69,6 +71,10 @@ def give(browser: Any, photos: list[Path]) -> None:
     one(browser, "#pick").send_keys("\n".join(map(str, photos)))
 
 
+def is_loaded(picture: Any) -> bool:
+    return bool(picture.get_property("naturalWidth") == 16)
+
+
 @needs_browser
 def test_a_photo_becomes_a_verdict_that_can_be_judged(browser: Any, box: Box, tmp_path: Path) -> None:
     for number in range(6):
@@ -84,7 +90,8 @@ def test_a_photo_becomes_a_verdict_that_can_be_judged(browser: Any, box: Box, tm
     word = {"good": "OK", "anomalous": "NG"}[newest["verdict"]]
     assert one(browser, "#word").text == word
     for kind in ("#photo", "#heat", "#repaint"):
-        until(lambda kind=kind: one(browser, kind).get_property("naturalWidth") == 16, f"{kind} is loaded")
+        picture = one(browser, kind)
+        until(partial(is_loaded, picture), f"{kind} is loaded")
     press(browser, "n")
     until(lambda: box.get(f"/verdicts/{newest['uid']}").json["correction"] == "ng", "the correction is recorded")
     press(browser, "o")
@@ -140,7 +147,9 @@ def test_it_fits_a_phone_and_asks_no_other_host(browser: Any, box: Box) -> None:
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked
     assert all(name.startswith((f"http://127.0.0.1:{box.port}/", "blob:")) for name in asked)
-    wrong = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "422" not in entry["message"]]
+    wrong = [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "422" not in entry["message"]
+    ]
     assert wrong == []
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -17,7 +17,8 @@ import pytest
 
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.files import write_json
-from anomalysd_runtime.server import history, record as room
+from anomalysd_runtime.server import history
+from anomalysd_runtime.server import record as room
 from anomalysd_runtime.server.record import Entry, Record, RecordError
 from anomalysd_runtime.server.retention import DAY_S, ClockWatch, Retention
 from anomalysd_runtime.server.settings import RecordSettings
@@ -33,7 +34,7 @@ def verdict(number: int, score: float = 0.5, **changes: object) -> Verdict:
         uid=f"{number:032x}", at=1000.0 + number, source="http", client="test", photo=f"{number}.png",
         photo_sha256="0" * 64, width_px=20, height_px=20, bundle="line1", bundle_id="b" * 16, preset="edge",
         settings={"seed": 0}, class_name="bottle", pred_score=score, threshold=0.75, pred_label=int(score >= 0.75),
-        verdict="anomalous" if score >= 0.75 else "good", scores={"fused": score}, regions=[], evidence={"kind": "grid"},
+        verdict="anomalous" if score >= 0.75 else "good", scores={"fused": score}, regions=[], evidence={},
         mode="packed", backend="cpu", timings_ms={"unet": 1.0},
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,10 @@ def test_tritonclient_gets_the_same_scores_and_maps(client: Any, box: Box, binar
     assert maps.shape == (3, 16, 16)
     assert maps.dtype == np.float32
     assert ((maps >= 1.5) == found.as_numpy("pred_mask")).all()
-    assert {bytes(v).decode() if isinstance(v, bytes) else v for v in found.as_numpy("verdict")} <= {"good", "anomalous"}
+    assert {bytes(v).decode() if isinstance(v, bytes) else v for v in found.as_numpy("verdict")} <= {
+        "good",
+        "anomalous",
+    }
     assert found.get_response()["id"] == "belt-7"
 
 
@@ -115,7 +117,8 @@ def test_a_good_body_by_hand(box: Box) -> None:
         (b"", None), (b"{", None), (b"[]", None), (b"null", None), (b'{"inputs": []}', None), (b"[" * 100_000, None),
         (b'{"inputs": [1]}', None), (head(name="image"), None), (head(name=None), None), (head(shape=[2]), None),
         (head(shape=[0]), None), (head(shape=[-1]), None), (head(shape="1"), None), (head(shape=[1.5]), None),
-        (head(shape=[2**40]), None), (head(shape=[True]), None), (head(datatype="FP64"), None), (head(data=["?"]), None),
+        (head(shape=[2**40]), None), (head(shape=[True]), None), (head(datatype="FP64"), None),
+        (head(data=["?"]), None),
         (head(data=[1]), None), (head(data=[["\ud800"]]), None), (head(data=None), None), (head(parameters=[]), None),
         (head(datatype="UINT8", shape=[1, 1, 1, 3], data=[1, 2, 256]), None),
         (head(datatype="UINT8", shape=[1, 1, 1, 3], data=[1, 2, 0.5]), None),
@@ -171,7 +174,11 @@ def test_the_parser_says_bad_request_or_gives_what_the_shapes_say(inputs: Any, t
 
 
 def test_what_is_written_can_be_read_back() -> None:
-    values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": [b"one", b"", b"three"], "c": np.array([True])}
+    values: dict[str, Any] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": [b"one", b"", b"three"],
+        "c": np.array([True]),
+    }
     body, length = tensors.write_response({}, values, ["a", "b", "c"])
     text = json.loads(body[:length])
     swapped = json.dumps({"inputs": text["outputs"]}).encode()

@@ -18,6 +18,8 @@ from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server import page, schemas, v2
 from anomalysd_runtime.server.doors import ClientGone, deadline_of, verdicts_of
 from anomalysd_runtime.server.guard import Guard, Refused, own_hosts
+from anomalysd_runtime.server.history import Wanted
+from anomalysd_runtime.server.history import find as find_verdicts
 from anomalysd_runtime.server.jobs import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.record import RecordError
 from anomalysd_runtime.server.service import Ask, Service
@@ -145,10 +147,8 @@ def _inspections(service: Service) -> APIRouter:
         if "request_key" in told:
             raise BadRequest("request_key names one photo; in a batch send none, or ask photo by photo")
         wanted = wanted_outputs(told.get("outputs"))
-        named = classes * len(photos) if len(classes) == 1 else classes or [None] * len(photos)
-        asks = [
-            _ask(service, request, photo, told, name, began) for photo, name in zip(photos, named, strict=True)
-        ]
+        named: list[str | None] = [*(classes * len(photos) if len(classes) == 1 else classes)] or [None] * len(photos)
+        asks = [_ask(service, request, photo, told, name, began) for photo, name in zip(photos, named, strict=True)]
         service.reserve(len(asks))
         found = await verdicts_of(service, request, asks)
         return await asyncio.to_thread(
@@ -209,8 +209,8 @@ def _verdicts(service: Service) -> APIRouter:
         if service.record is None:
             found = [v for v in service.recent.list(1000) if class_name in (None, v.class_name)][:limit]
         else:
-            where = ("class_name = ?", (class_name,)) if class_name is not None else ("1", ())
-            found = await asyncio.to_thread(service.record.select, *where, limit)
+            wanted = Wanted(class_name=class_name, limit=limit)
+            found = await asyncio.to_thread(find_verdicts, service.record, wanted)
         return {"verdicts": [verdict.to_json() for verdict in found], "recorded": service.record is not None}
 
     @router.get("/verdicts/{uid}", response_model=schemas.VerdictAnswer)
@@ -223,7 +223,9 @@ def _verdicts(service: Service) -> APIRouter:
         """photo, repaint, map, heat (a layer), overlay or evidence, as long as it is in memory."""
         kept = service.recent.get(uid)
         if kept is None:
-            raise NotFound("the pictures of this verdict are no longer in memory; 'sd-edge history' can make them again")
+            raise NotFound(
+                "the pictures of this verdict are no longer in memory; 'sd-edge history' can make them again"
+            )
         data, media_type = await asyncio.to_thread(draw, kind, kept[1])
         return Response(data, media_type=media_type)
 

@@ -221,7 +221,9 @@ def check_signature(path: Path, key_file: Path) -> None:
     try:
         key = load_pem_public_key(key_file.read_bytes())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{key_file} cannot be read as a PEM public key ({error}); check --signature-key") from error
+        raise SettingsError(
+            f"{key_file} cannot be read as a PEM public key ({error}); check --signature-key"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise SettingsError(f"{key_file} is not an Ed25519 key; make one with: openssl genpkey -algorithm ed25519")
     try:

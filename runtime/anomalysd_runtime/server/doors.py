@@ -32,7 +32,9 @@ async def verdicts_of(service: Service, request: Request, asks: Sequence[Ask]) -
         gone.cancel()
 
 
-async def _gather(futures: list[Future[Told]], asks: Sequence[Ask], gone: asyncio.Future[None]) -> list[Told | ServeError]:
+async def _gather(
+    futures: list[Future[Told]], asks: Sequence[Ask], gone: asyncio.Future[None]
+) -> list[Told | ServeError]:
     waiting = [asyncio.wrap_future(future) for future in futures]
     deadline = max(ask.deadline for ask in asks) + GRACE_S
     pending: set[asyncio.Future[Any]] = set(waiting)

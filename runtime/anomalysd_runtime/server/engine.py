@@ -253,7 +253,6 @@ class Engine:
                 self.state.lost = None
                 return
 
-
     def _open_again(self, key: str) -> None:
         try:
             self._worker.open(key, self._open[key])

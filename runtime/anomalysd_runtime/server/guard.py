@@ -88,7 +88,9 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), max(0.001, self._until - time.monotonic()))
         except (asyncio.TimeoutError, TimeoutError):
             self._whole = True
-            raise Refused(408, f"the body did not arrive within {self._settings.body_timeout_s:g} s; send it faster") from None
+            raise Refused(
+                408, f"the body did not arrive within {self._settings.body_timeout_s:g} s; send it faster"
+            ) from None
         self._note(message)
         if self._left < 0:
             raise _too_large(self._settings)
@@ -146,7 +148,9 @@ class Guard:
         headers = {key.lower(): value for key, value in scope["headers"]}
         host = _host_of(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts and host not in self._hosts:
-            raise Refused(421, f"this box does not answer under the host name {host[:80]!r}; allow it with --allow-host")
+            raise Refused(
+                421, f"this box does not answer under the host name {host[:80]!r}; allow it with --allow-host"
+            )
         if scope["method"] not in ("GET", "HEAD") and _cross_site(headers, host):
             raise Refused(403, "a page of another site asked; only this box's own page and programs may")
         principal = self._principal(headers.get(b"authorization", b""))

@@ -1,4 +1,4 @@
-"""Questions to the record: which verdicts, the same score again, and the threshold that operators' corrections suggest."""
+"""Questions to the record: which verdicts, the same score again, the threshold that operators' corrections suggest."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def threshold_from_corrections(
     """The threshold with the least cost: false alarms + missed_cost * missed defects, counted on (n,) judged scores.
 
     It lies in the middle between two neighbouring scores. Among equally good ones the widest gap wins, and `current`
-    stays where it is as good as any. Raises InputError where one of the two kinds is missing: nothing separates them then.
+    stays where it is as good as any. Raises InputError where one of the two kinds is missing.
     """
     if len(scores) != len(ng):
         raise InputError(f"{len(scores)} scores came with {len(ng)} judgements; expected one each")

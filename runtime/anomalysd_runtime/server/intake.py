@@ -32,7 +32,7 @@ def photo_size(data: bytes, max_pixels: int) -> tuple[int, int]:
         raise BadRequest(f"the photo's head is damaged ({type(error).__name__}); take or copy it again") from error
     if width * height > max_pixels:
         raise TooLarge(
-            f"the photo is {width}x{height} px; at most {max_pixels / 1e6:g} megapixels are taken: scale it down or tile it"
+            f"the photo is {width}x{height} px; at most {max_pixels / 1e6:g} megapixels are taken: scale it down"
         )
     if width < 1 or height < 1:
         raise BadRequest(f"the photo is {width}x{height} px; expected at least one pixel")

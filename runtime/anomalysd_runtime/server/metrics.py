@@ -14,21 +14,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        told = {"registry": self.registry}
-        self.verdicts = Counter("sd_edge_verdicts", "Verdicts told", ["bundle", "class_name", "verdict"], **told)
-        self.requests = Counter("sd_edge_requests", "Photos asked for, by outcome", ["source", "status"], **told)
+        own = self.registry
+        self.verdicts = Counter("sd_edge_verdicts", "Verdicts told", ["bundle", "class_name", "verdict"], registry=own)
+        self.requests = Counter("sd_edge_requests", "Photos asked for, by outcome", ["source", "status"], registry=own)
         self.duration = Histogram(
-            "sd_edge_request_seconds", "From arrival to verdict", ["source"], buckets=SECONDS, **told
+            "sd_edge_request_seconds", "From arrival to verdict", ["source"], buckets=SECONDS, registry=own
         )
-        self.stages = Histogram("sd_edge_stage_seconds", "A photo's share of a stage", ["stage"], buckets=SECONDS, **told)
-        self.waiting = Gauge("sd_edge_waiting_photos", "Photos that wait for a worker", **told)
-        self.running = Gauge("sd_edge_running_photos", "Photos with the worker", **told)
-        self.restarts = Gauge("sd_edge_worker_restarts", "Worker processes started again", **told)
-        self.photo_ms = Gauge("sd_edge_photo_milliseconds", "Running mean of a photo's time", ["bundle"], **told)
-        self.loaded = Gauge("sd_edge_bundle_loaded", "Whether a bundle is open", ["bundle"], **told)
-        self.ready = Gauge("sd_edge_ready", "Whether the box takes photos", **told)
-        self.degraded = Gauge("sd_edge_degraded", "Whether something is not as asked for; see /health", **told)
-        self.outbox = Gauge("sd_edge_webhook_outbox", "Webhook calls that are not delivered yet", **told)
+        self.stages = Histogram(
+            "sd_edge_stage_seconds", "A photo's share of a stage", ["stage"], buckets=SECONDS, registry=own
+        )
+        self.waiting = Gauge("sd_edge_waiting_photos", "Photos that wait for a worker", registry=own)
+        self.running = Gauge("sd_edge_running_photos", "Photos with the worker", registry=own)
+        self.restarts = Gauge("sd_edge_worker_restarts", "Worker processes started again", registry=own)
+        self.photo_ms = Gauge("sd_edge_photo_milliseconds", "Running mean of a photo's time", ["bundle"], registry=own)
+        self.loaded = Gauge("sd_edge_bundle_loaded", "Whether a bundle is open", ["bundle"], registry=own)
+        self.ready = Gauge("sd_edge_ready", "Whether the box takes photos", registry=own)
+        self.degraded = Gauge("sd_edge_degraded", "Whether something is not as asked for; see /health", registry=own)
+        self.outbox = Gauge("sd_edge_webhook_outbox", "Webhook calls that are not delivered yet", registry=own)
 
     def told(self, verdict: Verdict, seconds: float) -> None:
         """Count a verdict."""

@@ -6,8 +6,8 @@
     PREFIX/error           out  {"error": ..., "status": ..., "class": ..., "name": ..., "request_key": ...}
     PREFIX/status          out  {"status": "online"} or {"status": "offline"}, retained
 
-Triggers come with QoS 1 and are acknowledged only when their verdict has reached the broker: one that a crash interrupts
-is delivered again. With a request_key it is still judged and recorded once.
+Triggers come with QoS 1 and are acknowledged only when their verdict has reached the broker: one that a crash
+interrupts is delivered again. With a request_key it is still judged and recorded once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class MqttDoor:
 
     def start(self) -> None:
         """Connect; while the broker cannot be reached it is tried again."""
-        wanted = Properties(PacketTypes.CONNECT)
+        wanted = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         wanted.SessionExpiryInterval = SESSION_S
         # The broker sends no more than this unacknowledged: its queue is the place to wait in, not ours.
         wanted.ReceiveMaximum = max(1, self._service.settings.engine.queue // 2)

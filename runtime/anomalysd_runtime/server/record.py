@@ -1,7 +1,7 @@
 """The record: every verdict in one SQLite file that survives SIGKILL and loss of power.
 
 WAL with synchronous=FULL: a verdict is answered only after its transaction is on the disk, so what was acknowledged is
-there after a crash. One thread writes, and all that waits goes into one transaction. Readers have connections of their own.
+there after a crash. One thread writes, and all that waits goes into one transaction.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Record:
                 db.execute("PRAGMA journal_mode = WAL")
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, VERSION):
-                    raise RecordError(f"{path} is a record of version {version}, this release reads {VERSION}: update it")
+                    raise RecordError(
+                        f"{path} is a record of version {version}, this release reads {VERSION}: update it"
+                    )
                 db.executescript(SCHEMA)
                 db.execute(f"PRAGMA user_version = {VERSION}")
         except (OSError, sqlite3.Error) as error:

@@ -70,16 +70,15 @@ class Retention:
         """Of the pages that hold something."""
         with self._record.connection() as db:
             size, pages, free = (
-                int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count", "freelist_count")
+                int(db.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_size", "page_count", "freelist_count")
             )
         return size * (pages - free)
 
     def _remove_older(self, before: float) -> int:
         chosen = "SELECT id FROM verdicts WHERE at < ? ORDER BY id LIMIT ?"
         removed = 0
-        while count := self._wait(
-            self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", before, CHUNK)
-        ):
+        while count := self._wait(self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", before, CHUNK)):
             removed += count
         self._shrink_file(removed)
         return removed
@@ -102,7 +101,8 @@ class Retention:
     def _shrink_file(self, removed: int) -> None:
         if removed:
             with self._record.connection() as db:
-                db.execute("PRAGMA incremental_vacuum").fetchall()
+                # executescript: execute() would take one step of it, which frees one page.
+                db.executescript("PRAGMA incremental_vacuum")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _wait(self, done: Future[int]) -> int:

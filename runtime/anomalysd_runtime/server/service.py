@@ -104,7 +104,7 @@ class _Course:
 class Service:
     """Everything but the doors. start() opens the bundles and warms up; stop() finishes what was taken.
 
-    A verdict's future may be cancelled by whoever waits for it: what has not begun then never will, and nothing of it is
+    A verdict's future may be cancelled by whoever waits for it: what has not begun then never will, and nothing is
     recorded.
     """
 
@@ -291,7 +291,7 @@ class Service:
         with self._lock:
             if self._bytes and self._bytes + count > self.settings.engine.queue_bytes:
                 raise QueueFull(
-                    f"the photos that wait fill the memory set aside for them ({self._bytes >> 20} MiB): ask again later",
+                    f"the photos that wait fill the memory for them, {self._bytes >> 20} MiB: ask again later",
                     retry_after_s=max(1.0, self.engine.expected_s()),
                 )
             self._bytes += count
@@ -385,7 +385,9 @@ class Service:
 def _class_of(name: str | None, loaded: Loaded) -> str:
     if name is None:
         if len(loaded.classes) != 1:
-            raise BadRequest(f"say which class the photo is of; bundle {loaded.name} holds: {', '.join(loaded.classes)}")
+            raise BadRequest(
+                f"say which class the photo is of; bundle {loaded.name} holds: {', '.join(loaded.classes)}"
+            )
         return next(iter(loaded.classes))
     if name not in loaded.classes:
         raise NotFound(f"class {name!r} is not in bundle {loaded.name}; it holds: {', '.join(sorted(loaded.classes))}")

@@ -165,10 +165,12 @@ class ServeSettings:
         names = [path.resolve().name for path in self.bundles]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise SettingsError(f"two bundles are called {', '.join(twice)}; a bundle's name is its folder's: rename one")
+            raise SettingsError(
+                f"two bundles are called {', '.join(twice)}; a bundle's name is its folder's: rename one"
+            )
         if not self.security.tokens and not is_loopback(self.host):
             raise SettingsError(
-                f"--host {self.host} lets other machines in, and that needs a token: set SD_EDGE_TOKEN or --token-file, "
+                f"--host {self.host} lets other machines in; that needs a token: set SD_EDGE_TOKEN or --token-file, "
                 "or bind 127.0.0.1"
             )
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -193,7 +195,9 @@ def mqtt_settings(address: str, ca: Path | None, prefix: str, environment: Mappi
     """From HOST:PORT and the environment's secrets. Raises SettingsError."""
     host, _, port = address.rpartition(":") if ":" in address else (address, "", "8883" if ca else "1883")
     if not host or not port.isdigit() or not prefix or set("+#") & set(prefix):
-        raise SettingsError(f"--mqtt is {address!r} with prefix {prefix!r}; expected HOST:PORT and a prefix without + or #")
+        raise SettingsError(
+            f"--mqtt is {address!r} with prefix {prefix!r}; expected HOST:PORT and a prefix without + or #"
+        )
     user, password = environment.get("SD_EDGE_MQTT_USER"), environment.get("SD_EDGE_MQTT_PASSWORD")
     return MqttSettings(host, int(port), user, password, ca, prefix.strip("/"))
 

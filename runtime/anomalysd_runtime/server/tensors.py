@@ -26,7 +26,9 @@ def read_request(body: bytes, header_length: str | None) -> tuple[dict[str, Any]
         head, rest = body, b""
     else:
         if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body)):
-            raise BadRequest(f"Inference-Header-Content-Length is {header_length[:40]!r}; the body has {len(body)} bytes")
+            raise BadRequest(
+                f"Inference-Header-Content-Length is {header_length[:40]!r}; the body has {len(body)} bytes"
+            )
         head, rest = body[: int(header_length)], body[int(header_length) :]
     try:
         value = json.loads(head)
@@ -80,8 +82,14 @@ def _described(entry: Any) -> tuple[str, tuple[int, ...], str]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise BadRequest("an input has no name")
     name, shape, kind = entry["name"], entry.get("shape"), entry.get("datatype")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape) or not 0 < len(shape) < 9:
-        raise BadRequest(f"the input {name[:80]!r} has the shape {str(shape)[:80]}; expected a list of positive numbers")
+    if (
+        not isinstance(shape, list)
+        or not all(type(n) is int and 0 < n < 2**31 for n in shape)
+        or not 0 < len(shape) < 9
+    ):
+        raise BadRequest(
+            f"the input {name[:80]!r} has the shape {str(shape)[:80]}; expected a list of positive numbers"
+        )
     if not isinstance(kind, str) or (kind != "BYTES" and kind not in DTYPES):
         raise BadRequest(f"the input {name[:80]!r} has the datatype {str(kind)[:40]!r}; see /v2/models/NAME")
     return name, tuple(shape), kind
@@ -105,7 +113,9 @@ def _from_binary(name: str, data: bytes, shape: tuple[int, ...], kind: str) -> A
             (length,) = struct.unpack_from("<I", data, position)
             position += 4
             if position + length > len(data):
-                raise BadRequest(f"the input {name[:80]!r} announces {length} bytes and {len(data) - position} are left")
+                raise BadRequest(
+                    f"the input {name[:80]!r} announces {length} bytes and {len(data) - position} are left"
+                )
             found.append(data[position : position + length])
             position += length
         if len(found) != count:
@@ -164,7 +174,9 @@ def from_base64(name: str, item: bytes) -> bytes:
     try:
         return base64.b64decode(item, validate=True)
     except binascii.Error as error:
-        raise BadRequest(f"the input {name[:80]!r} is not base64; send files as base64 in JSON, or as binary data") from error
+        raise BadRequest(
+            f"the input {name[:80]!r} is not base64; send files as base64 in JSON, or as binary data"
+        ) from error
 
 
 def _packed(values: list[bytes]) -> bytes:

@@ -56,7 +56,9 @@ def routes(service: Service) -> APIRouter:
             told.append(each)
         data, length = await asyncio.to_thread(_respond, head, name, told, outputs)
         headers = {} if length is None else {tensors.HEADER: str(length)}
-        return Response(data, media_type="application/json" if length is None else "application/octet-stream", headers=headers)
+        return Response(
+            data, media_type="application/json" if length is None else "application/octet-stream", headers=headers
+        )
 
     router.add_api_route("/models/{name}/infer", infer, methods=["POST"], response_class=Response)
     router.add_api_route("/models/{name}/versions/{version}/infer", infer, methods=["POST"], response_class=Response)
@@ -67,7 +69,11 @@ def _state(router: APIRouter, service: Service) -> None:
     @router.get("")
     async def server() -> dict[str, Any]:
         """What this server is and can."""
-        return {"name": "anomalysd-edge", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
+        return {
+            "name": "anomalysd-edge",
+            "version": __version__,
+            "extensions": ["binary_tensor_data", "model_repository"],
+        }
 
     @router.get("/health/live", response_class=Response)
     async def live() -> Response:
@@ -153,7 +159,9 @@ def _asks(
         if photo.ndim != 4 or photo.shape[3] != 3 or photo.dtype != np.uint8:
             raise BadRequest(f"the input 'photo' has the shape {photo.shape}; expected UINT8 [N,H,W,3] or BYTES [N]")
         if photo.shape[1] * photo.shape[2] > limits.max_pixels:
-            raise TooLarge(f"the photos have {photo.shape[2]}x{photo.shape[1]} px; at most {limits.max_pixels} are taken")
+            raise TooLarge(
+                f"the photos have {photo.shape[2]}x{photo.shape[1]} px; at most {limits.max_pixels} are taken"
+            )
         pixels = list(photo)
         files = [each.tobytes() for each in pixels]
     if len(files) > limits.max_photos:

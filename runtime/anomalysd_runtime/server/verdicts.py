@@ -139,7 +139,7 @@ def regions_of(answer: Inspection, width_px: int, height_px: int) -> list[dict[s
     labels, count = label_regions(answer.pred_mask)
     side_y, side_x = labels.shape
     sx, sy = width_px / side_x, height_px / side_y
-    found = []
+    found: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         inside = labels == number
         ys, xs = np.nonzero(inside)

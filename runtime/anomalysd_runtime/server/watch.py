@@ -1,9 +1,10 @@
 """A folder whose new photos are judged and moved to ok/, ng/, unknown/ or error/, each with its verdict beside it.
 
-No photo is lost or recorded twice, whenever the process ends. A photo is first claimed: renamed into .sd-edge/work/UID/,
-which only one process can do, and the UID is its request key in the record. Then it is judged and recorded, its verdict
-file written aside and renamed, and last the photo is moved. After a restart every claimed photo goes on from there: the
-record answers for one that was judged already. Polling, because network shares tell of no changes.
+No photo is lost or recorded twice, whenever the process ends. A photo is first claimed: renamed into
+.sd-edge/work/UID/, which only one process can do, and the UID is its request key in the record. Then it is judged and
+recorded, its verdict file written aside and renamed, and last the photo is moved. After a restart every claimed photo
+goes on from there: the record answers for one that was judged already. Polling, because network shares tell of no
+changes.
 """
 
 from __future__ import annotations

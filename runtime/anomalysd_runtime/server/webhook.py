@@ -105,7 +105,9 @@ class Webhook:
         at = GIVEN_UP if given_up else time.time() + pause
         told = "given up" if given_up else f"again in {pause:.0f} s"
         log.warning("webhook call %d failed (%s): %s", attempts, problem, told)
-        self._record.write("UPDATE outbox SET attempts = ?, next_at = ? WHERE verdict_id = ?", attempts, at, number).result()
+        self._record.write(
+            "UPDATE outbox SET attempts = ?, next_at = ? WHERE verdict_id = ?", attempts, at, number
+        ).result()
 
     def _call(self, verdict: Verdict) -> str | None:
         """None where it was taken (2xx), or what went wrong."""
@@ -117,7 +119,10 @@ class Webhook:
         }
         if self._settings.secret:
             stamp = str(int(time.time()))
-            headers |= {"X-SD-Edge-Timestamp": stamp, "X-SD-Edge-Signature": signature(self._settings.secret, stamp, body)}
+            headers |= {
+                "X-SD-Edge-Timestamp": stamp,
+                "X-SD-Edge-Signature": signature(self._settings.secret, stamp, body),
+            }
         request = urllib.request.Request(self._settings.url, body, headers, method="POST")
         try:
             with self._open.open(request, timeout=self._settings.timeout_s) as answer:

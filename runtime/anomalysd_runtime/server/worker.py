@@ -203,7 +203,6 @@ def _warm_up(detector: Detector) -> float:
     """Every batch size that will come: first runs allocate and choose algorithms, which takes seconds on a GPU."""
     gray = np.full((detector.networks.sizes.size_px,) * 2 + (3,), 128, np.uint8)
     name = sorted(detector.classes)[0]
-    took = 0.0
     for count in dict.fromkeys((detector.group, 1)):
         detector.inspect([gray] * count, name)
     began = time.perf_counter()
