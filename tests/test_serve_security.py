@@ -64,7 +64,13 @@ def test_the_page_and_health_are_open_and_tell_no_verdict(box: Box, path: str) -
 
 
 def test_only_own_host_names_are_answered(box: Box) -> None:
-    for host, status in (("evil.example", 421), ("box.factory", 200), ("localhost", 200), ("[::1]:8080", 200), ("", 421)):
+    for host, status in (
+        ("evil.example", 421),
+        ("box.factory", 200),
+        ("localhost", 200),
+        ("[::1]:8080", 200),
+        ("", 421),
+    ):
         assert box.get("/health", host=host).status == status, host
 
 
@@ -173,7 +179,16 @@ def test_tls_with_own_files(bundle: Path, tmp_path: Path) -> None:
     assert OPENSSL is not None
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
+    names = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
     subprocess.run([OPENSSL, *made, *names], check=True, capture_output=True)
     port = free_port()
     with running_box(replace(small_settings(bundle), port=port, tls_cert=cert, tls_key=key)):
@@ -192,15 +207,15 @@ def test_a_bundle_must_be_signed_where_that_is_asked(bundle: Path, tmp_path: Pat
     private, public, signed = tmp_path / "private.pem", tmp_path / "public.pem", tmp_path / "line1"
     shutil.copytree(bundle, signed)
     for words in (
-        ["genpkey", "-algorithm", "ed25519", "-out", private],
-        ["pkey", "-in", private, "-pubout", "-out", public],
+        ["genpkey", "-algorithm", "ed25519", "-out", str(private)],
+        ["pkey", "-in", str(private), "-pubout", "-out", str(public)],
     ):
         subprocess.run([OPENSSL, *words], check=True, capture_output=True)
     settings = replace(small_settings(signed), engine=s.EngineSettings(threads=1, signature_key=public))
     with pytest.raises(Unavailable, match="no readable"), running_box(settings):
         pass
-    sign = ["pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", signed / "manifest.json"]
-    subprocess.run([OPENSSL, *sign, "-out", signed / "manifest.json.sig"], check=True, capture_output=True)
+    sign = ["pkeyutl", "-sign", "-rawin", "-inkey", str(private), "-in", str(signed / "manifest.json")]
+    subprocess.run([OPENSSL, *sign, "-out", str(signed / "manifest.json.sig")], check=True, capture_output=True)
     with running_box(settings) as box:
         assert box.inspect(png(1)).status == 200
         (signed / "manifest.json").write_text((signed / "manifest.json").read_text() + " ")

@@ -4,87 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from anomalysd_edge import __version__
-from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server import page, schemas, v2
-from anomalysd_runtime.server.doors import ClientGone, deadline_of, verdicts_of
-from anomalysd_runtime.server.guard import Guard, Refused, own_hosts
+from anomalysd_runtime.server.course import Ask
+from anomalysd_runtime.server.doors import deadline_of, verdicts_of
+from anomalysd_runtime.server.guard import Guard, own_hosts
 from anomalysd_runtime.server.history import Wanted
 from anomalysd_runtime.server.history import find as find_verdicts
 from anomalysd_runtime.server.jobs import BadRequest, NotFound, ServeError, WrongType
-from anomalysd_runtime.server.record import RecordError
-from anomalysd_runtime.server.service import Ask, Service
+from anomalysd_runtime.server.refusals import REFUSALS, handle_refusals
+from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.verdicts import Told, Verdict, draw, encoded_outputs, wanted_outputs
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.ErrorAnswer, "description": meaning}
-    for status, meaning in {
-        400: "The request's form cannot be read.",
-        401: "A token is needed.",
-        404: "No such bundle, class or verdict.",
-        408: "The body came too slowly.",
-        413: "The body or the photo is too large.",
-        415: "The bytes are no photo that is taken here.",
-        422: "Something in the request cannot be used.",
-        429: "Too many inspections a second; see Retry-After.",
-        500: "The inspection failed.",
-        503: "The queue is full, or the box is starting or stopping; see Retry-After.",
-        504: "The deadline cannot be kept.",
-    }.items()
-}
 RAW_TYPES = ("application/octet-stream", "image/")
-PHOTO_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "photo": {"type": "string", "format": "binary"},
-                        "class": {"type": "string"},
-                        "bundle": {"type": "string"},
-                        "outputs": {"type": "string"},
-                        "deadline_ms": {"type": "string"},
-                        "request_key": {"type": "string"},
-                    },
-                    "required": ["photo"],
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
-BATCH_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "photo": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
-                        "class": {"type": "array", "items": {"type": "string"}},
-                        "bundle": {"type": "string"},
-                        "outputs": {"type": "string"},
-                        "deadline_ms": {"type": "string"},
-                    },
-                    "required": ["photo"],
-                }
-            }
-        },
-    }
-}
 
 
 def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
@@ -102,14 +39,14 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
     app.include_router(_state(service))
     app.include_router(v2.routes(service))
     app.include_router(page.routes())
-    _errors(app)
+    handle_refusals(app)
     return Guard(app, service.settings.security, own_hosts(host))
 
 
 def _inspections(service: Service) -> APIRouter:
     router = APIRouter(tags=["inspect"], responses=REFUSALS)
 
-    @router.post("/inspect", response_model=schemas.VerdictAnswer, openapi_extra=PHOTO_BODY)
+    @router.post("/inspect", response_model=schemas.VerdictAnswer, openapi_extra=schemas.PHOTO_BODY)
     async def inspect(
         request: Request,
         class_name: Annotated[str | None, Query(alias="class", max_length=200)] = None,
@@ -134,7 +71,7 @@ def _inspections(service: Service) -> APIRouter:
             raise found
         return await asyncio.to_thread(_answer, found, wanted)
 
-    @router.post("/inspect/batch", response_model=schemas.BatchAnswer, openapi_extra=BATCH_BODY)
+    @router.post("/inspect/batch", response_model=schemas.BatchAnswer, openapi_extra=schemas.BATCH_BODY)
     async def batch(request: Request) -> Any:
         """Judge several photos: repeated field `photo`, and `class` once for all or once each, in order."""
         began = time.monotonic()
@@ -242,7 +179,7 @@ def _verdicts(service: Service) -> APIRouter:
 
 
 def _state(service: Service) -> APIRouter:
-    router = APIRouter(tags=["state"])
+    router = APIRouter(tags=["state"], responses=REFUSALS)
 
     @router.get("/health", response_model=schemas.HealthAnswer)
     async def health() -> Any:
@@ -329,56 +266,3 @@ def _bundle(service: Service, name: str) -> dict[str, Any]:
         "fell_back": loaded.opened.fell_back,
         "classes": loaded.classes,
     }
-
-
-def _errors(app: FastAPI) -> None:
-    """Every refusal is {"error": SENTENCE} with its status."""
-
-    def answer(status: int, sentence: str, retry_after_s: float | None = None) -> JSONResponse:
-        headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
-        return JSONResponse({"error": sentence}, status, headers)
-
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ServeError)
-        return answer(error.status, str(error), error.retry_after_s)
-
-    async def cut_short(_: Request, error: Exception) -> Response:
-        """The guard's, while the body was read."""
-        assert isinstance(error, Refused)
-        said = answer(error.status, str(error), error.retry_after_s)
-        if error.status in (408, 413):
-            said.headers["connection"] = "close"
-        return said
-
-    async def unrecorded(_: Request, error: Exception) -> Response:
-        return answer(503, str(error), 5)
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return answer(422, f"{where}: {first['msg']}")
-
-    async def other(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        said = JSONResponse({"error": str(error.detail)}, error.status_code)
-        said.headers.update(error.headers or {})
-        return said
-
-    async def gone(_: Request, __: Exception) -> Response:
-        return answer(499, "the client went away before its verdict")
-
-    async def ours(_: Request, error: Exception) -> Response:
-        return answer(500, str(error))
-
-    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-        ServeError: refused,
-        Refused: cut_short,
-        RecordError: unrecorded,
-        RequestValidationError: invalid,
-        HTTPException: other,
-        ClientGone: gone,
-        SDEdgeError: ours,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)

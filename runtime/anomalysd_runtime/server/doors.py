@@ -10,8 +10,9 @@ from typing import Any
 
 from starlette.requests import Request
 
+from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.jobs import BadRequest, DeadlineMissed, ServeError
-from anomalysd_runtime.server.service import Ask, Service
+from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.verdicts import Told
 
 GRACE_S = 0.25

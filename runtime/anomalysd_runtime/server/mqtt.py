@@ -26,8 +26,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.jobs import BadRequest, DeadlineMissed, QueueFull, ServeError, TooLarge, Unavailable
-from anomalysd_runtime.server.service import Ask, Service
+from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.settings import MqttSettings
 from anomalysd_runtime.server.verdicts import Told, Verdict
 

@@ -132,3 +132,48 @@ class Correction(Strict):
     """What an operator says of a verdict."""
 
     correction: Literal["ok", "ng"] | None
+
+
+PHOTO_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "photo": {"type": "string", "format": "binary"},
+                        "class": {"type": "string"},
+                        "bundle": {"type": "string"},
+                        "outputs": {"type": "string"},
+                        "deadline_ms": {"type": "string"},
+                        "request_key": {"type": "string"},
+                    },
+                    "required": ["photo"],
+                }
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "photo": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+                        "class": {"type": "array", "items": {"type": "string"}},
+                        "bundle": {"type": "string"},
+                        "outputs": {"type": "string"},
+                        "deadline_ms": {"type": "string"},
+                    },
+                    "required": ["photo"],
+                }
+            }
+        },
+    }
+}

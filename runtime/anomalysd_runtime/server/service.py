@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from anomalysd_edge.errors import SDEdgeError
 from anomalysd_edge.files import sha256_bytes
 from anomalysd_runtime.server import intake
 from anomalysd_runtime.server.bundles import BundleStore, Loaded
+from anomalysd_runtime.server.course import Ask, Course, class_of, refuse, same_answer
 from anomalysd_runtime.server.engine import Engine
 from anomalysd_runtime.server.jobs import (
     BadRequest,
@@ -26,7 +26,6 @@ from anomalysd_runtime.server.jobs import (
     Failed,
     Job,
     Judged,
-    NotFound,
     QueueFull,
     ServeError,
     Unavailable,
@@ -43,62 +42,6 @@ log = logging.getLogger("sd-edge.service")
 U8 = npt.NDArray[np.uint8]
 MAX_KEY = 128
 Listener = Callable[[Verdict], None]
-
-
-@dataclass
-class Ask:
-    """One photo that somebody wants judged."""
-
-    data: bytes
-    """Bytes of an image file; or of the array's pixels, where `photo` is given."""
-    source: str
-    """http, v2, watch or mqtt."""
-    client: str
-    """Whose line it stands in, and what the record says."""
-    class_name: str | None = None
-    """Judge as; may be left out where the bundle has one class."""
-    bundle: str | None = None
-    """Name of the bundle; may be left out where there is one."""
-    name: str = ""
-    """What the client calls the photo."""
-    request_key: str | None = None
-    """Asked twice under one key, judged once."""
-    deadline: float = 0.0
-    """time.monotonic() by which the verdict is wanted; 0 = the box's own deadline from now."""
-    photo: U8 | None = None
-    """(H,W,3) uint8 where the client sent pixels."""
-    began: float = field(default_factory=time.monotonic)
-    """time.monotonic() of its arrival."""
-
-
-@dataclass
-class _Course:
-    """An Ask on its way."""
-
-    ask: Ask
-    told: Future[Told]
-    loaded: Loaded | None = None
-    job: Job | None = None
-    undo: list[Callable[[], None]] = field(default_factory=list)
-    """What gives back what it holds; None of it is left when `told` is done, whoever ended it and when."""
-    ended: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def hold(self, undo: Callable[[], None]) -> None:
-        """Something was taken for this photo. Where nobody waits any more it is given back at once."""
-        with self.lock:
-            if not self.ended:
-                self.undo.append(undo)
-                return
-        undo()
-
-    def let_go(self) -> None:
-        """Give everything back, once."""
-        with self.lock:
-            self.ended = True
-            held, self.undo = self.undo, []
-        for undo in held:
-            undo()
 
 
 class Service:
@@ -179,7 +122,7 @@ class Service:
 
     def inspect(self, ask: Ask) -> Future[Told]:
         """Judge a photo for which a place was reserved. The future has a Told, or a ServeError."""
-        course = _Course(ask, Future())
+        course = Course(ask, Future())
         if not ask.deadline:
             ask.deadline = ask.began + self.settings.deadline_ms / 1e3
         course.told.add_done_callback(lambda _: self._after(course))
@@ -228,21 +171,21 @@ class Service:
                 metrics.photo_ms.labels(name).set(state.photo_ms.get(loaded.key, 0.0))
         return metrics.text()
 
-    def _guard(self, course: _Course, step: Callable[[_Course], None]) -> None:
+    def _guard(self, course: Course, step: Callable[[Course], None]) -> None:
         """Whatever goes wrong in a step becomes the answer."""
         try:
             step(course)
         except ServeError as error:
-            _refuse(course.told, error)
+            refuse(course.told, error)
         except RecordError as error:
-            _refuse(course.told, Unavailable(str(error), retry_after_s=5))
+            refuse(course.told, Unavailable(str(error), retry_after_s=5))
         except SDEdgeError as error:
-            _refuse(course.told, Failed(str(error)))
+            refuse(course.told, Failed(str(error)))
         except Exception as error:
             log.exception("a fault while a photo was handled")
-            _refuse(course.told, Failed(f"a fault of the box itself ({type(error).__name__}); see its log"))
+            refuse(course.told, Failed(f"a fault of the box itself ({type(error).__name__}); see its log"))
 
-    def _begin(self, course: _Course) -> None:
+    def _begin(self, course: Course) -> None:
         ask = course.ask
         if course.told.cancelled():
             return
@@ -256,7 +199,7 @@ class Service:
         self._claim_bytes(course, width * height * 3)
         loaded = course.loaded = self.bundles.acquire(name)
         course.hold(lambda: self.bundles.release(loaded))
-        class_name = _class_of(ask.class_name, loaded)
+        class_name = class_of(ask.class_name, loaded)
         photo = intake.decode(ask.data) if ask.photo is None else ask.photo
         job = course.job = Job(loaded.key, class_name, photo, ask.client, ask.deadline)
         job.future.add_done_callback(lambda _: self._submit_end(course))
@@ -264,14 +207,14 @@ class Service:
         if course.told.cancelled():
             self.engine.cancel(job)
 
-    def _submit_end(self, course: _Course) -> None:
+    def _submit_end(self, course: Course) -> None:
         assert course.job is not None
         if course.job.future.cancelled():
             course.told.cancel()
             return
         self._pool.submit(self._guard, course, self._conclude)
 
-    def _answered_before(self, course: _Course, key: str) -> bool:
+    def _answered_before(self, course: Course, key: str) -> bool:
         """Whether this key was, or is being, answered; then this course gets the same answer."""
         if not 0 < len(key) <= MAX_KEY:
             raise BadRequest(f"the request key has {len(key)} characters; use 1 to {MAX_KEY}")
@@ -280,14 +223,14 @@ class Service:
             if other is None:
                 self._by_key[key] = course.told
         if other is not None:
-            other.add_done_callback(lambda done: _same_answer(done, course.told))
+            other.add_done_callback(lambda done: same_answer(done, course.told))
             return True
         found = self.record.by_key(key) if self.record else None
         if found is not None and course.told.set_running_or_notify_cancel():
             course.told.set_result(Told(found, repeated=True))
         return found is not None
 
-    def _claim_bytes(self, course: _Course, count: int) -> None:
+    def _claim_bytes(self, course: Course, count: int) -> None:
         with self._lock:
             if self._bytes and self._bytes + count > self.settings.engine.queue_bytes:
                 raise QueueFull(
@@ -301,7 +244,7 @@ class Service:
         with self._lock:
             self._bytes -= count
 
-    def _conclude(self, course: _Course) -> None:
+    def _conclude(self, course: Course) -> None:
         """The verdict of a judged photo: recorded, then told."""
         assert course.job is not None
         assert course.loaded is not None
@@ -366,7 +309,7 @@ class Service:
             request_key=ask.request_key,
         )
 
-    def _after(self, course: _Course) -> None:
+    def _after(self, course: Course) -> None:
         """However it ended: places, bytes and the bundle are free again."""
         if course.told.cancelled() and course.job is not None:
             self.engine.cancel(course.job)
@@ -380,34 +323,3 @@ class Service:
             if key is not None and self._by_key.get(key) is course.told:
                 del self._by_key[key]
             self._idle.notify_all()
-
-
-def _class_of(name: str | None, loaded: Loaded) -> str:
-    if name is None:
-        if len(loaded.classes) != 1:
-            raise BadRequest(
-                f"say which class the photo is of; bundle {loaded.name} holds: {', '.join(loaded.classes)}"
-            )
-        return next(iter(loaded.classes))
-    if name not in loaded.classes:
-        raise NotFound(f"class {name!r} is not in bundle {loaded.name}; it holds: {', '.join(sorted(loaded.classes))}")
-    return name
-
-
-def _refuse(told: Future[Told], error: ServeError) -> None:
-    if not told.cancelled() and not told.done():
-        if not told.running() and not told.set_running_or_notify_cancel():
-            return
-        told.set_exception(error)
-
-
-def _same_answer(done: Future[Told], told: Future[Told]) -> None:
-    """A request that was asked while the same one ran gets what that one gets."""
-    if not told.set_running_or_notify_cancel():
-        return
-    if done.cancelled():
-        told.set_exception(Unavailable("the request that asked first under this key was given up; ask again", 1.0))
-    elif (error := done.exception()) is not None:
-        told.set_exception(error)
-    else:
-        told.set_result(replace(done.result(), repeated=True))

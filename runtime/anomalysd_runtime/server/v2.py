@@ -14,9 +14,11 @@ from fastapi import APIRouter, Request, Response
 
 from anomalysd_edge import __version__
 from anomalysd_runtime.server import tensors
+from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.doors import deadline_of, verdicts_of
 from anomalysd_runtime.server.jobs import BadRequest, NotFound, ServeError, TooLarge, Unavailable, WrongType
-from anomalysd_runtime.server.service import Ask, Service
+from anomalysd_runtime.server.refusals import REFUSALS
+from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.verdicts import Told
 
 OUTPUTS = {
@@ -32,7 +34,7 @@ OUTPUTS = {
 
 def routes(service: Service) -> APIRouter:
     """All of /v2."""
-    router = APIRouter(prefix="/v2", tags=["v2"])
+    router = APIRouter(prefix="/v2", tags=["v2"], responses=REFUSALS)
     _state(router, service)
     _repository(router, service)
 

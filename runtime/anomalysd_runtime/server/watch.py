@@ -24,8 +24,9 @@ from typing import Any
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.files import write_json
 from anomalysd_edge.images import IMAGE_SUFFIXES
+from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.jobs import DeadlineMissed, QueueFull, ServeError, Unavailable
-from anomalysd_runtime.server.service import Ask, Service
+from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.verdicts import Told, Verdict
 
 log = logging.getLogger("sd-edge.watch")

@@ -143,14 +143,14 @@ def _main(pipe: Connection, settings: EngineSettings, opener: Opener) -> None:
     detectors: dict[str, Detector] = {}
     parent = os.getppid()
     while True:
-        # A parent that was killed cannot say "end": its pipe's end closes, or init becomes our parent.
-        if not pipe.poll(2.0):
-            if os.getppid() != parent:
-                return
-            continue
         try:
+            # A parent that was killed cannot say "end": its pipe's end closes, or init becomes our parent.
+            if not pipe.poll(2.0):
+                if os.getppid() != parent:
+                    return
+                continue
             message = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         if message[0] == "end":
             return
