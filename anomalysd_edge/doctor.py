@@ -16,6 +16,7 @@ from pathlib import Path
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
+SERVE = ("fastapi", "uvicorn", "python-multipart", "prometheus-client", "paho-mqtt", "cryptography")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def examine() -> list[Finding]:
         _file_in("feature weights", _FEATURES),
         _nano(),
         _packages("export, verify", EXPORT, "export"),
+        _packages("serve, watch, history", SERVE, "serve"),
         *_onnxruntime(),
         _tensorrt("build for TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=False),
         _tensorrt("run TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=True),
@@ -68,7 +70,7 @@ def _packages(what: str, names: Sequence[str], extra: str) -> Finding:
     missing = [name for name, found in have.items() if found is None]
     if missing:
         return Finding(what, False, f"not installed: {', '.join(missing)}; pip install 'anomalysd-edge[{extra}]'")
-    if sys.version_info < (3, 11):
+    if extra in ("train", "export") and sys.version_info < (3, 11):
         return Finding(
             what, False, f"Python {platform.python_version()}: diffusers and transformers need 3.11 or newer"
         )

@@ -17,7 +17,7 @@ ROOT, EXPORT, RUNTIME = (
     HOUSE / "runtime" / "anomalysd_runtime",
 )
 TRAINING = ROOT / "training"
-PORTERS = {"cli.py", "workflow.py", "demo.py", "doctor.py"}
+PORTERS = {"cli.py", "workflow.py", "demo.py", "doctor.py", "serving_verbs.py"}
 """Modules of the root that open the other rooms, inside functions only."""
 
 HEAVY = (
