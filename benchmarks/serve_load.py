@@ -36,6 +36,8 @@ from anomalysd_edge.detector import Detector
 from anomalysd_edge.files import write_json
 from anomalysd_runtime.loading import open_detector
 
+SHORT_QUEUE = 16
+"""Of the box that the open loop asks: past saturation it fills while somebody waits for the figures."""
 LUA = Path(__file__).with_name("serve_load.lua")
 
 
@@ -58,27 +60,28 @@ def main() -> None:
     parser.add_argument("--class", dest="class_name", required=True)
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--rates", default="0.5,0.8,2.0", help="open loop, in units of the plain Detector's rate")
-    parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; two a client")
+    parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; one a client")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--note", default="", help="a sentence about the machine for the results")
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
-    photos = sorted(p for p in told.photos.rglob("*") if p.suffix.lower() in images.IMAGE_SUFFIXES)[:32]
+    photos = sorted(p for p in told.photos.rglob("*") if p.suffix.lower() in images.IMAGE_SUFFIXES)[:8]
     data = [photo.read_bytes() for photo in photos]
     with tempfile.TemporaryDirectory() as folder, open_detector(told.bundle, backend=told.backend) as detector:
+
+        def measured(count: int) -> float:
+            return plain(detector, (photos * 9)[:count], told.class_name)
+
         with serving(told.bundle, told.backend, Path(folder)) as port:
             alone = [post(port, told.class_name, n, each) for n, each in enumerate(data)]
             scores = [each.score for each in alone]
-            plain(detector, photos[:4], told.class_name)
-
-            def measured(count: int) -> float:
-                return plain(detector, (photos * 9)[:count], told.class_name)
-
+            measured(4)
             levels = [
                 closed(port, told.class_name, data, int(clients), told.requests, measured, scores)
                 for clients in told.clients.split(",")
             ]
-            base = measured(16)
+        base = measured(8)
+        with serving(told.bundle, told.backend, Path(folder), queue=SHORT_QUEUE) as port:
             opened = [
                 open_loop(port, told.class_name, data, float(rate), base, told.requests, scores)
                 for rate in told.rates.split(",")
@@ -109,13 +112,14 @@ def plain(detector: Detector, files: list[Path], class_name: str) -> float:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, backend: str, folder: Path) -> Iterator[int]:
+def serving(bundle: Path, backend: str, folder: Path, queue: int = 64) -> Iterator[int]:
     """`sd-edge serve` in a process of its own, with a record on the disk."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "anomalysd_edge.cli", "serve", str(bundle), "--port", str(port)]
     options = ["--backend", backend, "--record", str(folder / "record.sqlite"), "--deadline-ms", "600000"]
+    options += ["--queue", str(queue)]
     environment = {**os.environ, "SD_EDGE_LOG": "WARNING"}
     process = subprocess.Popen([*command, *options], env=environment)
     try:
@@ -166,8 +170,8 @@ def closed(
     scores: list[Any],
 ) -> dict[str, Any]:
     """`clients` clients, each with one photo on its way."""
-    count = max(least, 2 * clients)
-    before = measured(16)
+    count = max(least, clients)
+    before = measured(8)
     sent: list[Sent] = []
     left = iter(range(count))
     lock = threading.Lock()
@@ -189,7 +193,7 @@ def closed(
     for thread in threads:
         thread.join()
     took = time.perf_counter() - began
-    after = measured(16)
+    after = measured(8)
     rate = sum(each.status == 200 for each in sent) / took
     plainly = 2 / (1 / before + 1 / after)  # photos over time, of both measurements together
     return {
@@ -207,7 +211,7 @@ def open_loop(
     """Photos at fixed times; above saturation the queue fills and 503 is the right answer."""
     rate = share * base
     # Past saturation the queue has to fill before a refusal can be seen.
-    count = least if share <= 1 else round(80 / (1 - 1 / share)) + least
+    count = least // 2 if share <= 1 else round(2 * SHORT_QUEUE / (1 - 1 / share))
     sent: list[Sent] = []
     lock = threading.Lock()
 
