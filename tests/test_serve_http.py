@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,9 @@ def test_asked_twice_under_one_key_judged_once(box: Box) -> None:
     assert len({each["uid"] for each in [*found, later]}) == 1
     assert later["repeated"] is True
     assert len(box.service.record.select("request_key = ?", ("part-17",))) == 1
+    other = box.inspect(png(10), "?request_key=part-17")
+    assert other.status == 422
+    assert "another photo" in other.json["error"]
 
 
 def test_verdicts_are_listed_drawn_and_corrected(box: Box) -> None:
@@ -311,6 +315,23 @@ def test_a_bundle_deleted_while_serving_is_told_and_costs_no_other(bundle: Path,
         assert lost.status == 503
         assert box.inspect(png(1), "?bundle=line1").status == 200
         assert box.get("/health").json["status"] == "degraded"
+        shutil.copytree(bundle, tmp_path / "gone")
+        assert box.inspect(png(1), "?bundle=gone").status == 200, "copied again, it is opened again"
+        assert box.get("/health").json["status"] == "ok"
+
+
+def test_a_stop_does_not_wait_for_a_stuck_worker(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalysd_runtime.server.engine.STOP_S", 0.5)
+    began = 0.0
+    with (
+        ThreadPoolExecutor(1) as pool,
+        running_box(replace(touchy_settings(bundle), stop_s=0.5), open_touchy) as box,
+    ):
+        stuck = pool.submit(box.inspect, png(1, STUCK))
+        time.sleep(0.5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert isinstance(stuck.exception(), (OSError, HTTPException)) or stuck.result().status in (500, 503)
 
 
 def test_bundles_beyond_the_memory_limit_are_opened_when_asked_for(bundle: Path, tmp_path: Path) -> None:

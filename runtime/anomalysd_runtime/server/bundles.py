@@ -102,11 +102,12 @@ class BundleStore:
         while True:
             with self._lock:
                 found = self._loaded.get(name)
-                if found is not None:
+                again = found is not None and found.key in self._engine.state.unopened
+                if found is not None and not again:
                     found.uses += 1
                     found.used_at = time.monotonic()
                     return found
-            self.load(name)
+            self.load(name, again)  # `again`: a restarted worker could not open it; perhaps it can be now
 
     def release(self, loaded: Loaded) -> None:
         """One answer less owed; a retired bundle closes with its last one."""

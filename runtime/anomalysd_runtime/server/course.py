@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.images import encode_png
 from anomalysd_runtime.server.bundles import Loaded
 from anomalysd_runtime.server.jobs import BadRequest, Job, NotFound, ServeError, Unavailable
-from anomalysd_runtime.server.verdicts import Told
+from anomalysd_runtime.server.verdicts import Told, Verdict
 
 U8 = npt.NDArray[np.uint8]
 
@@ -95,7 +96,18 @@ def refuse(told: Future[Told], error: ServeError) -> None:
         told.set_exception(error)
 
 
-def same_answer(done: Future[Told], told: Future[Told]) -> None:
+def check_same_photo(found: Verdict, digest: str) -> None:
+    """Raise BadRequest where a request key comes with another photo than the one that it named before."""
+    if found.photo_sha256 != digest:
+        raise BadRequest("this request_key was used for another photo; every photo needs a key of its own")
+
+
+def kept_photo(ask: Ask) -> bytes:
+    """What the record keeps: the bytes that came; pixels as PNG, which loses nothing."""
+    return ask.data if ask.photo is None else encode_png(ask.photo)
+
+
+def same_answer(done: Future[Told], told: Future[Told], digest: str) -> None:
     """A request that was asked while the same one ran gets what that one gets."""
     if not told.set_running_or_notify_cancel():
         return
@@ -104,4 +116,9 @@ def same_answer(done: Future[Told], told: Future[Told]) -> None:
     elif (error := done.exception()) is not None:
         told.set_exception(error)
     else:
-        told.set_result(replace(done.result(), repeated=True))
+        try:
+            check_same_photo(done.result().verdict, digest)
+        except BadRequest as refused:
+            told.set_exception(refused)
+        else:
+            told.set_result(replace(done.result(), repeated=True))

@@ -20,6 +20,8 @@ from anomalysd_runtime.server.worker import Opened, Opener, Verdicts, Worker, Wo
 log = logging.getLogger("sd-edge.engine")
 SMOOTHING = 0.2
 """Weight of the newest group in the running mean of a photo's time."""
+STOP_S = 10.0
+"""How long a stop waits for the group that runs, after everything that was taken had its time."""
 
 
 @dataclass
@@ -69,6 +71,9 @@ class Engine:
             self._stopping = True
             self._change.notify_all()
         if self._thread.is_alive():
+            self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            self._worker.kill()  # a group that takes so long is given up; the thread hears of it and ends
             self._thread.join()
         self._worker.end()
 
@@ -189,6 +194,10 @@ class Engine:
         except WorkerLost as error:
             log.error("%s while it judged %d photos", error, len(group))
             self.state.running = 0
+            if self._stopping:
+                for job in group:
+                    _fail(job, Unavailable("the box stopped before this photo was judged; send it again", 5.0))
+                return
             self._restart()
             if len(group) == 1 or self.state.lost is not None:
                 for job in group:
@@ -231,6 +240,7 @@ class Engine:
         return opened
 
     def _close_now(self, key: str) -> None:
+        self.state.unopened = {k: why for k, why in self.state.unopened.items() if k != key}
         if self._open.pop(key, None) is not None:
             self.state.photo_ms = {k: v for k, v in self.state.photo_ms.items() if k != key}
             self._worker.close(key)

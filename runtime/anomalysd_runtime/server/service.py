@@ -18,7 +18,15 @@ from anomalysd_edge.errors import SDEdgeError
 from anomalysd_edge.files import sha256_bytes
 from anomalysd_runtime.server import intake
 from anomalysd_runtime.server.bundles import BundleStore, Loaded
-from anomalysd_runtime.server.course import Ask, Course, class_of, refuse, same_answer
+from anomalysd_runtime.server.course import (
+    Ask,
+    Course,
+    check_same_photo,
+    class_of,
+    kept_photo,
+    refuse,
+    same_answer,
+)
 from anomalysd_runtime.server.engine import Engine
 from anomalysd_runtime.server.jobs import (
     BadRequest,
@@ -28,6 +36,7 @@ from anomalysd_runtime.server.jobs import (
     Judged,
     QueueFull,
     ServeError,
+    TooLarge,
     Unavailable,
 )
 from anomalysd_runtime.server.metrics import Metrics
@@ -83,7 +92,9 @@ class Service:
             raise
         if self.retention:
             self.retention.start()
-        self.phase = "ready"
+        with self._lock:
+            if self.phase == "starting":  # a SIGTERM may have come meanwhile
+                self.phase = "ready"
 
     def finish(self, limit_s: float) -> None:
         """Take nothing new, and finish what was taken within `limit_s` seconds."""
@@ -107,6 +118,8 @@ class Service:
         with self._lock:
             if self.phase != "ready":
                 raise Unavailable(f"the box is {self.phase}; ask again soon", retry_after_s=5)
+            if count > engine.queue + engine.group:
+                raise TooLarge(f"{count} photos came in one request and the queue holds {engine.queue}: send fewer")
             if self._taken + count > engine.queue + engine.group:
                 raise QueueFull(
                     f"{self._taken} photos are waiting and {engine.queue} may: ask again later, or slower",
@@ -222,13 +235,17 @@ class Service:
             other = self._by_key.get(key)
             if other is None:
                 self._by_key[key] = course.told
+        digest = sha256_bytes(course.ask.data)
         if other is not None:
-            other.add_done_callback(lambda done: same_answer(done, course.told))
+            other.add_done_callback(lambda done: same_answer(done, course.told, digest))
             return True
         found = self.record.by_key(key) if self.record else None
-        if found is not None and course.told.set_running_or_notify_cancel():
+        if found is None:
+            return False
+        check_same_photo(found, digest)
+        if course.told.set_running_or_notify_cancel():
             course.told.set_result(Told(found, repeated=True))
-        return found is not None
+        return True
 
     def _claim_bytes(self, course: Course, count: int) -> None:
         with self._lock:
@@ -260,7 +277,7 @@ class Service:
             return
         if self.record is not None:
             keep = self.settings.record
-            photo = course.ask.data if keep.keep_photo and course.ask.photo is None else None
+            photo = kept_photo(course.ask) if keep.keep_photo else None
             kept_map = judged.inspection.anomaly_map if keep.keep_map else None
             try:
                 self.record.add(Entry(verdict, photo, kept_map, self.publish(verdict))).result()

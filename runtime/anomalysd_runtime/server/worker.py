@@ -103,6 +103,12 @@ class Worker:
         """Judge a group. Raises WorkerLost if the process dies or takes longer than `stuck_s`."""
         return self._ask(("inspect", key, list(photos), list(classes)), self.settings.stuck_s)  # type: ignore[no-any-return]
 
+    def kill(self) -> None:
+        """End the process at once; whoever waits for its answer gets WorkerLost. May be called from any thread."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def end(self, grace_s: float = 5.0) -> None:
         """Ask the process to end, and kill it if it does not."""
         if self._process is None:
