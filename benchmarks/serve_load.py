@@ -196,13 +196,15 @@ def closed(
     after = measured(8)
     rate = sum(each.status == 200 for each in sent) / took
     plainly = 2 / (1 / before + 1 / after)  # photos over time, of both measurements together
-    return {
+    found = {
         "clients": clients,
         "photos_per_s": round(rate, 3),
         "plain_photos_per_s": [round(before, 3), round(after, 3)],
         "share_of_plain": round(rate / plainly, 3),
         **summary(sent, scores),
     }
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return found
 
 
 def open_loop(
@@ -228,7 +230,9 @@ def open_loop(
         threads[-1].start()
     for thread in threads:
         thread.join()
-    return {"rate_per_s": round(rate, 3), "share_of_plain": share, **summary(sent, scores)}
+    found = {"rate_per_s": round(rate, 3), "share_of_plain": share, **summary(sent, scores)}
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return found
 
 
 def summary(sent: list[Sent], scores: list[Any]) -> dict[str, Any]:
