@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anomalysd_edge import __version__
+from anomalysd_edge import __version__, serving_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -372,6 +372,9 @@ def doctor(as_json: AsJson = False) -> None:
         print(f"{'yes' if f.able else 'no ':3}  {f.what:24}  {f.because}")
 
 
+serving_verbs.register(app)
+
+
 def main() -> None:
     """Entry point: every error we raise on purpose becomes one sentence and exit code 2."""
     try:
@@ -379,9 +382,8 @@ def main() -> None:
     except SDEdgeError as error:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
-        extra = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}.get(
-            error.name or "", "train"
-        )
+        others = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}
+        extra = {**others, **serving_verbs.EXTRAS}.get(error.name or "", "train")
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))

@@ -17,6 +17,7 @@ from anomalysd_edge.doctor_engines import Finding, no_cuda
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
+SERVE = ("fastapi", "uvicorn", "python-multipart", "prometheus-client", "paho-mqtt", "cryptography")
 
 
 def examine() -> list[Finding]:
@@ -28,6 +29,7 @@ def examine() -> list[Finding]:
         _file_in("feature weights", _FEATURES),
         _nano(),
         _packages("export, verify", EXPORT, "export"),
+        _packages("serve, watch, history", SERVE, "serve", since=(3, 10)),
         *_onnxruntime(),
         *engines.examine(),
         _packages("sign, require signatures", ("cryptography",), "sign", since=(3, 10)),

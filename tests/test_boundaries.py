@@ -27,6 +27,7 @@ PORTERS = {
     "opening.py",
     "verifying.py",
     "recalibrating.py",
+    "serving_verbs.py",
 }
 """Modules of the root that open the other rooms, inside functions only."""
 

@@ -54,4 +54,19 @@ def test_make_has_the_two_commands_and_ci_calls_exactly_these() -> None:
 
 def test_every_verb_of_the_changelog_exists() -> None:
     verbs = {info.name or (info.callback.__name__ if info.callback else "") for info in cli.app.registered_commands}
-    assert verbs == {"train", "export", "verify", "build", "sign", "inspect", "eval", "demo", "doctor"}
+    verbs |= {group.name or "" for group in cli.app.registered_groups}
+    assert verbs == {
+        "train",
+        "export",
+        "verify",
+        "build",
+        "sign",
+        "calibrate",
+        "inspect",
+        "eval",
+        "demo",
+        "doctor",
+        "serve",
+        "watch",
+        "history",
+    }

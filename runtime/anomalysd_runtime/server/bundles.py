@@ -1,0 +1,241 @@
+"""The bundles of a box: opened when first asked for, kept by use, replaced without losing a request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomalysd_edge.bundle import MANIFEST, Bundle, read_bundle
+from anomalysd_edge.errors import BundleError, SDEdgeError, SettingsError
+from anomalysd_edge.files import sha256_file
+from anomalysd_runtime.server.engine import Engine
+from anomalysd_runtime.server.jobs import NotFound, Unavailable
+from anomalysd_runtime.server.worker import Opened
+
+log = logging.getLogger("sd-edge.bundles")
+SIGNATURE = "manifest.json.sig"
+
+
+@dataclass
+class Loaded:
+    """An opened bundle. A reload makes another one beside it; this one closes when its last photo is answered."""
+
+    name: str
+    """What clients call it."""
+    bundle_id: str
+    """First 16 digits of its manifest's sha256: the manifest names every file's digest, so this names the content."""
+    key: str
+    """The engine's name for it: one for every load."""
+    bytes: int
+    """Of its files: a proxy for its memory."""
+    classes: dict[str, dict[str, Any]]
+    """Class -> kind, shots, threshold."""
+    opened: Opened
+    """What the worker said."""
+    uses: int = 0
+    """Photos that it owes an answer."""
+    retired: bool = False
+    """Replaced or unloaded: closes at `uses` 0."""
+    used_at: float = field(default_factory=time.monotonic)
+    """time.monotonic() of its last use."""
+
+
+class BundleStore:
+    """Knows bundles by name; a name is all that a client can say, so no path of a client reaches the file system."""
+
+    def __init__(
+        self, paths: Sequence[Path], engine: Engine, memory_bytes: int = 0, signature_key: Path | None = None
+    ) -> None:
+        self.paths = {path.resolve().name: path.resolve() for path in paths}
+        self._engine = engine
+        self._memory_bytes = memory_bytes
+        self._signature_key = signature_key
+        self._loaded: dict[str, Loaded] = {}
+        self._all: dict[str, Loaded] = {}
+        self._loads = 0
+        self._lock = threading.RLock()
+        self._loading = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Every bundle that this box was started with."""
+        return sorted(self.paths)
+
+    def known(self, name: str) -> Loaded | None:
+        """The opened bundle of this name, if it is open."""
+        return self._loaded.get(name)
+
+    def loaded(self) -> list[Loaded]:
+        """Those that are open, retired ones included."""
+        with self._lock:
+            return list(self._all.values())
+
+    def resolve(self, name: str | None, class_name: str | None) -> str:
+        """The bundle meant by an optional name and an optional class. Raises NotFound naming what there is."""
+        if name is not None:
+            if name not in self.paths:
+                raise NotFound(f"bundle {name!r} is not here; there are: {', '.join(self.names())}")
+            return name
+        if len(self.paths) == 1:
+            return next(iter(self.paths))
+        holding = [n for n in self.names() if (known := self._loaded.get(n)) and class_name in known.classes]
+        if len(holding) == 1:
+            return holding[0]
+        raise NotFound(f"say which bundle judges the photo; there are: {', '.join(self.names())}")
+
+    @contextmanager
+    def in_use(self, name: str) -> Iterator[Loaded]:
+        """As acquire() and release()."""
+        found = self.acquire(name)
+        try:
+            yield found
+        finally:
+            self.release(found)
+
+    def acquire(self, name: str) -> Loaded:
+        """The open bundle of this name, opened if need be; it stays open until release(). Raises ServeError."""
+        while True:
+            with self._lock:
+                found = self._loaded.get(name)
+                again = found is not None and found.key in self._engine.state.unopened
+                if found is not None and not again:
+                    found.uses += 1
+                    found.used_at = time.monotonic()
+                    return found
+            self.load(name, again)  # `again`: a restarted worker could not open it; perhaps it can be now
+
+    def release(self, loaded: Loaded) -> None:
+        """One answer less owed; a retired bundle closes with its last one."""
+        with self._lock:
+            loaded.uses -= 1
+            close = loaded.retired and loaded.uses == 0
+        if close:  # in a thread: closing waits for the engine's group, and release() is called from anywhere
+            threading.Thread(target=self._close, args=(loaded,), name="sd-edge-close", daemon=True).start()
+
+    def load(self, name: str, again: bool = False) -> Loaded:
+        """Check and open a bundle; with `again` even if it is open: the new one takes over, the old one finishes.
+
+        Raises NotFound for an unknown name, Unavailable with the reason where it cannot be opened.
+        """
+        path = self.paths.get(name)
+        if path is None:
+            raise NotFound(f"bundle {name!r} is not here; there are: {', '.join(self.names())}")
+        with self._loading:  # one at a time: checking and opening fill memory
+            with self._lock:
+                found = self._loaded.get(name)
+            if found is not None and not again:
+                return found
+            try:
+                fresh = self._open(name, path)
+            except SDEdgeError as error:
+                log.error("bundle %s: %s", name, error)
+                raise Unavailable(f"bundle {name!r} cannot be opened: {error}", retry_after_s=30) from error
+            with self._lock:
+                old = self._loaded.get(name)
+                self._loaded[name] = self._all[fresh.key] = fresh
+            if old is not None:
+                self._retire(old)
+            self._shrink(keep=fresh)
+            return fresh
+
+    def unload(self, name: str) -> bool:
+        """Take a bundle out; it closes after its last photo. False where it was not open. Raises NotFound."""
+        if name not in self.paths:
+            raise NotFound(f"bundle {name!r} is not here; there are: {', '.join(self.names())}")
+        with self._lock:
+            old = self._loaded.pop(name, None)
+        if old is None:
+            return False
+        self._retire(old)
+        return True
+
+    def _open(self, name: str, path: Path) -> Loaded:
+        if self._signature_key is not None:
+            check_signature(path, self._signature_key)
+        bundle = read_bundle(path, verify=True)
+        bundle_id = sha256_file(path / MANIFEST)[:16]
+        self._loads += 1
+        key = f"{name}@{bundle_id}#{self._loads}"
+        opened = self._engine.open(key, path)
+        if sha256_file(path / MANIFEST)[:16] != bundle_id:
+            self._engine.close(key)
+            raise BundleError(f"{path} was replaced while it was opened: load it again")
+        if opened.fell_back is not None:
+            log.warning("bundle %s runs on the fallback %s: %s", name, opened.backend, opened.fell_back)
+        log.info("bundle %s (%s) is open on %s, %.0f ms a photo", name, bundle_id, opened.backend, opened.warm_ms)
+        size = sum(record.bytes for record in bundle.manifest.files)
+        return Loaded(name, bundle_id, key, size, _classes(bundle, opened), opened)
+
+    def _retire(self, old: Loaded) -> None:
+        with self._lock:
+            old.retired = True
+            close = old.uses == 0
+        if close:
+            self._close(old)
+
+    def _close(self, loaded: Loaded) -> None:
+        with self._lock:
+            if self._all.pop(loaded.key, None) is None:
+                return
+        try:
+            self._engine.close(loaded.key)
+        except SDEdgeError as error:  # the box is stopping, or the worker is gone and its memory with it
+            log.info("bundle %s (%s) ended with its worker: %s", loaded.name, loaded.bundle_id, error)
+        else:
+            log.info("bundle %s (%s) is closed", loaded.name, loaded.bundle_id)
+
+    def _shrink(self, keep: Loaded) -> None:
+        """Unload the longest unused while the files' bytes exceed the limit; what is in use stays."""
+        while self._memory_bytes:
+            with self._lock:
+                total = sum(loaded.bytes for loaded in self._all.values())
+                idle = [x for x in self._loaded.values() if x is not keep and x.uses == 0]
+                if total <= self._memory_bytes or not idle:
+                    return
+                oldest = min(idle, key=lambda loaded: loaded.used_at)
+                del self._loaded[oldest.name]
+                oldest.retired = True
+            self._close(oldest)
+
+
+def _classes(bundle: Bundle, opened: Opened) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"kind": record.kind, "shots": record.shots, "threshold": opened.thresholds.get(name)}
+        for name, record in bundle.manifest.classes.items()
+    }
+
+
+def check_signature(path: Path, key_file: Path) -> None:
+    """Raise BundleError unless manifest.json.sig is the Ed25519 signature of manifest.json by the owner of the key.
+
+    The manifest names every file's digest, so its signature covers the bundle.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(key_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{key_file} cannot be read as a PEM public key ({error}); check --signature-key"
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SettingsError(f"{key_file} is not an Ed25519 key; make one with: openssl genpkey -algorithm ed25519")
+    try:
+        signature, manifest = (path / SIGNATURE).read_bytes(), (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} has no readable {SIGNATURE} and this box asks for signatures: sign the bundle and copy it again"
+        ) from error
+    try:
+        key.verify(signature, manifest)
+    except InvalidSignature as error:
+        raise BundleError(
+            f"the signature of {path / MANIFEST} is not by the key of this box: refused; sign the bundle with its key"
+        ) from error

@@ -1,0 +1,244 @@
+"""What an inspection box is told when it starts: frozen, with a sentence under each field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anomalysd_edge.errors import SettingsError
+
+MEGA = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How photos become verdicts."""
+
+    preset: str = "edge"
+    """Inspection preset of the bundles."""
+    backend: str = "cpu"
+    """What the networks run on."""
+    fallback: str | None = None
+    """Backend to use where `backend` cannot be had; health then says degraded. None = refuse to start."""
+    threads: int | None = None
+    """CPU threads of a pass; all cores if None."""
+    max_batch: int = 16
+    """Samples in a UNet pass; never changes a verdict."""
+    group: int = 4
+    """Photos that share their UNet batches; a waiting photo joins when the running group is done."""
+    gather_ms: float = 4.0
+    """How long an idle worker waits for company after the first photo of a group arrived."""
+    queue: int = 64
+    """Photos that may wait; one more is answered 503 with Retry-After."""
+    queue_bytes: int = 1024 * MEGA
+    """Decoded bytes of the photos that may wait or run: a few photos of 200 megapixels fill the memory, too."""
+    stuck_s: float = 300.0
+    """A group that takes longer counts as a crash: its worker is killed and started again."""
+    memory_bytes: int = 0
+    """Bundles are unloaded, the longest unused first, while their files' bytes exceed this; 0 = no limit."""
+    signature_key: Path | None = None
+    """Ed25519 public key (PEM); with it a bundle without a good manifest.json.sig is refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("group", "queue", "queue_bytes", "stuck_s", "max_batch"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.gather_ms < 0 or self.memory_bytes < 0:
+            raise SettingsError("gather_ms and memory_bytes must not be negative")
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """What is kept of every verdict."""
+
+    path: Path | None = None
+    """SQLite file; None keeps only the last verdicts in memory."""
+    keep_photo: bool = False
+    """Store the photo's own bytes, so that it can be inspected again."""
+    keep_map: bool = False
+    """Store the fused score map (float32, deflated)."""
+    max_age_days: float = 0.0
+    """Verdicts older than this are removed; 0 = never."""
+    max_bytes: int = 0
+    """The oldest verdicts are removed while the file's used pages exceed this; 0 = no limit."""
+    sweep_s: float = 60.0
+    """Pause between two looks at age and size."""
+
+
+@dataclass(frozen=True)
+class SecuritySettings:
+    """Who may ask, and how much."""
+
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+    """Name -> secret of those who may ask; empty = nobody is asked for a token (loopback only)."""
+    hosts: tuple[str, ...] = ()
+    """Host names beyond the bound address under which the box may be addressed; against DNS rebinding."""
+    max_body_bytes: int = 64 * MEGA
+    """A longer body is answered 413."""
+    max_pixels: int = 50_000_000
+    """A photo of more pixels is answered 413 before it is decoded."""
+    max_photos: int = 64
+    """Photos in one batch request."""
+    body_timeout_s: float = 30.0
+    """A body that has not arrived by then is answered 408."""
+    header_timeout_s: float = 10.0
+    """A connection that has not sent a whole request head by then is closed."""
+    max_connections: int = 256
+    """Connections above this are answered 503."""
+    rate_per_s: float = 0.0
+    """Inspections a second that one client may ask for on average; 0 = no limit."""
+    rate_burst: int = 64
+    """Inspections that one client may ask for at once before the rate counts."""
+
+
+@dataclass(frozen=True)
+class MqttSettings:
+    """A broker that triggers inspections and is told of verdicts."""
+
+    host: str
+    """Its address."""
+    port: int = 1883
+    """Its port."""
+    user: str | None = None
+    """User name, if it asks for one."""
+    password: str | None = field(default=None, repr=False)
+    """Its password."""
+    ca: Path | None = None
+    """PEM of its certificate's authority; turns TLS on."""
+    prefix: str = "sd-edge"
+    """First part of every topic."""
+    client_id: str = ""
+    """The session's name at the broker; prefix and host name if empty. What it holds for us survives our restart."""
+
+
+@dataclass(frozen=True)
+class WebhookSettings:
+    """A URL that is told of verdicts."""
+
+    url: str
+    """http or https."""
+    only_anomalous: bool = True
+    """Leave good and unknown ones out."""
+    secret: str | None = field(default=None, repr=False)
+    """Signs every call with HMAC-SHA256; None = unsigned."""
+    timeout_s: float = 10.0
+    """For one call."""
+    attempts: int = 12
+    """A call that failed so often is given up; the pauses double from 1 s to 10 minutes."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Everything `sd-edge serve` was told."""
+
+    bundles: tuple[Path, ...]
+    """Bundle folders; a bundle's name is its folder's."""
+    host: str = "127.0.0.1"
+    """Address to bind; outside loopback a token is required."""
+    port: int = 8080
+    """Port; 0 = any free one, printed at start."""
+    tls_cert: Path | None = None
+    """PEM certificate chain."""
+    tls_key: Path | None = None
+    """PEM private key."""
+    deadline_ms: float = 60_000.0
+    """Deadline of a request that names none."""
+    stop_s: float = 30.0
+    """How long a stop waits for what was taken."""
+    recent: int = 200
+    """Verdicts, with their pictures, that the page can show from memory."""
+    engine: EngineSettings = EngineSettings()
+    """How photos become verdicts."""
+    record: RecordSettings = RecordSettings()
+    """What is kept."""
+    security: SecuritySettings = SecuritySettings()
+    """Who may ask."""
+    mqtt: MqttSettings | None = None
+    """Broker, if there is one."""
+    webhook: WebhookSettings | None = None
+    """Whom to tell, if anybody."""
+
+    def __post_init__(self) -> None:
+        if not self.bundles:
+            raise SettingsError("no bundle was named; give at least one folder that 'sd-edge export' wrote")
+        names = [path.resolve().name for path in self.bundles]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SettingsError(
+                f"two bundles are called {', '.join(twice)}; a bundle's name is its folder's: rename one"
+            )
+        if not self.security.tokens and not is_loopback(self.host):
+            raise SettingsError(
+                f"--host {self.host} lets other machines in; that needs a token: set SD_EDGE_TOKEN or --token-file, "
+                "or bind 127.0.0.1"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise SettingsError("TLS needs both --tls-cert and --tls-key")
+        if self.webhook is not None and self.record.path is None:
+            raise SettingsError("--webhook needs --record: calls that are not delivered yet wait there over a restart")
+
+
+def record_settings(path: Path | None, keep: str, max_age_days: float, max_bytes: int) -> RecordSettings:
+    """From the command line's words. Raises SettingsError."""
+    kept = {word.strip() for word in keep.split(",") if word.strip()}
+    if not kept <= {"photo", "map"}:
+        raise SettingsError(f"--keep is {keep!r}; use photo, map, or photo,map")
+    if path is None and (kept or max_age_days or max_bytes):
+        raise SettingsError("--keep, --max-age-days and --max-record-mb need --record FILE")
+    if max_age_days < 0 or max_bytes < 0:
+        raise SettingsError("--max-age-days and --max-record-mb must not be negative")
+    return RecordSettings(path, "photo" in kept, "map" in kept, max_age_days, max_bytes)
+
+
+def mqtt_settings(address: str, ca: Path | None, prefix: str, environment: Mapping[str, str]) -> MqttSettings:
+    """From HOST:PORT and the environment's secrets. Raises SettingsError."""
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "8883" if ca else "1883")
+    if not host or not port.isdigit() or not prefix or set("+#") & set(prefix):
+        raise SettingsError(
+            f"--mqtt is {address!r} with prefix {prefix!r}; expected HOST:PORT and a prefix without + or #"
+        )
+    user, password = environment.get("SD_EDGE_MQTT_USER"), environment.get("SD_EDGE_MQTT_PASSWORD")
+    return MqttSettings(host, int(port), user, password, ca, prefix.strip("/"))
+
+
+def webhook_settings(url: str, when: str, secret: str | None) -> WebhookSettings:
+    """From the command line's words. Raises SettingsError."""
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"--webhook is {url[:80]!r}; expected a URL with http or https")
+    if when not in ("anomalous", "all"):
+        raise SettingsError(f"--webhook-on is {when!r}; use anomalous or all")
+    return WebhookSettings(url, when == "anomalous", secret)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def read_tokens(environment: str | None, file: Path | None) -> dict[str, str]:
+    """Tokens from SD_EDGE_TOKEN (one secret, named 'token') and a file of lines NAME:SECRET. Raises SettingsError.
+
+    Messages never show a secret.
+    """
+    found: dict[str, str] = {}
+    if environment:
+        found["token"] = environment.strip()
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"the token file {file} cannot be read ({type(error).__name__}); check it") from error
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            name, separator, secret = line.partition(":")
+            if not separator or not name.strip():
+                raise SettingsError(f"line {number} of {file} is not NAME:SECRET")
+            found[name.strip()] = secret.strip()
+    short = sorted(name for name, secret in found.items() if len(secret) < 16)
+    if short:
+        raise SettingsError(
+            f"the token of {', '.join(short)} is shorter than 16 characters; make one with: openssl rand -hex 24"
+        )
+    return found
