@@ -2,6 +2,7 @@
 
     manifest.json           see manifest.py
     NETWORK/model.onnx      unet, vae_encoder, vae_decoder, perceptual, features (+ model.onnx.data when large)
+    precisions/KIND-.../NETWORK.onnx, engines/FINGERPRINT/NETWORK.plan    optional, see engine_records.py
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
                             prototypes/CLASS: (B,Df) float16, absent for a class without photos
 
@@ -25,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from anomalysd_edge.errors import BundleError, ClassError, InputError
-from anomalysd_edge.files import folder_aside, json_ready, read_json, sha256_bytes, sha256_file, write_json
+from anomalysd_edge.files import folder_aside, json_ready, parse_json, sha256_bytes, sha256_file, write_json
 from anomalysd_edge.images import resize
 from anomalysd_edge.manifest import (
     RESIZE_KERNEL,
@@ -35,6 +36,7 @@ from anomalysd_edge.manifest import (
     manifest_from_json,
 )
 from anomalysd_edge.networks import F32
+from anomalysd_edge.signing import check_signature
 
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
@@ -68,13 +70,27 @@ class Bundle:
     constants: Mapping[str, Array]
     """The tensors of constants.safetensors by name."""
 
-    def network_file(self, name: str) -> Path:
-        """Path of the graph `name`. Raises BundleError where the bundle has no such graph."""
+    def network_file(self, name: str, precision: str = "fp32") -> Path:
+        """Path of the graph `name` in `precision`. Raises BundleError where the bundle has no such graph."""
         if name not in self.manifest.networks:
             raise BundleError(
                 f"{self.path} has no network {name!r}; it has {', '.join(sorted(self.manifest.networks))}"
             )
-        return inside(self.path, self.manifest.networks[name].file)
+        if precision == "fp32":
+            return inside(self.path, self.manifest.networks[name].file)
+        variants = self.manifest.precisions
+        if precision not in variants or name not in variants[precision].networks:
+            raise BundleError(
+                f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it "
+                f"with 'sd-edge build {self.path} --engine onnx --precision {precision}'"
+            )
+        return inside(self.path, variants[precision].networks[name].file)
+
+    def graph_sha256(self, name: str, precision: str = "fp32") -> str:
+        """The digest of a graph and its external weights, from the manifest alone. Raises BundleError."""
+        file = self.network_file(name, precision).relative_to(self.path).as_posix()
+        digests = {record.path: record.sha256 for record in self.manifest.files}
+        return joined_digest(digests[file], digests.get(f"{file}.data"))
 
     def prompt_states(self, class_name: str, level: str) -> F32 | None:
         """(77,D) float32 text encoder states, or None where the class has no prompt of this level.
@@ -98,6 +114,11 @@ class Bundle:
         if class_name not in self.manifest.classes:
             known = ", ".join(sorted(self.manifest.classes))
             raise ClassError(f"{self.path} does not know the class {class_name!r}; it knows {known}")
+
+
+def joined_digest(graph: str, weights: str | None) -> str:
+    """One digest for a graph: its file's, or one over its file's and its external weights'."""
+    return graph if weights is None else sha256_bytes((graph + weights).encode())
 
 
 def inside(root: Path, path: str) -> Path:
@@ -154,9 +175,10 @@ def check_preprocessing(manifest: Manifest, where: Path) -> None:
             )
 
 
-def read_bundle(path: Path, verify: bool = True) -> Bundle:
+def read_bundle(path: Path, verify: bool = True, public_key: Path | None = None) -> Bundle:
     """Read and check a bundle; `verify=False` skips the digests of the files, never the structure.
 
+    With `public_key` (a PEM file) the manifest must carry its signature, and digests are checked in any case.
     Raises BundleError, naming the file: missing, changed, of a newer schema, outside the bundle, or inconsistent.
     """
     if not path.is_dir():
@@ -165,14 +187,21 @@ def read_bundle(path: Path, verify: bool = True) -> Bundle:
     if not where.is_file():
         raise BundleError(f"{where} is missing: {path} is no bundle, or an unfinished one; export it again")
     try:
-        value = read_json(where)
+        data = where.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
+    if public_key is not None:
+        check_signature(data, path, public_key)  # of the very bytes that are parsed
+    try:
+        value = parse_json(data, where)
     except InputError as error:
         raise BundleError(f"{where} cannot be read as JSON ({error}): export the bundle again") from error
     manifest = manifest_from_json(value, str(where))
     for record in manifest.files:
-        _check_file(path, record, verify)
+        _check_file(path, record, verify or public_key is not None)
     listed = {record.path for record in manifest.files}
-    for name in (CONSTANTS, *(network.file for network in manifest.networks.values())):
+    variants = (entry.file for record in manifest.precisions.values() for entry in record.networks.values())
+    for name in (CONSTANTS, *(network.file for network in manifest.networks.values()), *variants):
         if name not in listed:
             raise BundleError(f"{where} does not list {name} among its files, so it cannot be checked: export again")
     missing = [name for name in NETWORKS[:3] if name not in manifest.networks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +40,26 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
         found[name] = ClassConstants(
             prompts={level: states for level, states in levels.items() if states is not None},
             kind=record.kind,
+            aspect=record.aspect,
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,
+            choices=_choices(bundle, preset, calibration),
             threshold=calibration.threshold,
             pixel_threshold=calibration.pixel_threshold,
         )
     return found
+
+
+def _choices(bundle: Bundle, preset: str, calibration: CalibrationRecord) -> dict[str, Any]:
+    """The class's own settings with their types: JSON knows no tuples, and a typo must not pass."""
+    if not calibration.choices:
+        return {}
+    try:
+        chosen = InspectSettings.from_json({**bundle.manifest.presets[preset], **calibration.choices})
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.path}: a class's settings cannot be used ({error}): calibrate again") from error
+    return {name: getattr(chosen, name) for name in calibration.choices}
 
 
 def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Detector:
@@ -69,6 +83,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
     """What the manifest says of a class; `calibrated` holds its constants by preset."""
     prompts = spec.prompts()
     guided = [found.guided_threshold for found in calibrated.values() if found.guided_threshold is not None]
+    aspects = [found.aspect for found in calibrated.values() if found.aspect is not None]
     return ClassRecord(
         kind=spec.kind,
         noun=spec.noun,
@@ -76,9 +91,10 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         shots=shots,
         parts=spec.parts,
         symmetries=spec.symmetries,
+        aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={
-            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales))
+            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices))
             for preset, found in calibrated.items()
             if found.threshold is not None
         },

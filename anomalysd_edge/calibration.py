@@ -1,7 +1,7 @@
-"""What a bundle learns of a class from its good photos alone: prototypes, map scales, thresholds.
+"""What a bundle learns of a class from its good photos alone: prototypes, map scales, thresholds, settings of its own.
 
-No defect photo is ever asked for. With two or more shots every shot is judged by a bank built without it; with one, by
-a bank of itself, but only in disturbed copies (moved, turned, relit, grained), so that it is never its own negative.
+No defect photo is ever asked for. Thresholds come from held-out normals (heldout.py); where settings are to be chosen
+too, from synthetic anomalies painted on those (synthetic.py, choosing.py).
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
 
 from anomalysd_edge import images
-from anomalysd_edge.classes import ClassSpec, apply_view, symmetry_group
-from anomalysd_edge.detector import Detector, fuse
+from anomalysd_edge.choosing import ROUNDS, Judged, Trial, choose, judged, small_masks
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.detector import Detector
+from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.framing import Frame, common_aspect
+from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
+from anomalysd_edge.masks import foreground
 from anomalysd_edge.networks import Networks
-from anomalysd_edge.prototypes import Bank, build_bank
+from anomalysd_edge.prototypes import prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
+from anomalysd_edge.stages import fuse
+from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -42,32 +50,16 @@ class CalibrationSettings:
     """Quantile of the negatives' prototype distances above which a patch goes into the guided mask."""
     spread_quantile: float = 0.995
     """Quantile of a normal map's pixels that is brought to 1 before fusion."""
+    synthetic: int = 0
+    """Synthetic anomalies a class, on which settings are chosen; 0 = the preset's settings hold for every class."""
     seed: int = 0
-    """Of the disturbances."""
+    """Of the disturbances and the anomalies."""
 
-
-def disturbed(photo: U8, rng: np.random.Generator) -> U8:
-    """(H,W,3) -> the same good part as another shot might show it: moved, turned, scaled, relit, grained a little."""
-    height, width = photo.shape[:2]
-    angle, zoom = rng.normal(0, 1.5), math.exp(rng.normal(0, 0.015))
-    c, s = math.cos(math.radians(angle)) / zoom, math.sin(math.radians(angle)) / zoom
-    dx, dy = rng.normal(0, 0.012, 2) * (width, height)
-    cx, cy = width / 2, height / 2
-    margin = max(4, round(0.08 * max(height, width)))
-    # Mirrored margins, so that no black corner turns up and is learned as normal.
-    padded = Image.fromarray(np.pad(photo, ((margin, margin), (margin, margin), (0, 0)), mode="reflect"))
-    mx, my = cx + margin, cy + margin
-    moved = padded.transform(
-        (width, height),
-        Image.Transform.AFFINE,
-        (c, s, mx - c * cx - s * cy + dx, -s, c, my + s * cx - c * cy + dy),
-        Image.Resampling.BICUBIC,
-    )
-    lit = ImageEnhance.Contrast(ImageEnhance.Brightness(moved).enhance(math.exp(rng.normal(0, 0.03)))).enhance(
-        math.exp(rng.normal(0, 0.03))
-    )
-    grain = rng.normal(0, rng.uniform(0, 2.5), (height, width, 3))
-    return np.clip(np.asarray(lit, np.float32) + grain + 0.5, 0, 255).astype(np.uint8)
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarm_rate < 0.5:
+            raise SettingsError(f"false_alarm_rate is {self.false_alarm_rate}; it must lie between 0 and 0.5")
+        if min(self.bank_size, self.negatives) < 1 or self.synthetic < 0:
+            raise SettingsError("bank_size and negatives must be at least 1, synthetic at least 0")
 
 
 def upper_bound(values: Sequence[float], rate: float) -> float:
@@ -85,8 +77,6 @@ def upper_bound(values: Sequence[float], rate: float) -> float:
 
 def student_t(quantile: float, freedom: int) -> float:
     """Quantile of Student's t: the Cornish-Fisher expansion around the normal (Abramowitz & Stegun 26.7.5)."""
-    from statistics import NormalDist
-
     z = NormalDist().inv_cdf(quantile)
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
@@ -104,10 +94,12 @@ def calibrate(
     settings: CalibrationSettings | None = None,
     negative_states: F32 | None = None,
     progress: Progress | None = None,
+    trials: dict[str, list[Trial]] | None = None,
 ) -> dict[str, ClassConstants]:
     """Constants of every class in `specs`. A class without shots keeps its prompts alone: no bank, no threshold.
 
-    `shots` holds (H,W,3) uint8 photos and `prompts` (77,D) states by level. Deterministic for given settings.
+    `shots` holds (H,W,3) uint8 photos and `prompts` (77,D) states by level. Deterministic for given settings. What was
+    tried to choose settings is put into `trials`, by class.
     """
     settings = settings or CalibrationSettings()
     found: dict[str, ClassConstants] = {}
@@ -115,21 +107,30 @@ def calibrate(
         if progress:
             progress("calibrate", number, len(specs), name)
         photos = list(shots.get(name, ()))
-        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind)
+        aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
+        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind, aspect=aspect)
         if not photos:
             found[name] = bare
             continue
-        folds, bank = _folds(networks, photos, specs[name], settings)
-        judged, guided = _judge(networks, schedule, bare, folds, inspect, negative_states, settings)
-        scales = _scales(judged, settings.spread_quantile)
-        fused = [fuse(maps, scales, inspect) for maps in judged]
+        folds, bank = folds_of(
+            networks, photos, specs[name], aspect, settings.negatives, settings.bank_size, settings.seed
+        )
+        bare = replace(bare, guided_threshold=_guided_threshold(networks, folds, bare, inspect, settings))
+        judge = _Judge(networks, schedule, bare, folds, inspect, negative_states, settings)
+        choices: dict[str, Any] = {}
+        if settings.synthetic:
+            choices, tried = judge.choose()
+            if trials is not None:
+                trials[name] = tried
+        tuned = replace(inspect, **choices)
+        fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
         found[name] = replace(
             bare,
             bank=bank,
-            guided_threshold=guided,
             scales=scales,
-            threshold=upper_bound([image_score(m, inspect.top_share) for m in fused], rate),
+            choices=choices,
+            threshold=upper_bound([image_score(m, tuned.top_share) for m in fused], rate),
             pixel_threshold=upper_bound([float(m.max()) for m in fused], rate),
         )
     if progress:
@@ -137,82 +138,101 @@ def calibrate(
     return found
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """Normals that a bank built without them judges."""
-
-    photos: list[U8]
-    bank: Bank
-
-
-def _folds(
-    networks: Networks, photos: list[U8], spec: ClassSpec, settings: CalibrationSettings
-) -> tuple[list[_Fold], Bank | None]:
-    if not networks.sizes.features_px:
-        return [_Fold(_negatives(photo, i, len(photos), settings), Bank(_NONE)) for i, photo in enumerate(photos)], None
-    views = [_view_features(networks, photo, spec) for photo in photos]
-    bank = build_bank(np.concatenate(views), settings.bank_size)
-    folds = []
-    for i, photo in enumerate(photos):
-        others = [v for j, v in enumerate(views) if j != i]
-        judge = bank if not others else build_bank(np.concatenate(others), settings.bank_size)
-        folds.append(_Fold(_negatives(photo, i, len(photos), settings), judge))
-    return folds, bank
-
-
-_NONE = np.empty((0, 0), np.float32)
-
-
-def _negatives(photo: U8, number: int, shots: int, settings: CalibrationSettings) -> list[U8]:
-    """A shot's share of the negatives: the shot itself where its bank was built without it, then disturbed copies."""
-    share = max(1, round(settings.negatives / shots))
-    rng = np.random.default_rng((settings.seed, number))
-    copies = [disturbed(photo, rng) for _ in range(share)]
-    return copies if shots == 1 else [photo, *copies[1:]]
-
-
-def _view_features(networks: Networks, photo: U8, spec: ClassSpec) -> F32:
-    """(V,D,f,f) features of the photo and of every copy that the class's symmetries allow."""
-    small = images.resize(photo, networks.sizes.features_px)
-    views = [np.ascontiguousarray(apply_view(small, view)) for view in symmetry_group(spec.symmetries)]
-    return networks.features(np.concatenate([images.to_array(v) for v in views]))
-
-
-def _judge(
-    networks: Networks,
-    schedule: NoiseSchedule,
-    bare: ClassConstants,
-    folds: list[_Fold],
-    inspect: InspectSettings,
-    negative_states: F32 | None,
-    settings: CalibrationSettings,
-) -> tuple[list[Mapping[str, F32]], float | None]:
-    """Maps of every negative under its own fold's bank, and the guided threshold that the negatives ask for."""
-    guided: float | None = None
-    banked = bool(networks.sizes.features_px)
-    if banked:
-        distances = []
-        for fold in folds:
-            batch = [images.to_array(images.resize(p, networks.sizes.features_px)) for p in fold.photos]
-            distances += [fold.bank.distance(f) for f in networks.features(np.concatenate(batch))]
-        guided = float(np.quantile(np.stack(distances), settings.guided_quantile))
-    maps: list[Mapping[str, F32]] = []
+def _guided_threshold(
+    networks: Networks, folds: list[Fold], bare: ClassConstants, inspect: InspectSettings, settings: CalibrationSettings
+) -> float | None:
+    """Prototype distance that held-out normals hardly reach; None without prototypes."""
+    distances = []
     for fold in folds:
-        constants = replace(bare, bank=fold.bank if banked else None, guided_threshold=guided)
-        detector = Detector(networks, schedule, {"": constants}, inspect, negative_states)
-        maps += [answer.maps for answer in detector.inspect(fold.photos, "")]
-    return maps, guided
+        if fold.bank is None:
+            return None
+        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, networks.sizes.features_px) for p in fold.photos]
+        features = networks.features(np.concatenate([images.to_array(p) for p in framed]))
+        distances += [prototype_distance(fold.bank, f, bare.own_share(inspect)) for f in features]
+    return float(np.quantile(np.stack(distances), settings.guided_quantile))
 
 
-def _scales(judged: Sequence[Mapping[str, F32]], quantile: float) -> dict[str, MapScale]:
+class _Judge:
+    """Maps of a class's normals, and of synthetic anomalies on them, each under its own fold's bank.
+
+    Repaints are the expensive part: settings that differ in fusion and score alone share them.
+    """
+
+    _CHEAP = ("prototypes_weight", "multiscale_weight", "guided_weight", "alpha", "fusion", "top_share")
+
+    def __init__(
+        self,
+        networks: Networks,
+        schedule: NoiseSchedule,
+        bare: ClassConstants,
+        folds: list[Fold],
+        inspect: InspectSettings,
+        negative_states: F32 | None,
+        settings: CalibrationSettings,
+    ) -> None:
+        self._networks, self._schedule, self._bare, self._folds = networks, schedule, bare, folds
+        self._inspect, self._negative_states, self._settings = inspect, negative_states, settings
+        self._painted: list[list[Synthetic]] = [[] for _ in folds]
+        self._maps: dict[tuple[InspectSettings, bool], list[Mapping[str, F32]]] = {}
+
+    def normals(self, settings: InspectSettings) -> tuple[list[F32], dict[str, MapScale]]:
+        """Fused maps of the held-out normals, and the scales that brought their parts together."""
+        maps = self._judged(settings, synthetic=False)
+        scales = _scales(maps, self._settings.spread_quantile)
+        return [fuse(m, scales, settings) for m in maps], scales
+
+    def choose(self) -> tuple[dict[str, Any], list[Trial]]:
+        """Settings for this class, and what was tried."""
+        self._paint()
+        masks = small_masks(
+            [None for fold in self._folds for _ in fold.photos] + [s.mask for mine in self._painted for s in mine]
+        )
+
+        def under(changes: Mapping[str, Any]) -> Judged:
+            settings = replace(self._inspect, **changes)
+            good, scales = self.normals(settings)
+            bad = [fuse(m, scales, settings) for m in self._judged(settings, synthetic=True)]
+            return judged([*good, *bad], settings.top_share)
+
+        side = self._networks.sizes.latent_side
+        fitting = [[c for c in candidates if max(c.get("scales", (1,))) <= side] for candidates in ROUNDS]
+        return choose(under, masks, fitting)
+
+    def _paint(self) -> None:
+        everything = [photo for fold in self._folds for photo in fold.photos]
+        share = -(-self._settings.synthetic // len(everything))
+        for number, fold in enumerate(self._folds):
+            rng = np.random.default_rng((self._settings.seed, 1, number))
+            for photo in fold.photos:
+                inside = foreground(photo, self._bare.kind)
+                for _ in range(share):
+                    other = everything[int(rng.integers(len(everything)))]
+                    if (made := synthetic_anomaly(photo, inside, other, rng)) is not None:
+                        self._painted[number].append(made)
+
+    def _judged(self, settings: InspectSettings, synthetic: bool) -> list[Mapping[str, F32]]:
+        default = {name: getattr(self._inspect, name) for name in self._CHEAP}
+        key = (replace(settings, **default), synthetic)
+        if key not in self._maps:
+            found: list[Mapping[str, F32]] = []
+            for fold, painted in zip(self._folds, self._painted, strict=True):
+                constants = replace(self._bare, bank=fold.bank)
+                detector = Detector(self._networks, self._schedule, {"": constants}, key[0], self._negative_states)
+                photos = [s.photo for s in painted] if synthetic else fold.photos
+                found += [answer.maps for answer in detector.inspect(photos, "")]
+            self._maps[key] = found
+        return self._maps[key]
+
+
+def _scales(judged_maps: Sequence[Mapping[str, F32]], quantile: float) -> dict[str, MapScale]:
     """What normals give for each map. S_pg takes S_ms's scale: the same unit, and 0 where the guided mask is empty."""
     scales: dict[str, MapScale] = {}
     for name in ("prototypes", "multiscale"):
-        pixels = [maps[name] for maps in judged if name in maps]
+        pixels = [maps[name] for maps in judged_maps if name in maps]
         if pixels:
             stacked = np.stack(pixels)
             centre = float(stacked.mean())
             scales[name] = MapScale(centre, max(float(np.quantile(stacked, quantile)) - centre, 1e-6))
-    if any("guided" in maps for maps in judged):
+    if any("guided" in maps for maps in judged_maps):
         scales["guided"] = MapScale(0.0, scales["multiscale"].centre + scales["multiscale"].spread)
     return scales

@@ -32,7 +32,19 @@ ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")
 ]
 Preset = Annotated[str, typer.Option(help="Inspection preset of the bundle: edge (fast) or paper (as published).")]
-Backend = Annotated[str, typer.Option(help="cpu or cuda: what ONNX Runtime runs on. Never another one in silence.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, ort-tensorrt, rtx or tensorrt; ':fp16' and so on choose a precision, as in cpu:fp16."
+    ),
+]
+PublicKey = Annotated[
+    Path | None, typer.Option("--require-signature", help="Public key (PEM) that must have signed the bundle.")
+]
+OnMismatch = Annotated[
+    str, typer.Option(help="Where no engine fits this machine: error, rebuild, or onnxruntime (reported).")
+]
+Force = Annotated[bool, typer.Option("--force", help="Serve a precision that the gate refused.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -114,19 +126,39 @@ def export(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    run: Annotated[Path, typer.Option(help="The run it was exported from.")],
     photos: Annotated[Path, typer.Option(help="Folder of photos, or a data set.")],
-    limit: Annotated[int, typer.Option(help="At most so many photos, spread over the classes.")] = 20,
+    run: Annotated[Path | None, typer.Option(help="The run it was exported from: torch against ONNX Runtime.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="A,B: hold B against A, as in cpu,cpu:fp16; 'torch' needs --run.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Compare AUROC and AUPRO too, on all test photos.")] = False,
+    limit: Annotated[int | None, typer.Option(help="At most so many photos, spread over the classes.")] = None,
+    max_flips: Annotated[int, typer.Option(help="Verdicts that may differ.")] = 0,
+    max_drop: Annotated[float, typer.Option(help="How far AUROC may fall, in [0,1].")] = 0.002,
+    out: Annotated[Path | None, typer.Option(help="Folder for verify.json and verify.html, with --backend.")] = None,
     preset: Preset = "edge",
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge the same photos with torch and with ONNX Runtime: differences, and exit code 1 where they disagree."""
+    """Judge the same photos with two backends: differences, and exit code 1 where they disagree."""
+    if backend is not None:
+        from anomalysd_edge.gate import GateSettings
+        from anomalysd_edge.verifying import VerifyRequest, show, verify_backends
+
+        gate = GateSettings(flips=max_flips, auroc_drop=max_drop)
+        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate)
+        with progress_bars(quiet) as progress:
+            judged = verify_backends(asked, progress)
+        show_json(judged.to_json()) if as_json else show(judged)
+        say(judged.sentence())
+        raise typer.Exit(0 if judged.passed else 1)
+    if run is None:
+        raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
     from anomalysd_edge.workflow import verify_against
 
     with progress_bars(quiet) as progress:
-        found = verify_against(bundle, run, photos, limit, preset, threads, progress)
+        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress)
     if as_json:
         show_json(found.to_json())
     else:
@@ -153,6 +185,99 @@ def verify(
 
 
 @app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; it is replaced unless --out says otherwise.")],
+    photos: Annotated[Path, typer.Option(help="Good photos: the run that it came from, or a data set.")],
+    out: Annotated[Path | None, typer.Option(help="Write the new bundle there.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Good photos per class; the bundle's own number if left out.")
+    ] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of good photos that may raise an alarm.")] = 0.02,
+    synthetic: Annotated[
+        int, typer.Option(help="Synthetic anomalies per class to choose settings on; 0 keeps the preset's.")
+    ] = 24,
+    preset: Preset = "edge",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find prototypes, thresholds and each class's settings again, from good photos alone."""
+    from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
+
+    how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
+    with progress_bars(quiet) as progress:
+        found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)
+    show_json(found.to_json()) if as_json else found.show()
+    say(f"calibrated: {found.bundle}")
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; it is changed.")],
+    engine: Annotated[str, typer.Option(help="rtx, tensorrt, or onnx for the precision's graphs alone.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
+    targets: Annotated[str | None, typer.Option(help="For rtx: sm86,sm89,... or portable, the default.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Static batch sizes, as 1,4,8,16; the planner's if left out.")
+    ] = None,
+    memory_budget: Annotated[str | None, typer.Option(help="Device memory for the engines, as 6GiB.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a building process, as 8GiB.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Good photos, for the ranges of int8 and fp8.")] = None,
+    quantise: Annotated[str, typer.Option(help="Networks that int8 and fp8 quantise; the rest is fp16.")] = "unet",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is there already.")] = False,
+    preset: Preset = "edge",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a precision's graphs and, from them, engines with static batch sizes; each in a process of its own."""
+    from anomalysd_edge.building import BuildRequest
+    from anomalysd_edge.building import build as body
+
+    asked = BuildRequest(
+        bundle,
+        engine,
+        precision,
+        targets,
+        batch,
+        memory_budget,
+        host_memory,
+        photos,
+        quantise,
+        preset,
+        threads,
+        rebuild,
+    )
+    with progress_bars(quiet) as progress:
+        done = body(asked, progress)
+    show_json(done.to_json()) if as_json else done.show()
+    say(done.sentence())
+    if done.signature_void:
+        say(f"the bundle was signed and has changed: sign it again with sd-edge sign {bundle} --key KEY")
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    key: Annotated[Path, typer.Option(help="ed25519 private key, PEM.")],
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make the key first; its public half goes to KEY.pub.")
+    ] = False,
+) -> None:
+    """Sign a bundle: its manifest, and with it every file and engine."""
+    from anomalysd_edge.bundle import MANIFEST, read_bundle
+    from anomalysd_edge.signing import check_engines
+    from anomalysd_edge.signing import new_key as make_key
+    from anomalysd_edge.signing import sign as put
+
+    check_engines(read_bundle(bundle))
+    if new_key:
+        say(f"key made: {key} (keep it secret) and {make_key(key)}")
+    say(f"signed: {put(bundle / MANIFEST, key)}")
+
+
+@app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
@@ -164,14 +289,19 @@ def inspect(
     backend: Backend = "cpu",
     threads: Threads = None,
     max_batch: Annotated[int, typer.Option(help="Largest UNet batch; never changes a verdict.")] = 16,
+    require_signature: PublicKey = None,
+    on_mismatch: OnMismatch = "error",
+    force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say of each photo whether it is anomalous, where, and which repainted mask raised the alarm."""
+    from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
     with progress_bars(quiet or len(photos) < 2) as progress:
-        results = inspect_photos(bundle, photos, class_name, out, (preset, backend, threads, max_batch), progress)
+        how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch)
+        results = inspect_photos(bundle, photos, class_name, out, how, progress)
     if as_json:
         show_json(results)
         return
@@ -193,14 +323,19 @@ def evaluate(
     preset: Preset = "edge",
     backend: Backend = "cpu",
     threads: Threads = None,
+    require_signature: PublicKey = None,
+    on_mismatch: OnMismatch = "error",
+    force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a bundle on labelled photos: AUROC, AUPRO, F1-max and AP per class and mean, for each score map."""
+    from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import evaluate_bundle
 
+    how = Opening(preset, backend, threads, 16, force, require_signature, on_mismatch)
     with progress_bars(quiet) as progress:
-        found = evaluate_bundle(bundle, data, _names(classes), out, (preset, backend, threads), progress)
+        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress)
     if as_json:
         show_json(found.to_json())
     else:
@@ -247,9 +382,8 @@ def main() -> None:
     except SDEdgeError as error:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
-        extra = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", **serving_verbs.EXTRAS}.get(
-            error.name or "", "train"
-        )
+        known = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}
+        extra = {**known, **serving_verbs.EXTRAS}.get(error.name or "", "train")
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))

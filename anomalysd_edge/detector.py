@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge import images, scoring
-from anomalysd_edge.errors import ClassError, InputError, SettingsError
-from anomalysd_edge.inspection import ClassConstants, Evidence, Inspection, InspectSettings
-from anomalysd_edge.masks import foreground, grid_cells, prototype_guided, to_pixels
-from anomalysd_edge.networks import InpaintJob, Networks
-from anomalysd_edge.plan import GUIDED, Slot, batches, make_plan
-from anomalysd_edge.regions import dilate
-from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.errors import ClassError, InputError
+from anomalysd_edge.inspection import ClassConstants, Inspection, InspectSettings
+from anomalysd_edge.networks import Networks
+from anomalysd_edge.plan import Plan
+from anomalysd_edge.schedule import NoiseSchedule, StepTable
+from anomalysd_edge.stages import Stages
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass
-class _Photo:
-    """One photo on its way through the stages."""
-
-    constants: ClassConstants
-    class_name: str
-    slots: list[Slot]
-    foreground: Mask | None = None
-    prototype_map: F32 | None = None
-    maps: dict[str, F32] = field(default_factory=dict)
-    per_scale: dict[int, F32] = field(default_factory=dict)
-    repaints: dict[int, list[tuple[Mask, F32]]] = field(default_factory=dict)
-
-
-class _Clock:
-    """Milliseconds by stage, of one group of photos."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - began) * 1e3
 
 
 class Detector:
@@ -68,18 +36,39 @@ class Detector:
         negative_states: F32 | None = None,
         group: int = 4,
     ) -> None:
-        if settings.guidance_scale > 1 and negative_states is None:
-            raise SettingsError("guidance_scale above 1 needs the states of a negative prompt, which are not there")
         self.networks = networks
         self.classes = classes
         self.settings = settings
-        self.negative_states = negative_states
         self.group = max(1, group)
-        self.plan = make_plan(settings.plan, networks.sizes.latent_side, settings.scales)
-        if settings.grid_steps:
-            self.steps = schedule.truncated_ddim(settings.grid_steps, settings.strength)
-        else:
-            self.steps = schedule.even_ddim(settings.passes, settings.strength)
+        self._schedule, self._negative_states = schedule, negative_states
+        self._default = Stages(networks, schedule, settings, negative_states)
+        # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
+        ways = {settings: self._default}
+        self._stages: dict[str, Stages] = {}
+        for name, constants in classes.items():
+            tuned = constants.tuned(settings)
+            if tuned not in ways:
+                ways[tuned] = Stages(networks, schedule, tuned, negative_states)
+            self._stages[name] = ways[tuned]
+
+    def over(self, networks: Networks) -> Detector:
+        """The same detector over other networks of the same sizes, for instance ones that record what they see."""
+        return Detector(networks, self._schedule, self.classes, self.settings, self._negative_states, self.group)
+
+    @property
+    def mode(self) -> str:
+        """Plan, scales, lambda and passes in words, for instance 'packed K=2,4,8 lambda=0.4 passes=5'."""
+        return self._default.mode
+
+    @property
+    def plan(self) -> Plan:
+        """The slots of a photo whose class has no settings of its own."""
+        return self._default.plan
+
+    @property
+    def steps(self) -> StepTable:
+        """The UNet passes of such a photo."""
+        return self._default.steps
 
     def __enter__(self) -> Detector:
         return self
@@ -101,202 +90,10 @@ class Detector:
             if name not in self.classes:
                 raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(self.classes))}")
         found: list[Inspection] = []
-        for start in range(0, len(photos), self.group):
-            part = slice(start, start + self.group)
-            found.extend(self._inspect_group(photos[part], names[part]))
+        for stages, run in groupby(range(len(photos)), key=lambda i: self._stages[names[i]]):
+            alike = list(run)
+            for start in range(0, len(alike), self.group):
+                part = alike[start : start + self.group]
+                mine = [names[i] for i in part]
+                found += stages.inspect([photos[i] for i in part], mine, [self.classes[name] for name in mine])
         return found
-
-    def _inspect_group(self, photos: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
-        sizes, clock = self.networks.sizes, _Clock()
-        with clock.stage("preprocess"):
-            small = [images.resize(p, sizes.size_px) for p in photos]
-            pixels = np.concatenate([images.to_array(p) for p in small])
-            work = [_Photo(self.classes[n], n, list(self.plan.slots)) for n in names]
-            if self.settings.foreground:
-                for photo, image in zip(work, small, strict=True):
-                    if photo.constants.kind == "object":
-                        photo.foreground = dilate(foreground(image, "object"), max(1, sizes.size_px // 32))
-        self._prototypes(work, photos, clock)
-        with clock.stage("encode"):
-            latents = self.networks.encode(pixels)
-        painted = self._repaint(work, pixels, latents, clock)
-        references = []
-        if self.settings.reference != "photo":
-            with clock.stage("decode"):
-                references.append(self.networks.decode(latents))
-        if self.settings.reference != "round_trip":
-            references.append(pixels)
-        self._distances(work, latents, painted, references, clock)
-        with clock.stage("score"):
-            self._fuse(work)
-        timings = {stage: ms / len(work) for stage, ms in clock.ms.items()}
-        return [self._conclude(photo, timings) for photo in work]
-
-    def _prototypes(self, work: list[_Photo], photos: Sequence[U8], clock: _Clock) -> None:
-        """Prototype distance of each photo that has a bank, and the guided slot that follows from it."""
-        sizes = self.networks.sizes
-        chosen = [i for i, photo in enumerate(work) if photo.constants.bank is not None]
-        if not chosen or not sizes.features_px:
-            return
-        with clock.stage("features"):
-            batch = np.concatenate([images.to_array(images.resize(photos[i], sizes.features_px)) for i in chosen])
-            features = self.networks.features(batch)
-        with clock.stage("prototypes"):
-            for i, dense in zip(chosen, features, strict=True):
-                photo = work[i]
-                assert photo.constants.bank is not None
-                photo.prototype_map = photo.constants.bank.distance(dense)
-                if photo.constants.guided_threshold is not None:
-                    mask = prototype_guided(
-                        photo.prototype_map, photo.constants.guided_threshold, sizes.latent_side, dilate=1
-                    )
-                    photo.slots.append(Slot(scale=GUIDED, number=0, mask=mask))
-
-    def _repaint(self, work: list[_Photo], pixels: F32, latents: F32, clock: _Clock) -> F32:
-        """All slots of all photos through the truncated loop: (slots,C,h,w) repainted latents, photo by photo."""
-        settings, factor = self.settings, self.networks.sizes.latent_factor
-        owner = np.array([i for i, photo in enumerate(work) for _ in photo.slots], np.int64)
-        slots = [slot for photo in work for slot in photo.slots]
-        states = np.stack([photo.constants.states(settings.prompt) for photo in work])
-        noises = {(s.scale, s.number): s.noise(settings.seed, latents.shape[1:]) for s in slots}
-        painted = np.empty((len(slots), *latents.shape[1:]), np.float32)
-        for part in batches(len(slots), self.networks.max_batch):
-            masks = np.stack([slot.mask for slot in slots[part]])[:, None]
-            of = owner[part]
-            with clock.stage("encode"):
-                hidden = np.stack([to_pixels(m, factor) for m in masks[:, 0]])[:, None]
-                known = self.networks.encode(np.where(hidden, np.float32(0), pixels[of]))
-            with clock.stage("unet"):
-                noise = np.stack([noises[slot.scale, slot.number] for slot in slots[part]])
-                used, prompt_of = np.unique(of, return_inverse=True)
-                painted[part] = self.networks.inpaint(
-                    InpaintJob(
-                        start_latents=self.steps.noised(latents[of], noise),
-                        masks=masks.astype(np.float32),
-                        masked_latents=known,
-                        prompt_states=states[used],
-                        prompt_of=prompt_of.astype(np.int64),
-                        timesteps=self.steps.timesteps,
-                        coefficients=self.steps.coefficients,
-                        guidance_scale=settings.guidance_scale,
-                        negative_states=self.negative_states,
-                    )
-                )
-        return painted
-
-    def _distances(self, work: list[_Photo], latents: F32, painted: F32, references: list[F32], clock: _Clock) -> None:
-        """Decode the repaints, measure their distances, and sort them by scale."""
-        factor, position = self.networks.sizes.latent_factor, 0
-        jobs: list[tuple[int, int, Mask, F32]] = []  # photo, scale, mask (h,w), latents to decode
-        for i, photo in enumerate(work):
-            mine = painted[position : position + len(photo.slots)]
-            position += len(photo.slots)
-            if self.settings.merge_decode:
-                for scale in dict.fromkeys(slot.scale for slot in photo.slots):
-                    merged, whole = latents[i].copy(), np.zeros(latents.shape[2:], np.bool_)
-                    for slot, repaint in zip(photo.slots, mine, strict=True):
-                        if slot.scale == scale:
-                            merged = np.where(slot.mask, repaint, merged)
-                            whole |= slot.mask
-                    jobs.append((i, scale, whole, merged))
-            else:
-                jobs += [(i, s.scale, s.mask, r) for s, r in zip(photo.slots, mine, strict=True)]
-        collected: dict[tuple[int, int], list[tuple[Mask, F32]]] = {}
-        for part in batches(len(jobs), self.networks.max_batch):
-            of = np.array([i for i, *_ in jobs[part]], np.int64)
-            with clock.stage("decode"):
-                decoded = self.networks.decode(np.stack([z for *_, z in jobs[part]]))
-                masks = np.stack([to_pixels(mask, factor) for _, _, mask, _ in jobs[part]])
-            with clock.stage("distance"):
-                used, reference_of = np.unique(of, return_inverse=True)
-                product = np.ones((len(of), *references[0].shape[2:]), np.float32)
-                for reference in references:
-                    # METHOD step 2: the photo's own pixels stay outside the mask.
-                    kept = np.where(masks[:, None], decoded, reference[of])
-                    product *= self.networks.distance(reference[used], kept, reference_of.astype(np.int64))
-                distances = product if len(references) == 1 else np.sqrt(product)
-                decoded = np.where(masks[:, None], decoded, references[-1][of])
-            for (i, scale, *_), mask, repaint, distance in zip(jobs[part], masks, decoded, distances, strict=True):
-                collected.setdefault((i, scale), []).append((mask, distance))
-                work[i].repaints.setdefault(scale, []).append((mask, repaint))
-        for (i, scale), pairs in collected.items():
-            if scale == GUIDED or self.settings.merge_decode:
-                work[i].per_scale[scale] = pairs[0][1]
-            else:
-                masks = np.stack([mask for mask, _ in pairs])
-                work[i].per_scale[scale] = scoring.covered(np.stack([d for _, d in pairs]), masks)
-
-    def _fuse(self, work: list[_Photo]) -> None:
-        settings, side = self.settings, self.networks.sizes.size_px
-        sigmas = {"prototypes": settings.smoothing * side}
-        repaint_sigma = settings.repaint_smoothing * side
-        for photo in work:
-            raw = {"multiscale": scoring.harmonic_mean([photo.per_scale[k] for k in self.plan.scales])}
-            if GUIDED in photo.per_scale:
-                raw["guided"] = photo.per_scale[GUIDED]
-            if photo.prototype_map is not None:
-                raw["prototypes"] = images.resize_map(photo.prototype_map, (side, side))
-            inside = photo.foreground
-            if inside is not None:
-                raw = {name: np.where(inside, m, m[inside].min()) for name, m in raw.items()}
-            photo.maps = {n: scoring.smooth(m, sigmas.get(n, repaint_sigma)) for n, m in raw.items()}
-            photo.maps["fused"] = fuse(photo.maps, photo.constants.scales, settings)
-
-    def _conclude(self, photo: _Photo, timings: Mapping[str, float]) -> Inspection:
-        constants, fused = photo.constants, photo.maps["fused"]
-        scores = {name: scoring.image_score(m, self.settings.top_share) for name, m in photo.maps.items()}
-        evidence, repaint = self._evidence(photo, fused)
-        score, threshold, pixel = scores["fused"], constants.threshold, constants.pixel_threshold
-        return Inspection(
-            class_name=photo.class_name,
-            pred_score=score,
-            pred_label=None if threshold is None else int(score >= threshold),
-            threshold=threshold,
-            anomaly_map=fused,
-            pred_mask=None if pixel is None else fused >= pixel,
-            maps=photo.maps,
-            scores=scores,
-            repaint=images.to_image(repaint),
-            evidence=evidence,
-            mode=self.mode,
-            timings_ms=timings,
-        )
-
-    @property
-    def mode(self) -> str:
-        """Plan, scales, lambda and passes in words, for instance 'packed K=2,4,8 lambda=0.4 passes=5'."""
-        scales = ",".join(map(str, self.settings.scales))
-        return f"{self.settings.plan} K={scales} lambda={self.settings.strength:g} passes={len(self.steps)}"
-
-    def _evidence(self, photo: _Photo, fused: F32) -> tuple[Evidence, F32]:
-        """The mask around the highest pixel whose repaint differs most there, and that repaint (3,S,S)."""
-        side, factor = self.networks.sizes.latent_side, self.networks.sizes.latent_factor
-        y, x = (int(v) for v in np.unravel_index(int(fused.argmax()), fused.shape))
-
-        def covers(scale: int) -> tuple[Mask, F32] | None:
-            return next(((m, r) for m, r in photo.repaints[scale] if m[y, x]), None)
-
-        candidates = {scale: found for scale in photo.repaints if (found := covers(scale)) is not None}
-        best = max(candidates, key=lambda scale: float(photo.per_scale[scale][y, x]))
-        mask, repaint = candidates[best]
-        if best != GUIDED:
-            cells = grid_cells(best, side)
-            mask = next(m for m in (to_pixels(c, factor) for c in cells) if m[y, x])
-        return Evidence(kind="guided" if best == GUIDED else "grid", scale=best, cell=mask, x_px=x, y_px=y), repaint
-
-
-def fuse(maps: Mapping[str, F32], scales: Mapping[str, scoring.MapScale], settings: InspectSettings) -> F32:
-    """(S,S) prototypes, multiscale and guided maps -> the fused one, as `settings.fusion` says.
-
-    A class without calibrated scales (0 shots) has S_ms alone: there is nothing to bring the maps together with.
-    """
-    if settings.fusion == "scaled" and scales:
-        weights = {
-            "prototypes": settings.prototypes_weight,
-            "multiscale": settings.multiscale_weight,
-            "guided": settings.guided_weight,
-        }
-        return scoring.fuse_scaled(maps, scales, weights)
-    if "guided" in maps:
-        return scoring.fuse_paper(maps["multiscale"], maps["guided"], settings.alpha)
-    return maps["multiscale"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,24 +10,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from anomalysd_edge import doctor_engines as engines
+from anomalysd_edge.doctor_engines import Finding, no_cuda
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
 SERVE = ("fastapi", "uvicorn", "python-multipart", "prometheus-client", "paho-mqtt", "cryptography")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One capability of this machine."""
-
-    what: str
-    """The capability, named after the verb or the backend."""
-    able: bool
-    """Whether it is there."""
-    because: str
-    """Versions where it is; what is missing and how to get it where it is not."""
 
 
 def examine() -> list[Finding]:
@@ -42,9 +31,8 @@ def examine() -> list[Finding]:
         _packages("export, verify", EXPORT, "export"),
         _packages("serve, watch, history", SERVE, "serve"),
         *_onnxruntime(),
-        _tensorrt("build for TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=False),
-        _tensorrt("run TensorRT RTX", "tensorrt_rtx", "rtx", needs_gpu=True),
-        _tensorrt("build and run TensorRT", "tensorrt", "tensorrt", needs_gpu=True),
+        *engines.examine(),
+        _packages("sign, require signatures", ("cryptography",), "sign", since=(3, 10)),
     ]
 
 
@@ -65,12 +53,12 @@ def _machine() -> str:
     )
 
 
-def _packages(what: str, names: Sequence[str], extra: str) -> Finding:
+def _packages(what: str, names: Sequence[str], extra: str, since: tuple[int, int] = (3, 11)) -> Finding:
     have = {name: version(name) for name in names}
     missing = [name for name, found in have.items() if found is None]
     if missing:
         return Finding(what, False, f"not installed: {', '.join(missing)}; pip install 'anomalysd-edge[{extra}]'")
-    if extra in ("train", "export") and sys.version_info < (3, 11):
+    if sys.version_info < since:
         return Finding(
             what, False, f"Python {platform.python_version()}: diffusers and transformers need 3.11 or newer"
         )
@@ -122,7 +110,7 @@ def _onnxruntime() -> list[Finding]:
         broken = f"{name} is installed but does not load: {error}"
         return [Finding("inspect on the CPU", False, broken), Finding("inspect on CUDA", False, broken)]
     listed = f"{name} with {', '.join(providers)}"
-    driver = _cuda_driver()
+    driver = no_cuda()
     if "CUDAExecutionProvider" not in providers:
         cuda = Finding("inspect on CUDA", False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
     elif driver is not None:
@@ -130,24 +118,3 @@ def _onnxruntime() -> list[Finding]:
     else:
         cuda = Finding("inspect on CUDA", True, listed)
     return [Finding("inspect on the CPU", True, listed), cuda]
-
-
-def _cuda_driver() -> str | None:
-    """Why there is no usable NVIDIA driver, or None where there is one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver: libcuda.so.1 is not there"
-    count = ctypes.c_int(0)
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code != 0:
-        return f"the NVIDIA driver answers with error {code}"
-    return None if count.value else "the NVIDIA driver sees no GPU"
-
-
-def _tensorrt(what: str, module: str, extra: str, needs_gpu: bool) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        return Finding(what, False, f"{module} is not installed; pip install 'anomalysd-edge[{extra}]'")
-    if needs_gpu and (why := _cuda_driver()) is not None:
-        return Finding(what, False, why)
-    return Finding(what, True, f"{module} is installed")

@@ -11,7 +11,8 @@ SDEdgeError
 |-- ShapeError         an array of the wrong shape or dtype reached a network
 |-- NumericError       NaN or Inf left a network: no score is made of it
 |-- ParityError        two backends disagree by more than their tolerance
-|-- BackendError       the asked-for device or library is not there
+|-- BackendError       the asked-for device or library is not there, or it failed
+|   `-- EngineMismatch an engine was built for another graph, library or GPU
 `-- MissingExtra       a package is missing; the message names the extra that brings it
 """
 
@@ -64,6 +65,10 @@ class ParityError(SDEdgeError):
 
 class BackendError(SDEdgeError):
     """The asked-for device or library is not there."""
+
+
+class EngineMismatch(BackendError):
+    """An engine was built from another graph, by another library or for another GPU; the message names the field."""
 
 
 class MissingExtra(SDEdgeError):

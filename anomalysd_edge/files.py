@@ -97,9 +97,16 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
 def read_json(path: Path) -> Any:
     """The value in a UTF-8 JSON file. Raises InputError if it is missing, unreadable or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """The value in the UTF-8 JSON bytes of the file `path`. Raises InputError if they are not JSON."""
+    try:
+        return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text, expected JSON; it may be damaged: make it again") from error
     except json.JSONDecodeError as error:

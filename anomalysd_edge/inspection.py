@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,22 +26,30 @@ class InspectSettings:
     """'paper': a slot per cell; 'packed': cells that do not touch share a slot."""
     scales: tuple[int, ...] = (4, 8, 16)
     """K: a k x k grid of masks for each."""
-    strength: float = 0.25
+    strength: float = 0.15
     """lambda: repainting starts at lambda*T."""
     grid_steps: int = 0
     """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
-    passes: int = 2
+    passes: int = 1
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
+    draws: int = 2
+    """Repaints of a slot from different noise, whose latents are averaged: grain that each invents cancels out."""
     guidance_scale: float = 1.0
     """1 = no second pass."""
     prompt: str = "whole"
     """Prompt level told to the UNet: 'whole' or 'detail'."""
-    reference: str = "both"
+    reference: str = "round_trip"
     """What a repaint is compared with: the 'photo', its own 'round_trip' through the autoencoder, or 'both'.
 
-    Both gives the geometric mean of the two distances: against the photo alone, grain that the autoencoder cannot carry
-    looks like a difference; against the round trip alone, a defect too fine for the autoencoder is lost.
+    Against the photo, grain that the autoencoder cannot carry looks like a difference; against the round trip, a defect
+    too fine for the autoencoder is lost; both gives the geometric mean of the two.
     """
+    perceptual_weight: float = 0.0
+    """Share of the paper's distance (LPIPS, AlexNet) in the geometric mean that compares repaint and photo."""
+    latent_weight: float = 3.0
+    """Share of mean |z^ - z| in it: amplitude, which LPIPS divides away."""
+    features_weight: float = 1.0
+    """Share of 1 - cosine in the prototypes' features in it: forgives grain repainted in another place."""
     merge_decode: bool = True
     """Merge a scale's repainted cells in latent space and decode once, in place of one decode a slot."""
     fusion: str = "scaled"
@@ -50,15 +58,17 @@ class InspectSettings:
     """Weight of S_pg in paper fusion."""
     prototypes_weight: float = 1.0
     """Weight of the prototype distance in scaled fusion."""
-    multiscale_weight: float = 0.25
+    multiscale_weight: float = 0.5
     """Weight of S_ms in scaled fusion."""
-    guided_weight: float = 0.1
-    """Weight of S_pg in scaled fusion."""
+    guided_weight: float = 0.0
+    """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
+    self_share: float = 0.1
+    """Textures: the prototype distance counts with the distance to this share of the photo's own patches; 0 = alone."""
     foreground: bool = True
     """Where the class is an object, count nothing outside its outline: grain of the background is no defect."""
     smoothing: float = 1 / 64
     """Sigma of the Gaussian over a score map, as a share of its side."""
-    repaint_smoothing: float = 1 / 20
+    repaint_smoothing: float = 1 / 28
     """The same for S_ms and S_pg: a repaint differs in blotches of about a cell of the finest grid."""
     top_share: float = 0.01
     """Share of highest pixels whose mean is the image score; 0 = the maximum."""
@@ -74,10 +84,20 @@ class InspectSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        weights = (self.perceptual_weight, self.latent_weight, self.features_weight)
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise SettingsError(
+                f"the distance's weights (perceptual, latent, features) are {weights}; expected numbers of at least 0, "
+                "one above 0"
+            )
         if not 0 <= self.alpha <= 1:
             raise SettingsError(f"alpha is {self.alpha}; it must lie in [0, 1]")
         if not 0 <= self.top_share <= 1:
             raise SettingsError(f"top_share is {self.top_share}; it must lie in [0, 1]")
+        if self.draws < 1:
+            raise SettingsError(f"draws is {self.draws}; it must be at least 1")
+        if not 0 <= self.self_share < 1:
+            raise SettingsError(f"self_share is {self.self_share}; it must lie in [0, 1)")
         if not self.scales:
             raise SettingsError("scales is empty; give at least one, for instance 1,2,4,8")
 
@@ -103,9 +123,14 @@ PAPER = InspectSettings(
     scales=(1, 2, 4, 8),
     strength=0.3,
     grid_steps=50,
+    draws=1,
     reference="photo",
+    perceptual_weight=1.0,
+    latent_weight=0.0,
+    features_weight=0.0,
     merge_decode=False,
     fusion="paper",
+    self_share=0.0,
     foreground=False,
     repaint_smoothing=1 / 64,
 )
@@ -125,6 +150,8 @@ class ClassConstants:
     """(77,D) text states by level: 'whole' and, where the class has named parts, 'detail'."""
     kind: str = "texture"
     """'object' or 'texture': only an object has a background."""
+    aspect: float | None = None
+    """Width / height of its photos (framing.common_aspect); None for 0 shots."""
     bank: Bank | None = None
     """Prototypes; None for 0 shots."""
     guided_threshold: float | None = None
@@ -133,8 +160,18 @@ class ClassConstants:
     """What normals give for each map."""
     threshold: float | None = None
     """Image score from which the verdict is 1; None where there were no normals to calibrate on."""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for this class, by field name."""
     pixel_threshold: float | None = None
     """Score-map value from which a pixel is in pred_mask."""
+
+    def tuned(self, settings: InspectSettings) -> InspectSettings:
+        """`settings` with this class's own choices on top."""
+        return replace(settings, **self.choices) if self.choices else settings
+
+    def own_share(self, settings: InspectSettings) -> float:
+        """The share of a photo's own patches to compare with: only a texture repeats itself."""
+        return settings.self_share if self.kind == "texture" else 0.0
 
     def states(self, level: str) -> F32:
         """(77,D) states of a level; a class without named parts answers 'detail' with 'whole'."""
@@ -185,3 +222,5 @@ class Inspection:
     """Plan, scales, lambda and passes in words."""
     timings_ms: Mapping[str, float]
     """Per stage, this photo's share of its batch."""
+    backend: str = ""
+    """What ran the networks, and which of them fell back to float32 after NaN."""

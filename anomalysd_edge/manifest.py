@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from anomalysd_edge import __version__
+from anomalysd_edge.engine_records import EngineRecord, PrecisionRecord
 from anomalysd_edge.errors import BundleError
 from anomalysd_edge.networks import NetworkSizes
 from anomalysd_edge.scoring import MapScale
@@ -79,6 +80,8 @@ class CalibrationRecord:
     """Score-map value from which a pixel counts as defect."""
     scales: dict[str, MapScale] = field(default_factory=dict)
     """By score map: (map - centre) / spread brings it to the common scale before fusion."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for the class, over the preset's."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class ClassRecord:
     """Named parts, for the detail prompt."""
     symmetries: tuple[str, ...] = ()
     """Turns and mirrors that leave a good part good: rotate90, rotate180, flip_x, flip_y."""
+    aspect: float | None = None
+    """Width / height of its photos; another shape is mirrored out to it. Absent for a class without shots."""
     guided_threshold: float | None = None
     """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
@@ -187,6 +192,10 @@ class Manifest:
     """Which perceptual distance; absent where the bundle has none."""
     features: SourceRecord | None = None
     """Which feature network; absent where the bundle has none."""
+    precisions: dict[str, PrecisionRecord] = field(default_factory=dict)
+    """Graphs in other precisions, by fp16, bf16, int8, fp8; `networks` are float32."""
+    engines: tuple[EngineRecord, ...] = ()
+    """Engines built from this bundle's graphs. They are checked when they are opened, not when the bundle is read."""
     training: dict[str, Any] = field(default_factory=dict)
     """Digest of run.json and its settings."""
     licenses: tuple[str, ...] = ()

@@ -28,6 +28,30 @@ class Bank:
         return np.asarray(1 - nearest, dtype=np.float32).reshape(height, width)
 
 
+def self_distance(features: F32, share: float, most: int = 1024) -> F32:
+    """(D,f,f) unit features -> (f,f) float32: distance of each patch to the `share` of its own photo most like it.
+
+    1 - cosine to the patch at that quantile. A texture repeats itself, so a patch with few likes is suspect even where
+    the light or the batch is new to the bank (Aota et al., "Zero-shot versus many-shot", WACV 2023). Above `most`
+    patches only every n-th is compared with: the answer is a quantile.
+    """
+    depth, height, width = features.shape
+    query = features.reshape(depth, height * width).T
+    others = query[:: -(-len(query) // most)]
+    rank = min(len(others) - 1, max(1, int(share * len(others))))  # rank 0 is the patch itself
+    apart = 1 - query @ others.T
+    return np.asarray(np.partition(apart, rank, axis=1)[:, rank], dtype=np.float32).reshape(height, width)
+
+
+def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32:
+    """(D,f,f) unit features -> (f,f) distance to the bank; with `own_share` its geometric mean with `self_distance`."""
+    distance = bank.distance(features)
+    if not own_share:
+        return distance
+    own = self_distance(features, own_share)
+    return np.asarray(np.sqrt(np.maximum(distance, 0) * np.maximum(own, 0)), dtype=np.float32)
+
+
 def build_bank(features: F32, size: int) -> Bank:
     """(N,D,f,f) unit features of normal views -> a bank of at most `size` vectors.
 

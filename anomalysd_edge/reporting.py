@@ -35,6 +35,7 @@ def inspection_json(answer: Inspection, photo: str) -> dict[str, Any]:
             "map_side_px": answer.anomaly_map.shape[0],
         },
         "mode": answer.mode,
+        "backend": answer.backend,
         "timings_ms": {stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
     }
 

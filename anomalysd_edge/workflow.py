@@ -20,6 +20,7 @@ from anomalysd_edge.datasets import Dataset, few_shot, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.files import write_json
+from anomalysd_edge.opening import Opening
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
@@ -78,7 +79,7 @@ def verify_against(
     from anomalysd_runtime.loading import open_detector
 
     bundle = read_bundle(bundle_path)
-    samples = [s for s in _samples(photos, bundle) if s.class_name in bundle.manifest.classes]
+    samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
     with networks_of_run(read_run(run), threads) as torch_networks, right:
@@ -86,7 +87,7 @@ def verify_against(
         return agreement.compare(left, right, chosen, progress=progress)
 
 
-def _samples(photos: Path, bundle: Bundle) -> list[Any]:
+def samples_of(photos: Path, bundle: Bundle) -> list[Any]:
     """Test photos of a data set; where it has none, its good ones. A lone folder is the bundle's only class."""
     from anomalysd_edge.datasets import GOOD, Sample
 
@@ -109,18 +110,15 @@ def inspect_photos(
     paths: Sequence[Path],
     class_name: str | None,
     out: Path | None,
-    how: tuple[str, str, int | None, int],
+    how: Opening | tuple[str, str, int | None, int],
     progress: Report,
 ) -> list[dict[str, Any]]:
     """`sd-edge inspect`: every photo is read before the first is judged, so bad input costs no half-done folder."""
-    preset, backend, threads, max_batch = how
+    how = how if isinstance(how, Opening) else Opening(*how)
     files = list(_photo_files(paths))
     for file in files:
         images.load_rgb(file)
-    from anomalysd_runtime.loading import open_detector
-
-    detector = open_detector(bundle_path, preset, backend, threads, max_batch)
-    with detector:
+    with how.detector(bundle_path) as detector:
         name = class_name or _only_class(detector)
         if name not in detector.classes:
             raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(detector.classes))}")
@@ -192,15 +190,13 @@ def evaluate_bundle(
     data: Path,
     classes: list[str] | None,
     out: Path | None,
-    how: tuple[str, str, int | None],
+    how: Opening | tuple[str, str, int | None],
     progress: Report,
 ) -> Measured:
     """`sd-edge eval`; with `out`, results.json and report.html."""
-    from anomalysd_runtime.loading import open_detector
-
-    preset, backend, threads = how
+    how = how if isinstance(how, Opening) else Opening(*how)
     found = open_dataset(data, classes)
-    detector = open_detector(bundle_path, preset, backend, threads)
+    detector = how.detector(bundle_path)
     unknown = [name for name in found.classes if name not in detector.classes]
     if unknown:
         raise ClassError(
@@ -220,7 +216,7 @@ def evaluate_bundle(
         results = evaluation.evaluate(detector, found, progress, keep if out else None)
         facts = {
             "bundle": bundle_path.name,
-            "preset": preset,
+            "preset": how.preset,
             "backend": detector.networks.backend,
             "mode": detector.mode,
         }

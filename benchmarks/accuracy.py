@@ -2,8 +2,9 @@
 
     python benchmarks/accuracy.py --data DIR --shots 1,4 --class-file benchmarks/classes.toml --out out/accuracy
 
-Trains, exports and evaluates for each number of shots; prints a table each and writes results.json with the machine and
-the versions. The first K of the sorted good photos are the shots unless --shot-seed chooses others.
+Trains, exports and evaluates for each number of shots; a training that lies in --out is taken up where it stopped.
+Prints a table each and writes results.json with the machine and the versions. The first K of the sorted good photos are
+the shots unless --shot-seed chooses others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--base", default="nano", help="model to fine-tune")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--shot-seed", type=int, default=None, help="choose the shots by this seed")
+    parser.add_argument("--steps", type=int, default=None, help="UNet steps; the base's default if left out")
     parser.add_argument("--preset", default="edge", help="inspection preset")
     settings = parser.parse_args()
     machine = {finding.what: finding.because for finding in examine()}
@@ -36,12 +38,12 @@ def main() -> None:
     collected: dict[str, object] = {"machine": machine, "settings": asked}
     for shots in (int(k) for k in settings.shots.split(",")):
         place: Path = settings.out / f"{shots}-shot"
-        chosen = {"shots": shots, "seed": settings.seed}
+        chosen = {"shots": shots, "seed": settings.seed, "steps": settings.steps}
         with progress_bars() as progress:
             began = time.monotonic()
             train_on(
                 settings.data, place / "run", settings.base, chosen, settings.shot_seed, None, settings.class_file,
-                False, progress,
+                True, progress,
             )  # fmt: skip
             trained = time.monotonic()
             export_to(place / "run", place / "bundle", None, None, progress)

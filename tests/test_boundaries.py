@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,17 @@ ROOT, EXPORT, RUNTIME = (
     HOUSE / "runtime" / "anomalysd_runtime",
 )
 TRAINING = ROOT / "training"
-PORTERS = {"cli.py", "workflow.py", "demo.py", "doctor.py", "serving_verbs.py"}
+PORTERS = {
+    "cli.py",
+    "workflow.py",
+    "demo.py",
+    "doctor.py",
+    "building.py",
+    "opening.py",
+    "recalibrating.py",
+    "verifying.py",
+    "serving_verbs.py",
+}
 """Modules of the root that open the other rooms, inside functions only."""
 
 HEAVY = (
@@ -85,9 +96,25 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file), feature_version=(3, 10))
 
 
-@pytest.mark.parametrize("file", [*root_sources(), *sources(RUNTIME)], ids=lambda file: file.stem)
+BOX = [*root_sources(), *sources(RUNTIME), *sources(EXPORT / "engines")]
+"""What a Jetson with Python 3.10 runs: inspection, and building engines on the device."""
+
+
+@pytest.mark.parametrize("file", BOX, ids=lambda file: f"{file.parent.name}.{file.stem}")
 def test_the_box_speaks_python_3_10(file: Path) -> None:
     assert parsed(file).body
+
+
+def test_python_3_10_itself_compiles_the_box(tmp_path: Path) -> None:
+    # Where pyenv has it, the name on the path may be a shim that refuses.
+    places = [shutil.which("python3.10"), *map(str, Path.home().glob(".pyenv/versions/3.10*/bin/python3.10"))]
+    works = (p for p in places if p and subprocess.run([p, "-c", ""], capture_output=True, check=False).returncode == 0)
+    python = next(works, None)
+    if python is None:
+        pytest.skip("no python3.10 here: its grammar was checked by ast alone")
+    code = "import sys; [compile(open(f, encoding='utf-8').read(), f, 'exec') for f in sys.argv[1:]]"
+    done = subprocess.run([python, "-c", code, *map(str, BOX)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("file", root_sources(), ids=lambda file: file.stem)
@@ -165,6 +192,15 @@ def test_root_and_runtime_import_without_torch() -> None:
     done = start(code + "print('all', len(sys.modules) > 100)", HEAVY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "all True"
+
+
+def test_building_imports_without_torch() -> None:
+    """A Jetson builds its engines without the training half."""
+    names = [f"anomalysd_export.engines.{file.stem}" for file in sources(EXPORT / "engines") if file.stem[0] != "_"]
+    code = "import importlib\n" + "".join(f"importlib.import_module({name!r})\n" for name in names)
+    done = start(code + "print('all')", ("torch", "diffusers", "transformers", "peft"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "all"
 
 
 def test_the_lock_locks() -> None:

@@ -52,6 +52,7 @@ def manifest() -> Manifest:
                 4,
                 ("neck",),
                 ("flip_x",),
+                0.75,
                 0.125,
                 {"edge": CalibrationRecord(0.25, 1.5, {"multiscale": MapScale(0.5, 2.0)})},
             ),

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration import CalibrationSettings, calibrate, disturbed, student_t, upper_bound
+from anomalysd_edge.calibration import CalibrationSettings, calibrate, student_t, upper_bound
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
+from anomalysd_edge.heldout import disturbed
 from anomalysd_edge.inspection import EDGE
 from tests.fake_networks import FakeNetworks
 from tests.test_detector import SCHEDULE, STATES, photo

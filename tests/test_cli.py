@@ -161,6 +161,8 @@ def test_help_names_every_verb_and_the_exit_codes(tmp_path: Path) -> None:
         "train",
         "export",
         "verify",
+        "build",
+        "sign",
         "inspect",
         "eval",
         "demo",

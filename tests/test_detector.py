@@ -29,7 +29,7 @@ def photo(seed: int = 0, defect: bool = False) -> npt.NDArray[np.uint8]:
     return image
 
 
-def constants(networks: FakeNetworks, threshold: float | None = 5.0) -> ClassConstants:
+def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassConstants:
     from anomalysd_edge import images
 
     views = np.concatenate([images.to_array(images.resize(photo(s), networks.sizes.features_px)) for s in range(3)])
@@ -85,8 +85,31 @@ def test_counts_of_the_paper_and_the_edge_plan() -> None:
     Detector(paper, SCHEDULE, {"part": whole}, PAPER).inspect([photo()], "part")
     Detector(edge, SCHEDULE, {"part": whole}, replace(EDGE, scales=(1, 2, 4, 8))).inspect([photo()], "part")
     assert (paper.samples, paper.encodes, paper.decodes) == (85 * 15, 86, 85)
-    assert (edge.samples, edge.encodes, edge.decodes) == (13 * EDGE.passes, 14, 5)
+    assert (edge.samples, edge.encodes, edge.decodes) == (13 * EDGE.passes * EDGE.draws, 14, 5)
     assert max(paper.batches) <= 16
+
+
+def test_draws_average_the_latents_of_repaints_from_different_noise() -> None:
+    one, two, both = (
+        detector(FakeNetworks(), replace(SMALL, seed=seed, draws=draws)).inspect([photo(5, True)], "part")[0]
+        for seed, draws in ((0, 1), (1, 1), (0, 2))
+    )
+    assert not np.array_equal(one.maps["multiscale"], two.maps["multiscale"])
+    assert float(both.maps["multiscale"].mean()) < float((one.maps["multiscale"] + two.maps["multiscale"]).mean() / 2)
+
+
+def test_a_class_with_settings_of_its_own_is_inspected_under_them_and_the_others_are_not() -> None:
+    networks = FakeNetworks()
+    usual = constants(networks)
+    own = replace(usual, choices={"strength": 0.4, "multiscale_weight": 0.0})
+    mixed = Detector(networks, SCHEDULE, {"usual": usual, "own": own}, SMALL)
+    first, second, third = mixed.inspect([photo(1, True)] * 3, ["usual", "own", "usual"])
+    changed = replace(SMALL, strength=0.4, multiscale_weight=0.0)
+    alone = Detector(networks, SCHEDULE, {"own": usual}, changed).inspect([photo(1, True)], "own")[0]
+    assert second.pred_score == pytest.approx(alone.pred_score, abs=1e-6)
+    assert first.pred_score == pytest.approx(third.pred_score, abs=1e-6)
+    assert first.pred_score != pytest.approx(second.pred_score, abs=1e-3)
+    assert ("lambda=0.4" in second.mode, "lambda=0.15" in first.mode) == (True, True)
 
 
 def test_without_shots_there_is_a_score_and_no_verdict() -> None:

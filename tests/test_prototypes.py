@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomalysd_edge.prototypes import Bank, build_bank
+from anomalysd_edge.prototypes import Bank, build_bank, prototype_distance, self_distance
 
 
 def unit(rng: np.random.Generator, *shape: int, axis: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -47,3 +47,32 @@ def test_the_coreset_keeps_a_rare_patch_that_a_random_choice_would_lose() -> Non
 def test_building_twice_gives_the_same_bank() -> None:
     features = unit(np.random.default_rng(3), 1, 8, 20, 20, axis=1)
     np.testing.assert_array_equal(build_bank(features, 30).vectors, build_bank(features, 30).vectors)
+
+
+def test_the_distance_to_its_own_photo_is_a_quantile_of_cosines() -> None:
+    features = unit(np.random.default_rng(4), 6, 4, 5, axis=0)
+    flat = features.reshape(6, 20)
+    apart = np.sort(1 - flat.T @ flat, axis=1)
+    np.testing.assert_allclose(self_distance(features, 0.25).ravel(), apart[:, 5], atol=1e-6)
+    assert self_distance(features, 0.001).min() > 1e-3, "the patch itself is not its own like"
+
+
+def test_a_patch_unlike_the_rest_of_its_texture_stands_out_under_a_light_that_the_bank_never_saw() -> None:
+    rng = np.random.default_rng(5)
+    base, light, defect = np.eye(8, dtype=np.float32)[:3]
+    grain = 0.05 * rng.standard_normal((2, 8, 12, 12)).astype(np.float32)
+    seen = base[:, None, None] + grain[0]
+    new = (base + light)[:, None, None] + grain[1]
+    new[:, 6, 6] = base + 0.3 * light + 0.35 * defect  # nearer to the bank than its neighbours are
+    seen, new = (f / np.linalg.norm(f, axis=0) for f in (seen, new))
+    bank = build_bank(seen[None], 1000)
+    alone, both = prototype_distance(bank, new), prototype_distance(bank, new, own_share=0.1)
+    assert alone.argmax() != 6 * 12 + 6
+    assert both.argmax() == 6 * 12 + 6
+
+
+def test_large_photos_are_compared_with_every_nth_patch() -> None:
+    features = unit(np.random.default_rng(6), 8, 20, 20, axis=0)
+    whole, part = self_distance(features, 0.2), self_distance(features, 0.2, most=100)
+    assert whole.shape == part.shape == (20, 20)
+    assert float(np.abs(whole - part).max()) < 0.25

@@ -56,5 +56,5 @@ def test_every_verb_of_the_changelog_exists() -> None:
     verbs = {info.name or (info.callback.__name__ if info.callback else "") for info in cli.app.registered_commands}
     verbs |= {group.name or "" for group in cli.app.registered_groups}
     assert verbs == {
-        "train", "export", "verify", "inspect", "eval", "demo", "doctor", "serve", "watch", "history"
+        "train", "export", "verify", "calibrate", "build", "sign", "inspect", "eval", "demo", "doctor", "serve", "watch", "history"
     }  # fmt: skip

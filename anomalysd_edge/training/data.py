@@ -19,7 +19,8 @@ from torch import Tensor
 
 from anomalysd_edge.classes import ClassSpec, symmetry_group
 from anomalysd_edge.errors import DatasetError
-from anomalysd_edge.images import load_rgb, resize, to_array
+from anomalysd_edge.framing import Frame, common_aspect
+from anomalysd_edge.images import load_rgb, to_array
 from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.masks import foreground, random_rectangles, to_pixels
 from anomalysd_edge.training.base import Base, encode_mode, prompt_states
@@ -91,7 +92,7 @@ class TrainingData:
         for name in self.classes:
             if not shots[name]:
                 raise DatasetError(f"class {name!r} has no photos; give at least one or train with 0 shots")
-            self._photos.append([self._read(name, path, specs[name].kind) for path in shots[name]])
+            self._photos.append(self._read(name, shots[name], specs[name].kind))
         self._states = {name: prompt_states(base, levels(specs[name])) for name in self.classes}
         self._empty = prompt_states(base, [""])
         self._copies: dict[tuple[int, int, int], tuple[U8, Mask]] = {}
@@ -148,9 +149,11 @@ class TrainingData:
             latents.append(self._clean(address))
         return torch.stack(pixels).to(self._device), torch.stack(latents).to(self._device)
 
-    def _read(self, name: str, path: Path, kind: str) -> Photo:
-        pixels = resize(load_rgb(path), self.size_px)
-        return Photo(name, pixels, foreground(pixels, kind))
+    def _read(self, name: str, paths: Sequence[Path], kind: str) -> list[Photo]:
+        photos = [load_rgb(path) for path in paths]
+        aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
+        squares = [Frame.of(photo.shape[:2], aspect).resize(photo, self.size_px) for photo in photos]
+        return [Photo(name, pixels, foreground(pixels, kind)) for pixels in squares]
 
     def _rng(self, *address: int) -> np.random.Generator:
         return np.random.default_rng([self._settings.seed, *address])

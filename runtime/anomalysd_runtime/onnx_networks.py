@@ -25,10 +25,8 @@ from anomalysd_runtime.sessions import (
     run,
     run_bound,
 )
+from anomalysd_runtime.static_batches import PIXELS_A_CALL
 from anomalysd_runtime.step_graph import step_graph
-
-PIXELS_A_CALL = 2**20
-"""Pixels that one call of an image network sees at most: its activations, not its weights, fill the memory."""
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "unet": ("sample", "timestep", "encoder_hidden_states"),
@@ -80,11 +78,19 @@ class OnnxNetworks:
 
     @classmethod
     def of_bundle(
-        cls, bundle: Bundle, device: str = "cpu", threads: int | None = None, max_batch: int = 16
+        cls,
+        bundle: Bundle,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_batch: int = 16,
+        precision: str = "fp32",
     ) -> OnnxNetworks:
-        """The networks of a bundle that was read. Arguments and errors as for the class."""
-        files = {name: bundle.network_file(name) for name in bundle.manifest.networks}
-        return cls(files, bundle.manifest.sizes, device, threads, max_batch)
+        """The networks of a bundle that was read, in one of its precisions. Arguments and errors as for the class."""
+        files = {name: bundle.network_file(name, precision) for name in bundle.manifest.networks}
+        opened = cls(files, bundle.manifest.sizes, device, threads, max_batch)
+        if precision != "fp32":
+            opened.backend += f" {precision}"
+        return opened
 
     def encode(self, images: F32) -> F32:
         """(N,3,H,W) float32 in [-1,1] -> (N,C,h,w) float32 scaled latents."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from anomalysd_edge.backends import ONNX_RUNTIME
 from anomalysd_edge.errors import BackendError, BundleError, missing_extra
 
 try:
@@ -19,7 +20,7 @@ except ModuleNotFoundError as error:
 
 T = TypeVar("T")
 
-PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS: dict[str, str] = ONNX_RUNTIME
 RIVALS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that write the same files: installed together, one lies half over the other."""
 
@@ -44,13 +45,18 @@ def check_device(device: str, available: Iterable[str] | None = None) -> None:
     if PROVIDERS[device] not in offered:
         remedy = (
             "pip uninstall -y onnxruntime, then pip install 'anomalysd-edge[gpu]'"
-            if device == "cuda"
+            if device != "cpu"
             else "reinstall it"
         )
         raise BackendError(
             f"{PROVIDERS[device]} was asked for and this onnxruntime {ort.__version__} has only {', '.join(offered)}: "
             f"{remedy}, or ask for another device"
         )
+
+
+def available_providers() -> list[str]:
+    """The execution providers that this build of ONNX Runtime has."""
+    return list(ort.get_available_providers())
 
 
 def default_threads() -> int:
@@ -103,18 +109,26 @@ def _providers(device: str) -> list[Any]:
         "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE times the algorithms: other runs, other choices, other bits
         "arena_extend_strategy": "kSameAsRequested",
     }
+    if device == "ort-tensorrt":
+        # It builds engines when it first sees a shape; what it cannot take runs on CUDA, as ONNX Runtime splits graphs.
+        return [(PROVIDERS["ort-tensorrt"], {"device_id": 0}), (PROVIDERS["cuda"], settings), PROVIDERS["cpu"]]
     # The CPU comes second for the few shape computations that ONNX Runtime places there on purpose.
     return [(PROVIDERS["cuda"], settings), PROVIDERS["cpu"]]
 
 
 def put(device: str, array: Any) -> Any:
     """A numpy array as an OrtValue on `device`."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _place(device), 0)
 
 
 def room(device: str, shape: tuple[int, ...]) -> Any:
     """An unfilled float32 OrtValue on `device`."""
-    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, device, 0)
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, _place(device), 0)
+
+
+def _place(device: str) -> str:
+    """Where tensors of a device live: both providers of an NVIDIA GPU use CUDA's memory."""
+    return "cpu" if device == "cpu" else "cuda"
 
 
 def run(session: Any, feeds: Mapping[str, Any], name: str) -> Any:

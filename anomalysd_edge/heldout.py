@@ -1,0 +1,94 @@
+"""Held-out normals: good photos judged by prototypes that have not seen them.
+
+With two or more shots every shot is judged by a bank built without it; with one, by a bank of itself, but only in
+disturbed copies (moved, turned, relit, grained), so that it is never its own negative.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance
+
+from anomalysd_edge import images
+from anomalysd_edge.classes import ClassSpec, apply_view, symmetry_group
+from anomalysd_edge.framing import Frame
+from anomalysd_edge.networks import Networks
+from anomalysd_edge.prototypes import Bank, build_bank
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Normals that a bank built without them judges."""
+
+    photos: list[U8]
+    """The shot itself first, where it was held out, then disturbed copies of it."""
+    bank: Bank | None
+    """None where the networks have no features."""
+
+
+def folds_of(
+    networks: Networks,
+    photos: list[U8],
+    spec: ClassSpec,
+    aspect: float | None,
+    negatives: int,
+    bank_size: int,
+    seed: int,
+) -> tuple[list[Fold], Bank | None]:
+    """A fold per shot, `negatives` photos in all, and the bank of all shots."""
+    held = [_negatives(photo, i, len(photos), negatives, seed) for i, photo in enumerate(photos)]
+    if not networks.sizes.features_px:
+        return [Fold(mine, None) for mine in held], None
+    views = [_view_features(networks, photo, spec, aspect) for photo in photos]
+    bank = build_bank(np.concatenate(views), bank_size)
+    folds = []
+    for i, mine in enumerate(held):
+        others = [v for j, v in enumerate(views) if j != i]
+        folds.append(Fold(mine, build_bank(np.concatenate(others), bank_size) if others else bank))
+    return folds, bank
+
+
+def disturbed(photo: U8, rng: np.random.Generator) -> U8:
+    """(H,W,3) -> the same good part as another shot might show it: moved, turned, scaled, relit, grained a little."""
+    height, width = photo.shape[:2]
+    angle, zoom = rng.normal(0, 1.5), math.exp(rng.normal(0, 0.015))
+    c, s = math.cos(math.radians(angle)) / zoom, math.sin(math.radians(angle)) / zoom
+    dx, dy = rng.normal(0, 0.012, 2) * (width, height)
+    cx, cy = width / 2, height / 2
+    margin = max(4, round(0.08 * max(height, width)))
+    # Mirrored margins, so that no black corner turns up and is learned as normal.
+    padded = Image.fromarray(np.pad(photo, ((margin, margin), (margin, margin), (0, 0)), mode="reflect"))
+    mx, my = cx + margin, cy + margin
+    moved = padded.transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (c, s, mx - c * cx - s * cy + dx, -s, c, my + s * cx - c * cy + dy),
+        Image.Resampling.BICUBIC,
+    )
+    lit = ImageEnhance.Contrast(ImageEnhance.Brightness(moved).enhance(math.exp(rng.normal(0, 0.03)))).enhance(
+        math.exp(rng.normal(0, 0.03))
+    )
+    grain = rng.normal(0, rng.uniform(0, 2.5), (height, width, 3))
+    return np.clip(np.asarray(lit, np.float32) + grain + 0.5, 0, 255).astype(np.uint8)
+
+
+def _negatives(photo: U8, number: int, shots: int, negatives: int, seed: int) -> list[U8]:
+    """A shot's share of the negatives: the shot itself where its bank was built without it, then disturbed copies."""
+    share = max(1, round(negatives / shots))
+    rng = np.random.default_rng((seed, number))
+    copies = [disturbed(photo, rng) for _ in range(share)]
+    return copies if shots == 1 else [photo, *copies[1:]]
+
+
+def _view_features(networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None) -> F32:
+    """(V,D,f,f) features of the photo and of every copy that the class's symmetries allow."""
+    small = Frame.of(photo.shape[:2], aspect).resize(photo, networks.sizes.features_px)
+    views = [np.ascontiguousarray(apply_view(small, view)) for view in symmetry_group(spec.symmetries)]
+    return networks.features(np.concatenate([images.to_array(v) for v in views]))

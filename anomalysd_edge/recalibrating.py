@@ -1,0 +1,216 @@
+"""`sd-edge calibrate`: a bundle's constants once more, from good photos alone, with settings chosen for each class.
+
+The graphs stay as they are; prototypes, map scales, thresholds and each class's own settings are new. The bundle is
+written aside (its graphs linked, not copied, where the disk allows it) and put in its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalysd_edge.bundle import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle, write_bundle
+from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings
+from anomalysd_edge.bundle_update import LOCK
+from anomalysd_edge.calibration import CalibrationSettings, calibrate
+from anomalysd_edge.choosing import Trial
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.console import show_table
+from anomalysd_edge.datasets import few_shot, open_dataset
+from anomalysd_edge.errors import DatasetError
+from anomalysd_edge.files import json_ready, read_json
+from anomalysd_edge.images import load_rgb
+from anomalysd_edge.inspection import ClassConstants
+from anomalysd_edge.manifest import ClassRecord, Manifest
+from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.signing import SIGNATURE
+
+if TYPE_CHECKING:
+    from anomalysd_edge.networks import Networks
+
+Progress = Callable[[str, int, int, str], None]
+RUN_RECORD = "run.json"
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What `sd-edge calibrate` was asked for."""
+
+    bundle: Path
+    """Bundle whose constants are to be found again."""
+    photos: Path
+    """A run (its shots) or a data set (its good training photos)."""
+    out: Path | None = None
+    """Where the new bundle goes; in the place of the old one if None."""
+    shots: int | None = None
+    """Good photos a class; as many as the bundle was fitted to if None."""
+    preset: str = "edge"
+    """The preset that is calibrated; others lose their thresholds, since the prototypes change."""
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
+    """How."""
+    threads: int | None = None
+    """CPU threads; all cores if None."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was found."""
+
+    bundle: Path
+    """Where the new bundle lies."""
+    trials: dict[str, list[Trial]]
+    """By class, in the order of trying; empty where settings were not to be chosen."""
+    before: dict[str, float | None]
+    """Thresholds by class."""
+    after: dict[str, float | None]
+    """The new ones."""
+    choices: dict[str, dict[str, Any]]
+    """Settings of each class that differ from the preset's."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        found: dict[str, Any] = json_ready(asdict(self))
+        return {**found, "bundle": self.bundle.name}
+
+    def show(self) -> None:
+        """A table of the trials, and one of the classes."""
+        for name, trials in self.trials.items():
+            rows = [
+                (
+                    _words(t.changes) or "the preset",
+                    f"{100 * t.image_auroc:.1f}/{100 * t.pixel_auroc:.1f}",
+                    f"{100 * t.lead:+.1f} ± {100 * t.noise:.1f}",
+                    "taken" if t.taken else "",
+                )
+                for t in trials
+            ]
+            show_table(f"{name}: AUROC on synthetic anomalies", ("settings", "image/pixel", "lead", ""), rows)
+        rows4 = [
+            (name, _number(self.before.get(name)), _number(after), _words(self.choices.get(name, {})) or "the preset's")
+            for name, after in self.after.items()
+        ]
+        show_table("Thresholds", ("class", "before", "now", "settings"), rows4)
+
+
+def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
+    """Calibrate and write. Raises BundleError, DatasetError (a class without photos), ImageError, SettingsError."""
+    bundle = read_bundle(asked.bundle)
+    inspect = preset_settings(bundle, asked.preset)
+    records = bundle.manifest.classes
+    shots = {
+        name: [load_rgb(file) for file in files]
+        for name, files in _good_photos(asked.photos, records, asked.shots).items()
+    }
+    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
+    prompts = {
+        name: {
+            level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
+        }
+        for name in records
+    }
+    trials: dict[str, list[Trial]] = {}
+    with _networks(bundle, asked.threads) as networks:
+        found = calibrate(
+            networks,
+            NoiseSchedule.from_config(
+                {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
+            ),
+            shots,
+            specs,
+            prompts,
+            inspect,
+            asked.settings,
+            bundle.constants[NEGATIVE_PROMPT],
+            progress,
+            trials,
+        )
+    out = asked.out or asked.bundle
+    _write(bundle, out, specs, shots, found, asked.preset)
+    return Calibrated(
+        bundle=out,
+        trials=trials,
+        before={n: r.calibration[asked.preset].threshold if asked.preset in r.calibration else None
+                for n, r in records.items()},
+        after={name: constants.threshold for name, constants in found.items()},
+        choices={name: dict(constants.choices) for name, constants in found.items() if constants.choices},
+    )  # fmt: skip
+
+
+def _good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+    if (source / RUN_RECORD).is_file():
+        classes = read_json(source / RUN_RECORD).get("classes", {})
+        found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
+    else:
+        found = {name: list(part.train) for name, part in open_dataset(source).classes.items()}
+        if len(records) == 1 and len(found) == 1:  # a lone folder of photos is the bundle's only class
+            found = {next(iter(records)): next(iter(found.values()))}
+    missing = [name for name in records if not found.get(name)]
+    if missing:
+        raise DatasetError(
+            f"{source} holds no good photos of {', '.join(missing)}; the bundle's classes are {', '.join(records)}"
+        )
+    return {name: list(few_shot(tuple(found[name]), shots or r.shots or 4, None, name)) for name, r in records.items()}
+
+
+def _networks(bundle: Bundle, threads: int | None) -> Networks:
+    from anomalysd_runtime.onnx_networks import OnnxNetworks
+
+    return OnnxNetworks.of_bundle(bundle, "cpu", threads)
+
+
+def _write(
+    bundle: Bundle,
+    out: Path,
+    specs: dict[str, ClassSpec],
+    shots: dict[str, list[Any]],
+    found: dict[str, ClassConstants],
+    preset: str,
+) -> None:
+    old: Manifest = bundle.manifest
+    manifest = replace(
+        old,
+        classes={name: class_record(specs[name], len(shots[name]), {preset: found[name]}) for name in specs},
+        # A gate compared verdicts at the old thresholds: it has to be asked again.
+        precisions={name: replace(record, gates={}) for name, record in old.precisions.items()},
+    )
+    with write_bundle(out) as writer:
+        parts = [p for p in sorted(bundle.path.iterdir()) if p.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE)]
+        for part in parts:
+            if part.name != ENGINES:
+                _link(part, writer.folder / part.name)
+        writer.finish(manifest, constant_tensors(found, bundle.constants[NEGATIVE_PROMPT]))
+        # After the digests were taken: engines have records of their own, and may be removed without harm.
+        if (bundle.path / ENGINES).is_dir():
+            _link(bundle.path / ENGINES, writer.folder / ENGINES)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files under another folder: linked where the disk allows it, else copied."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target
+
+
+def _words(changes: Any) -> str:
+    return ", ".join(
+        f"{name} {'/'.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+        for name, value in changes.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
