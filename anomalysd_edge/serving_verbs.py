@@ -28,7 +28,7 @@ EXTRAS = dict.fromkeys(
 
 Bundles = Annotated[list[Path], typer.Argument(help="Bundle folders; a bundle's name is its folder's.")]
 Preset = Annotated[str, typer.Option(help="Inspection preset of the bundles: edge or paper.")]
-Backend = Annotated[str, typer.Option(help="What the networks run on: cpu or cuda.")]
+Backend = Annotated[str, typer.Option(help="What the networks run on, as for inspect: cpu, cuda, rtx, cuda:fp16 ...")]
 Fallback = Annotated[
     str | None, typer.Option(help="Backend to use where the asked-for one cannot be had; health then says degraded.")
 ]
@@ -61,7 +61,7 @@ def serve(
     deadline_ms: Annotated[float, typer.Option(help="Deadline of a request that names none.")] = 60_000,
     memory_mb: Annotated[int, typer.Option(help="Unload the longest unused bundles above this; 0 = no limit.")] = 0,
     signature_key: Annotated[
-        Path | None, typer.Option(help="Ed25519 public key (PEM); bundles must be signed.")
+        Path | None, typer.Option("--require-signature", help="Public key (PEM) that must have signed the bundles.")
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="Lines NAME:SECRET; or set SD_EDGE_TOKEN.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Host name that the box is asked under.")] = None,

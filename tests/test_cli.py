@@ -158,21 +158,19 @@ def test_ctrl_c_leaves_nothing_half_written(chain: Chain, tmp_path: Path) -> Non
 def test_help_names_every_verb_and_the_exit_codes(tmp_path: Path) -> None:
     text = sd_edge("--help", cwd=tmp_path).stdout
     for word in (
-        *(
-            "train",
-            "export",
-            "verify",
-            "build",
-            "sign",
-            "calibrate",
-            "inspect",
-            "eval",
-            "demo",
-            "doctor",
-            "serve",
-            "watch",
-            "history",
-        ),
+        "train",
+        "export",
+        "verify",
+        "build",
+        "sign",
+        "calibrate",
+        "inspect",
+        "eval",
+        "demo",
+        "doctor",
+        "serve",
+        "watch",
+        "history",
         "Exit codes",
     ):
         assert word in text

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle import MANIFEST, Bundle, read_bundle
-from anomalysd_edge.errors import BundleError, SDEdgeError, SettingsError
+from anomalysd_edge.errors import BundleError, SDEdgeError
 from anomalysd_edge.files import sha256_file
 from anomalysd_runtime.server.engine import Engine
 from anomalysd_runtime.server.jobs import NotFound, Unavailable
 from anomalysd_runtime.server.worker import Opened
 
 log = logging.getLogger("sd-edge.bundles")
-SIGNATURE = "manifest.json.sig"
 
 
 @dataclass
@@ -155,9 +154,7 @@ class BundleStore:
         return True
 
     def _open(self, name: str, path: Path) -> Loaded:
-        if self._signature_key is not None:
-            check_signature(path, self._signature_key)
-        bundle = read_bundle(path, verify=True)
+        bundle = read_bundle(path, verify=True, public_key=self._signature_key)
         bundle_id = sha256_file(path / MANIFEST)[:16]
         self._loads += 1
         key = f"{name}@{bundle_id}#{self._loads}"
@@ -208,34 +205,3 @@ def _classes(bundle: Bundle, opened: Opened) -> dict[str, dict[str, Any]]:
         name: {"kind": record.kind, "shots": record.shots, "threshold": opened.thresholds.get(name)}
         for name, record in bundle.manifest.classes.items()
     }
-
-
-def check_signature(path: Path, key_file: Path) -> None:
-    """Raise BundleError unless manifest.json.sig is the Ed25519 signature of manifest.json by the owner of the key.
-
-    The manifest names every file's digest, so its signature covers the bundle.
-    """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(key_file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{key_file} cannot be read as a PEM public key ({error}); check --signature-key"
-        ) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise SettingsError(f"{key_file} is not an Ed25519 key; make one with: openssl genpkey -algorithm ed25519")
-    try:
-        signature, manifest = (path / SIGNATURE).read_bytes(), (path / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} has no readable {SIGNATURE} and this box asks for signatures: sign the bundle and copy it again"
-        ) from error
-    try:
-        key.verify(signature, manifest)
-    except InvalidSignature as error:
-        raise BundleError(
-            f"the signature of {path / MANIFEST} is not by the key of this box: refused; sign the bundle with its key"
-        ) from error

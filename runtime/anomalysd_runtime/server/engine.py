@@ -40,6 +40,8 @@ class EngineState:
     """By bundle key: running mean of a photo's share of its group."""
     lost: str | None = None
     """Why there is no worker just now; None while there is one."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Bundle keys whose answers came from another backend than the one that was opened, and which."""
     unopened: dict[str, str] = field(default_factory=dict)
     """Bundle keys that a restarted worker could not open again, and why."""
 
@@ -217,9 +219,15 @@ class Engine:
             if isinstance(answer, str):
                 _fail(job, Failed(answer))
             elif job.future.set_running_or_notify_cancel():
-                backend = self._backends.get(key, self.settings.backend)
+                backend = answer.backend or self._backends.get(key, self.settings.backend)
+                self._note_backend(key, backend)
                 waited = (began - job.created) * 1e3
                 job.future.set_result(Judged(answer, backend, waited, len(group), found.took_ms))
+
+    def _note_backend(self, key: str, backend: str) -> None:
+        """A network that went on in float32 after NaN says so in its answers; health shall, too."""
+        if backend != self._backends.get(key) and self.state.changed.get(key) != backend:
+            self.state.changed = {**self.state.changed, key: backend}
 
     def _learn(self, key: str, found: Verdicts, count: int) -> None:
         share = found.took_ms / count
@@ -241,6 +249,7 @@ class Engine:
 
     def _close_now(self, key: str) -> None:
         self.state.unopened = {k: why for k, why in self.state.unopened.items() if k != key}
+        self.state.changed = {k: what for k, what in self.state.changed.items() if k != key}
         if self._open.pop(key, None) is not None:
             self.state.photo_ms = {k: v for k, v in self.state.photo_ms.items() if k != key}
             self._worker.close(key)

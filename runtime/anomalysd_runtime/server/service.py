@@ -150,6 +150,7 @@ class Service:
             if loaded.opened.fell_back is not None:
                 reasons.append(f"bundle {loaded.name} runs on {loaded.opened.backend}: {loaded.opened.fell_back}")
         reasons += [f"bundle {key.partition('@')[0]}: {why}" for key, why in state.unopened.items()]
+        reasons += [f"bundle {key.partition('@')[0]} answers from {what}" for key, what in state.changed.items()]
         if state.lost is not None:
             reasons.append(state.lost)
         if self.record is not None and self.record.failing is not None:

@@ -38,7 +38,7 @@ class EngineSettings:
     memory_bytes: int = 0
     """Bundles are unloaded, the longest unused first, while their files' bytes exceed this; 0 = no limit."""
     signature_key: Path | None = None
-    """Ed25519 public key (PEM); with it a bundle without a good manifest.json.sig is refused."""
+    """Public key (PEM) that must have signed the bundles; see `sd-edge sign`."""
 
     def __post_init__(self) -> None:
         for name in ("group", "queue", "queue_bytes", "stuck_s", "max_batch"):
