@@ -75,6 +75,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     few = {
         "train": ["--steps", "2", "--decoder-steps", "1", "--class-file", "classes.toml"],
         "verify": ["--limit", "4"],
+        "calibrate": ["--synthetic", "0"],
     }
     outputs = {}
     for _, verb, *rest in readme_commands():
