@@ -17,7 +17,7 @@ for heavy in ("torch", "diffusers", "transformers", "onnx"):
 
 
 def test_the_commands_do_what_they_say(chain: Chain) -> None:
-    assert [verb for _, verb, *_ in readme_commands()] == ["train", "export", "verify", "inspect"]
+    assert [verb for _, verb, *_ in readme_commands()] == ["train", "export", "verify", "calibrate", "inspect"]
     assert (chain.folder / "RUN/run.json").is_file()
     assert (chain.bundle / "manifest.json").is_file()
     assert "verified" in chain.outputs["verify"].stderr
