@@ -27,7 +27,8 @@ from anomalysd_edge.plan import batches
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-_TINY = np.float32(1e-6)
+_TINY = np.float32(1e-4)
+"""Smallest distance told apart from none: below it a logarithm would make rounding, which differs by backend, count."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def pair(tmp_path: Path, threshold: float, smoothing: float) -> tuple[Detector, 
 
 
 def test_the_same_detector_agrees_with_itself(tmp_path: Path) -> None:
-    a, b, samples = pair(tmp_path, 5.0, SMALL.smoothing)
+    a, b, samples = pair(tmp_path, 3.0, SMALL.smoothing)
     found = compare(a, b, samples)
     assert found.passed
     assert (found.flips, found.worst.score_difference) == (0, 0.0)
@@ -46,14 +46,14 @@ def test_a_flip_is_refused_even_where_scores_are_equal(tmp_path: Path) -> None:
 
 
 def test_other_scores_are_refused_and_the_worst_photo_named(tmp_path: Path) -> None:
-    a, b, samples = pair(tmp_path, 5.0, 0.2)
+    a, b, samples = pair(tmp_path, 3.0, 0.2)
     found = compare(a, b, samples)
     assert not found.passed
     assert found.worst.name == "part/good/2.png"
 
 
 def test_no_photos_are_refused(tmp_path: Path) -> None:
-    a, b, _ = pair(tmp_path, 5.0, 0.1)
+    a, b, _ = pair(tmp_path, 3.0, 0.1)
     with pytest.raises(InputError):
         compare(a, b, [])
 

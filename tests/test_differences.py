@@ -48,10 +48,10 @@ def test_the_latent_term_is_the_mean_absolute_change_and_nothing_outside_the_mas
     from anomalysd_edge.images import resize_map
 
     side = networks.sizes.size_px
-    np.testing.assert_allclose(found.distance, np.maximum(resize_map(apart, (side, side)), 1e-6), rtol=1e-4)
+    np.testing.assert_allclose(found.distance, np.maximum(resize_map(apart, (side, side)), 1e-4), rtol=1e-4)
     far = ~to_pixels(repaint.mask, networks.sizes.latent_factor)
     far[: 4 * networks.sizes.latent_factor, : 6 * networks.sizes.latent_factor] = False
-    assert float(found.distance[far].max()) <= 2e-6
+    assert float(found.distance[far].max()) <= 2e-4
 
 
 @pytest.mark.parametrize("reference", ["photo", "round_trip"])
@@ -62,7 +62,7 @@ def test_the_perceptual_term_is_the_networks_own(reference: str) -> None:
     inside = to_pixels(repaint.mask, networks.sizes.latent_factor)
     kept = np.where(inside, networks.decode(repaint.latents[None]), against)
     expected = networks.distance(against, kept, np.zeros(1, np.int64))[0]
-    np.testing.assert_allclose(found.distance, np.maximum(expected, 1e-6), rtol=1e-4)
+    np.testing.assert_allclose(found.distance, np.maximum(expected, 1e-4), rtol=1e-4)
     np.testing.assert_allclose(found.pixels, kept[0], atol=1e-6)
 
 
