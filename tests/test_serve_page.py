@@ -108,7 +108,7 @@ def test_the_threshold_is_moved_with_the_mouse(browser: Any, box: Box) -> None:
 
     before = one(browser, "#effect").text
     plot = one(browser, "#plot")
-    ActionChains(browser).move_to_element(plot).click_and_hold().move_by_offset(-220, 0).release().perform()
+    ActionChains(browser).move_to_element(plot).click_and_hold().move_by_offset(90, 0).release().perform()
     until(lambda: one(browser, "#effect").text != before, "the effect is told")
     assert "trial on this page only" in one(browser, "#trial").text
     low = float(plot.get_attribute("aria-valuenow"))
