@@ -171,8 +171,10 @@ def test_many_requests_in_a_row_leave_the_memory_flat(box: Box) -> None:
     connection.close()
     late = (own.memory_info().rss, worker.memory_info().rss)
     sys.stdout.write(f"RSS after {SOAK // 3} requests {early}, after {SOAK} {late}\n")
-    for before, after in zip(early, late, strict=True):
-        assert after - before < 8 << 20, f"grew by {(after - before) >> 20} MiB in {SOAK * 2 // 3} requests"
+    # The box shares this process with the whole suite, whose own heap moves by some MiB; the worker has its own. What a
+    # leak of a photo's bytes would cost is far above either: 128 KiB a request are 25 MiB here, 800 in the long run.
+    for before, after, allowed in zip(early, late, (24 << 20, 8 << 20), strict=True):
+        assert after - before < allowed, f"grew by {(after - before) >> 20} MiB in {SOAK * 2 // 3} requests"
 
 
 class Process:

@@ -105,7 +105,7 @@ class Plc:
         properties.UserProperty = list(told.items())
         self.client.publish(f"sd-edge/inspect/{class_name}", photo, 1, properties=properties).wait_for_publish(10)
 
-    def next(self, topic: str, seconds: float = 20) -> Any:
+    def next(self, topic: str, seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             try:
