@@ -1,4 +1,4 @@
-"""The detector: METHOD's inspection, written once, against the door called Networks."""
+"""The detector: the method's inspection, written once, against the door called Networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a repaint is from the photo: METHOD's perceptual distance, and two that a small model repaints better for.
+"""How far a repaint is from the photo: the paper's perceptual distance, and two that a small model repaints better for.
 
     perceptual  LPIPS in AlexNet's feature space, the paper's D
     latent      mean |z^ - z| over channels, where the repaint is made: keeps amplitude, which LPIPS' unit features
@@ -95,7 +95,7 @@ class Differences:
         latents = np.stack([repaint.latents for repaint in part])
         with self._clock.stage("decode"):
             decoded = networks.decode(latents)
-        # METHOD step 2: the reference's own pixels stay outside the mask.
+        # The reference's own pixels stay outside the mask.
         kept = [np.where(masks[:, None], decoded, reference[of]) for reference in self._references]
         logs = np.zeros((len(part), *masks.shape[1:]), np.float32)
         total = settings.perceptual_weight + settings.latent_weight + settings.features_weight

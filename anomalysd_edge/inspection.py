@@ -141,7 +141,7 @@ PAPER = InspectSettings(
     foreground=False,
     repaint_smoothing=1 / 64,
 )
-"""METHOD as published, with its open settings at their documented defaults."""
+"""The method as published, with its open settings at their documented defaults."""
 
 EDGE = InspectSettings()
 """What the box runs unless told otherwise."""

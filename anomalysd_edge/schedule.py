@@ -93,7 +93,7 @@ class NoiseSchedule:
     def truncated_ddim(self, steps: int, strength: float) -> StepTable:
         """The part below strength*T of a grid of `steps`: what StableDiffusionInpaintPipeline(strength=...) runs.
 
-        METHOD's N is `steps` and its lambda is `strength`; int(steps*strength) UNet passes remain.
+        The method's N is `steps` and its lambda is `strength`; int(steps*strength) UNet passes remain.
         """
         _check(steps, strength)
         total, ratio = self.train_steps, self.train_steps // steps

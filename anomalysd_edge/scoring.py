@@ -1,4 +1,4 @@
-"""From distances to a verdict: S^(k) -> S_ms -> S_map -> image score (METHOD's inspection, step 4).
+"""From distances to a verdict: S^(k) -> S_ms -> S_map -> image score (docs/method.md, inspection, step 4).
 
 Every map here is (S,S) float32 at the size of the repainted photo; larger means more anomalous.
 """
@@ -66,7 +66,7 @@ def smooth(score_map: F32, sigma_px: float) -> F32:
 
 
 def fuse_paper(multiscale: F32, guided: F32, alpha: float) -> F32:
-    """S_map = (1-alpha) S_ms + alpha S_pg, METHOD's own."""
+    """S_map = (1-alpha) S_ms + alpha S_pg, the paper's own."""
     return np.asarray((1 - alpha) * multiscale + alpha * guided, dtype=np.float32)
 
 

@@ -17,6 +17,22 @@ from anomalysd_edge import images
 from anomalysd_edge.demo_parts import render_part
 
 ROOT = Path(__file__).parents[1]
+VERBS = {
+    "train",
+    "export",
+    "verify",
+    "calibrate",
+    "build",
+    "sign",
+    "inspect",
+    "eval",
+    "demo",
+    "doctor",
+    "serve",
+    "watch",
+    "history",
+}
+"""Of the command."""
 
 
 @dataclass(frozen=True)

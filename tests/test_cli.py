@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from anomalysd_edge import images
-from tests.conftest import Chain, sd_edge
+from tests.conftest import VERBS, Chain, sd_edge
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -157,20 +157,5 @@ def test_ctrl_c_leaves_nothing_half_written(chain: Chain, tmp_path: Path) -> Non
 
 def test_help_names_every_verb_and_the_exit_codes(tmp_path: Path) -> None:
     text = sd_edge("--help", cwd=tmp_path).stdout
-    for word in (
-        "train",
-        "export",
-        "verify",
-        "build",
-        "sign",
-        "calibrate",
-        "inspect",
-        "eval",
-        "demo",
-        "doctor",
-        "serve",
-        "watch",
-        "history",
-        "Exit codes",
-    ):
+    for word in (*VERBS, "Exit codes"):
         assert word in text

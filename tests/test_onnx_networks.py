@@ -61,7 +61,7 @@ def unet_by_hand(sample: F32, timestep: int, states: F32) -> F32:
 
 
 def inpaint_by_hand(job: InpaintJob) -> F32:
-    """METHOD's loop with the published order of channels and diffusers' guidance, one slot at a time."""
+    """The method's loop with the published order of channels and diffusers' guidance, one slot at a time."""
     result = []
     for n in range(len(job.start_latents)):
         z = job.start_latents[n : n + 1]

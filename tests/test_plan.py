@@ -1,4 +1,4 @@
-"""Slots: the counts of METHOD.md, cells that share a slot never touch, every cell is repainted exactly once a scale."""
+"""Slots: the counts of docs/method.md, cells that share a slot never touch, each cell is repainted once a scale."""
 
 from __future__ import annotations
 
