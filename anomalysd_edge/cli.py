@@ -292,6 +292,9 @@ def inspect(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Milliseconds a photo may take; the mode is picked by the bench's table.")
     ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory of the process, as 600MiB; the bench's table tells which batch fits.")
+    ] = None,
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
@@ -303,7 +306,9 @@ def inspect(
     from anomalysd_edge.workflow import inspect_photos
 
     with progress_bars(quiet or len(photos) < 2) as progress:
-        how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms)
+        how = Opening(
+            preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
+        )
         results = inspect_photos(bundle, photos, class_name, out, how, progress)
     if as_json:
         show_json(results)
