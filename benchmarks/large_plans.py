@@ -44,14 +44,16 @@ def sizes_of(side: int) -> NetworkSizes:
 
 def export(work: Path, side: int) -> None:
     """Write the five graphs, float32; those that are there are kept."""
+    import runpy
+
     import torch
-    from build_large import network
 
     from anomalysd_edge.training.features import load_features
     from anomalysd_edge.training.perceptual import AlexPerceptual
     from anomalysd_export.graphs import graph_specs
     from anomalysd_export.onnx_export import export_graph
 
+    network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
     specs = graph_specs(sizes_of(side), PROMPT_WIDTH)
     write_json(work / "sizes.json", {"side": side})
     for name in NETWORKS:

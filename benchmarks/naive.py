@@ -14,6 +14,10 @@ The lpips package itself imports torchvision; the distance is its formula over t
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +33,7 @@ from anomalysd_edge import images, scoring
 from anomalysd_edge.bundle import Bundle, read_bundle
 from anomalysd_edge.bundle_detector import class_constants, detector_of, preset_settings
 from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import write_json
+from anomalysd_edge.files import read_json, write_json
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.machine import machine_facts
 from anomalysd_edge.masks import prototype_guided, to_pixels
@@ -57,14 +61,14 @@ class Naive:
         self._settings, self._sizes = settings, bundle.manifest.sizes
         self._prompt = bundle.manifest.classes[name].prompts.whole
 
-    def score(self, photo: U8, slots: list[Slot]) -> tuple[float, F32]:
-        """Image score and (S,S) map of a photo under the paper's fusion."""
+    def score(self, photo: U8, slots: list[Slot], repaints: F32 | None = None) -> tuple[float, F32]:
+        """Image score and (S,S) map of a photo under the paper's fusion; `repaints` (n,3,S,S) if made elsewhere."""
         settings, sizes = self._settings, self._sizes
         pixels = images.to_array(images.resize(photo, sizes.size_px))
         maps: dict[int, list[tuple[npt.NDArray[np.bool_], F32]]] = {}
-        for slot in slots:
+        for number, slot in enumerate(slots):
             mask = to_pixels(slot.mask, sizes.latent_factor)
-            painted = self._repaint(pixels, mask, slot)
+            painted = self._repaint(pixels, mask, slot) if repaints is None else repaints[number : number + 1]
             kept = np.where(mask, painted, pixels)
             with torch.no_grad():
                 pair = torch.from_numpy(np.concatenate([pixels, kept]))
@@ -104,6 +108,47 @@ class Naive:
         return np.asarray(done.images.numpy() * 2 - 1, dtype=np.float32)
 
 
+def optimum_repaints(
+    bundle: Bundle,
+    run: Run,
+    settings: InspectSettings,
+    name: str,
+    photo: U8,
+    slots: list[Slot],
+    site: Path,
+    threads: int,
+) -> tuple[F32, float]:
+    """(n,3,S,S) repaints by optimum-onnx's pipeline over the bundle's graphs, and the seconds of its calls."""
+    sizes = bundle.manifest.sizes
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        for network, part in (("unet", "unet"), ("vae_encoder", "vae"), ("vae_decoder", "vae")):
+            (folder / network).mkdir()
+            (folder / network / "model.onnx").symlink_to(bundle.network_file(network).resolve())
+            config = read_json(run.model / part / "config.json")
+            # optimum reads the factor of an autoencoder off its levels.
+            scaled = {"scaling_factor": 1.0, "block_out_channels": [1] * sizes.latent_factor.bit_length()}
+            write_json(folder / network / "config.json", {**config, **(scaled if part == "vae" else {})})
+        write_json(folder / "scheduler.json", dict(bundle.manifest.scheduler))
+        write_json(
+            folder / "settings.json",
+            {"threads": threads, "strength": settings.strength, "steps": settings.grid_steps},
+        )
+        shape = (sizes.latent_channels, sizes.latent_side, sizes.latent_side)
+        np.savez(
+            folder / "job.npz",
+            pixels=images.to_array(images.resize(photo, sizes.size_px)),
+            masks=np.stack([to_pixels(slot.mask, sizes.latent_factor) for slot in slots]),
+            noises=np.stack([slot.noise(settings.seed, shape) for slot in slots]),
+            states=bundle.prompt_states(name, "whole"),
+        )
+        script = Path(__file__).with_name("optimum_repaints.py")
+        environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+        subprocess.run([sys.executable, "-W", "ignore", str(script), work], check=True, env=environment)
+        done = np.load(folder / "done.npz")
+        return done["images"], float(done["seconds"])
+
+
 def slots_of(detector: Detector, constants: ClassConstants, photo: U8) -> list[Slot]:
     """The plan's masks and the photo's prototype-guided one."""
     sizes, settings = detector.networks.sizes, detector.settings
@@ -133,6 +178,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2, help="photos; the naive way takes about a minute each")
     parser.add_argument("--scales", default="", help="other grids than the preset's, by commas, to spend less time")
     parser.add_argument("--edge-rounds", type=int, default=5, help="edge inspections timed after each photo")
+    parser.add_argument("--optimum", type=Path, help="folder that holds optimum-onnx: see optimum_repaints.py")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -142,7 +188,8 @@ def main() -> None:
     paper = preset_settings(bundle, "paper")
     if asked.scales:
         paper = replace(paper, scales=tuple(int(k) for k in asked.scales.split(",")))
-    naive = Naive(read_run(asked.run), bundle, paper, asked.name, asked.threads)
+    run = read_run(asked.run)
+    naive = Naive(run, bundle, paper, asked.name, asked.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
         exact, edge = (detector_of(bundle, networks, preset) for preset in ("paper", "edge"))
         exact = exact.under(paper, exact.classes)
@@ -153,8 +200,22 @@ def main() -> None:
             (score, score_map), naive_s = timed(lambda photo=photo, slots=slots: naive.score(photo, slots))
             (found,), exact_s = timed(lambda photo=photo: exact.inspect([photo], asked.name))
             _, edge_s = timed(lambda photo=photo: [edge.inspect([photo], asked.name) for _ in range(asked.edge_rounds)])
+            beside: dict[str, float] = {}
+            if asked.optimum is not None:
+                repaints, seconds = optimum_repaints(
+                    bundle, run, paper, asked.name, photo, slots, asked.optimum, asked.threads
+                )
+                (score_o, _), distances_s = timed(
+                    lambda photo=photo, slots=slots, repaints=repaints: naive.score(photo, slots, repaints)
+                )
+                beside = {
+                    "optimum_s": seconds + distances_s,
+                    "optimum_score": score_o,
+                    "optimum_score_difference": abs(score_o - found.pred_score),
+                }
             rows.append(
                 {
+                    **beside,
                     "masks": len(slots),
                     "naive_s": naive_s,
                     "exact_s": exact_s,
@@ -171,7 +232,17 @@ def main() -> None:
 
 def result(rows: list[dict[str, float]], asked: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     """What the results file says."""
-    seconds = {way: sum(row[f"{way}_s"] for row in rows) / len(rows) for way in ("naive", "exact", "edge")}
+    ways = [way for way in ("naive", "optimum", "exact", "edge") if f"{way}_s" in rows[0]]
+    seconds = {way: sum(row[f"{way}_s"] for row in rows) / len(rows) for way in ways}
+    optimum = (
+        {
+            "exact_times_faster_than_optimum": seconds["optimum"] / seconds["exact"],
+            "edge_times_faster_than_optimum": seconds["optimum"] / seconds["edge"],
+            "largest_score_difference_of_optimum": max(row["optimum_score_difference"] for row in rows),
+        }
+        if "optimum" in ways
+        else {}
+    )
     return {
         "what": "diffusers' pipeline once a mask and LPIPS a pair, beside the exact and the edge plan; means of photos",
         "base": bundle.manifest.base.name,
@@ -181,6 +252,7 @@ def result(rows: list[dict[str, float]], asked: argparse.Namespace, bundle: Bund
         "naive_seconds_a_mask": sum(row["naive_s"] for row in rows) / sum(row["masks"] for row in rows),
         "exact_times_faster": seconds["naive"] / seconds["exact"],
         "edge_times_faster": seconds["naive"] / seconds["edge"],
+        **optimum,
         "largest_score_difference": max(row["score_difference"] for row in rows),
         "largest_map_difference": max(row["map_difference"] for row in rows),
         "photos": rows,
