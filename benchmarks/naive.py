@@ -135,12 +135,14 @@ def optimum_repaints(
             {"threads": threads, "strength": settings.strength, "steps": settings.grid_steps},
         )
         shape = (sizes.latent_channels, sizes.latent_side, sizes.latent_side)
+        states = bundle.prompt_states(name, "whole")
+        assert states is not None  # every class of a bundle has them
         np.savez(
             folder / "job.npz",
             pixels=images.to_array(images.resize(photo, sizes.size_px)),
             masks=np.stack([to_pixels(slot.mask, sizes.latent_factor) for slot in slots]),
             noises=np.stack([slot.noise(settings.seed, shape) for slot in slots]),
-            states=bundle.prompt_states(name, "whole"),
+            states=states,
         )
         script = Path(__file__).with_name("optimum_repaints.py")
         environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
