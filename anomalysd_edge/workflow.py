@@ -60,14 +60,22 @@ def train_on(
     return train(settings, shots, out, specs=specs, resume=resume, progress=progress)
 
 
-def export_to(run: Path, out: Path, class_file: Path | None, threads: int | None, progress: Report) -> Bundle:
-    """`sd-edge export`."""
+def export_to(
+    run: Path,
+    out: Path,
+    class_file: Path | None,
+    threads: int | None,
+    progress: Report,
+    graphs: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """`sd-edge export`; `graphs`: the fields of ExportSettings."""
     from anomalysd_edge.training.run import read_run
-    from anomalysd_export.exporting import export_run
+    from anomalysd_export.exporting import ExportSettings, export_run
 
     opened = read_run(run)
     specs = specs_of(list(opened.shots), class_file) if class_file else None
-    return export_run(opened, out, specs=specs, threads=threads, progress=progress)
+    settings = ExportSettings(**(graphs or {}))
+    return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)
 
 
 def verify_against(

@@ -31,6 +31,8 @@ VERBS = {
     "serve",
     "watch",
     "history",
+    "distill",
+    "add-class",
 }
 """Of the command."""
 

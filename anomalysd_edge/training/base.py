@@ -67,7 +67,7 @@ def load_base(name_or_path: str | Path) -> Base:
 
     Raises InputError if it is not there, incomplete, no inpainting model, or of a kind that is not supported.
     """
-    folder = _find(str(name_or_path))
+    folder = find_base(str(name_or_path))
     _check_layout(folder)
     channels = read_json(folder / "unet" / "config.json").get("in_channels")
     if channels != 9:  # before gigabytes of weights are read
@@ -209,7 +209,8 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _find(name: str) -> Path:
+def find_base(name: str) -> Path:
+    """The folder in diffusers' layout of a base's name, downloaded or converted where need be. Raises InputError."""
     if name == NANO:
         if not (NANO_FOLDER / "model_index.json").is_file():
             raise InputError(f"the embedded base nano is missing from {NANO_FOLDER}; install anomalysd-edge again")

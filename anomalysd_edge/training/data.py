@@ -25,6 +25,7 @@ from anomalysd_edge.images import load_rgb, to_array
 from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.masks import foreground, random_rectangles, to_pixels
 from anomalysd_edge.training.base import Base, encode_mode, prompt_states
+from anomalysd_edge.training.contexts import context_states
 from anomalysd_edge.training.copies import augmented, with_anomaly
 from anomalysd_edge.training.settings import TrainSettings
 
@@ -96,6 +97,8 @@ class TrainingData:
     ) -> None:
         """Reads the photos. Raises ImageError for a photo that cannot be read, DatasetError if a class has none."""
         self._settings = settings
+        self.last_timestep: int
+        """Timesteps are drawn below it."""
         self._vae: Any = base.vae
         self._channels = base.vae.config.latent_channels
         self._device, self._layout = device or torch.device(settings.device), memory_layout(settings)
@@ -104,7 +107,7 @@ class TrainingData:
         self.size_px = settings.size_px or base.size_px
         self._side = self.size_px // self._factor
         self._views = {name: symmetry_group(spec.symmetries) for name, spec in specs.items()}
-        self._last_timestep = max(1, round(settings.max_timestep * train_steps))
+        self.last_timestep = max(1, round(settings.max_timestep * train_steps))
         self.classes = sorted(shots)
         self._photos: list[list[Photo]] = []
         for name in self.classes:
@@ -121,7 +124,7 @@ class TrainingData:
         """The samples of UNet step `step`; with `rows` only those, exactly as they are among all."""
         samples, rng = self._samples(step)
         side, channels = self._side, int(self._channels)
-        timesteps = rng.integers(0, self._last_timestep, len(samples))
+        timesteps = rng.integers(0, self.last_timestep, len(samples))
         noise = rng.standard_normal((len(samples), channels, side, side), dtype=np.float32)
         part = rows or slice(None)
         samples, timesteps, noise = samples[part], timesteps[part], noise[part]
@@ -149,6 +152,14 @@ class TrainingData:
     def states_of(self, prompt: tuple[int, int]) -> Tensor:
         """(77,D) states of a prompt as Draw.prompts names it."""
         return self._empty[0] if prompt[0] < 0 else self._states[self.classes[prompt[0]]][prompt[1]]
+
+    def put_contexts(self, base: Base, specs: Mapping[str, ClassSpec], contexts: Mapping[str, Tensor]) -> None:
+        """Use the states of the prompts behind (M,E) `contexts`, learned before, where a class has one."""
+        for name, vectors in contexts.items():
+            texts = levels(specs[name])
+            with torch.no_grad():
+                device = self._states[name].device
+                self._states[name] = context_states(base, texts, vectors.to(device).expand(len(texts), -1, -1))
 
     def draw_photos(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Decoder step `step`: (N,3,S,S) copies in [-1,1] and their (N,C,h,w) scaled latents."""

@@ -99,7 +99,7 @@ class Fitter:
                 part = (rows.stop - rows.start) / batch
                 value += part * float(loss.detach())
                 terms = {name: terms.get(name, 0.0) + part * term for name, term in told.items()}
-                scaler.scale(loss * part).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss * part).backward()
             value = processes.sum(value)
             terms = {name: processes.sum(term) for name, term in terms.items()}
             self._require_finite("loss", value, phase, step, rate)

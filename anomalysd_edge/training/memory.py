@@ -33,6 +33,8 @@ from anomalysd_edge.training.settings import TrainSettings
 GIB = 2**30
 LIBRARIES = {"cpu": 0.8 * GIB, "cuda": 0.7 * GIB}
 """torch, diffusers and transformers in a process (measured); a CUDA context with its libraries' work space."""
+_PLENTY = 4 * GIB
+"""Free memory with which a base of nano's size (2 GiB at most, for a megapixel a step) needs no estimate."""
 FRAGMENTS = 1.05
 """Allocators round up and leave gaps."""
 
@@ -52,11 +54,11 @@ class Estimate:
         return max(self.unet, self.decoder)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of storages that are alive, and the most that ever were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
 
@@ -94,13 +96,16 @@ def estimate(base: Base, settings: TrainSettings, size_px: int, processes: int =
 
 def check_memory(
     base: Base, settings: TrainSettings, size_px: int, processes: int = 1, free: int | None = None
-) -> Estimate:
+) -> Estimate | None:
     """The estimate. Raises SettingsError, naming settings that would make it fit, where it exceeds what there is.
 
     `free`: bytes that were free before the base was loaded; None where nobody knows, and nothing is refused then.
+    None for a base of nano's size where gigabytes are free: nothing is run for it.
     """
-    found = estimate(base, settings, size_px, processes)
     there = int(settings.memory_gib * GIB) or free
+    if not settings.memory_gib and (there or 0) >= _PLENTY and _is_small(base, settings, size_px):
+        return None
+    found = estimate(base, settings, size_px, processes)
     if there is not None and settings.device == "cpu" and not settings.memory_gib:
         there //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", str(processes))))  # they share this machine's
     if there is None or found.peak <= there:
@@ -108,21 +113,25 @@ def check_memory(
     wanted = settings
     steps: list[str] = []
     for name, value in savings(settings, size_px, processes):
-        wanted = dataclasses.replace(
-            wanted, **({"autocast": value} if name == "frozen_weights" else {}), **{name: value}
-        )
+        also = {"autocast": value} if name == "frozen_weights" else {}
+        wanted = dataclasses.replace(wanted, **also, **{name: value})
         size = wanted.size_px or size_px
         less = estimate(base, wanted, size, processes)
         steps.append(f"{name} = {value} ({less.peak / GIB:.1f} GiB)")
         if less.peak <= there:
             break
-    advice = f"set {', then '.join(steps)}" if steps else "use a machine with more memory"
-    enough = steps and less.peak <= there
+    advice = f"set {', then '.join(steps)}" if steps else "every setting that saves memory is on"
+    enough = bool(steps) and less.peak <= there
     raise SettingsError(
         f"this training would take about {found.peak / GIB:.1f} GiB and {there / GIB:.1f} GiB are "
         f"{'allowed by memory_gib' if settings.memory_gib else 'free'}: {advice}"
         + ("" if enough else "; even that is not enough: use a smaller base or a machine with more memory")
     )
+
+
+def _is_small(base: Base, settings: TrainSettings, size_px: int) -> bool:
+    weights = sum(weight.numel() for network in (base.unet, base.vae) for weight in network.parameters())
+    return weights < 50e6 and max(settings.batch, settings.decoder_batch) * size_px**2 <= 2**20
 
 
 def savings(settings: TrainSettings, size_px: int, processes: int) -> Iterator[tuple[str, Any]]:
@@ -196,7 +205,7 @@ def _unet_step(base: Base, settings: TrainSettings, size_px: int, processes: int
             states = torch.zeros(rows, 77, width)
             output = unet(seen, torch.zeros(rows, dtype=torch.int64), encoder_hidden_states=states).sample
         loss = (output.float() - torch.zeros(rows, channels, side, side)).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         peak = live.peak
     return peak + _state_bytes(learn, settings) + sum(_weight_bytes(network) for network in kept)
 
@@ -274,5 +283,5 @@ def _state_bytes(weights: list[Any], settings: TrainSettings) -> int:
     return count * (2 * moment + (4 if settings.ema else 0))
 
 
-def _weight_bytes(network: Any) -> int:
+def _weight_bytes(network: torch.nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in network.parameters())

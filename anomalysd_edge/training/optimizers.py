@@ -19,7 +19,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW on `weights`, a group per peak learning rate, which each group keeps as "peak".
 
-    `peaks`: by a prefix of the weights' names, the longest that fits. Raises MissingExtra for 8 bits without bitsandbytes.
+    `peaks`: by a prefix of the weights' names, the longest that fits. Raises MissingExtra without bitsandbytes.
     """
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, weight in weights.items():

@@ -3,7 +3,8 @@
 Every process draws the whole step's samples, which are a function of seed and step, and works off its own rows; the
 gradients are summed. So the step is that of one process with the same batch, up to the order of additions. Started by
 
-    accelerate launch --num_processes 2 -m anomalysd_edge.cli train ...
+    accelerate launch --multi_gpu --num_processes 2 -m anomalysd_edge.cli train --device cuda ...
+    torchrun --standalone --nproc-per-node 2 -m anomalysd_edge.cli train ...        # CPU processes, over gloo
 """
 
 from __future__ import annotations

@@ -149,10 +149,8 @@ class TrainSettings:
                 f"accumulate is {self.accumulate}; expected at most batch ({self.batch}): a piece is a sample"
             )
         if self.context_tokens > 32:
-            raise SettingsError(f"context_tokens is {self.context_tokens}; expected at most 32 of a prompt's 77 tokens")
-        if self.frozen_weights != "float32" and (
-            not self.lora_rank or self.autocast not in ("auto", self.frozen_weights)
-        ):
+            raise SettingsError(f"context_tokens is {self.context_tokens}; expected at most 32 of a prompt's 77")
+        if self.frozen_weights != "float32" and (not self.lora_rank or self.autocast != self.frozen_weights):
             raise SettingsError(
                 f"frozen_weights is {self.frozen_weights}: it needs lora_rank above 0 (what learns stays float32) and "
                 f"autocast {self.frozen_weights}"

@@ -61,8 +61,8 @@ def require_inpainting(shapes: Mapping[str, tuple[int, ...]], file: Path) -> Non
     if first is None:
         some = ", ".join(sorted({key.split(".")[0] for key in shapes})[:4])
         raise InputError(
-            f"the base {file} holds {some or 'nothing'}, expected Stable Diffusion's own names ({UNET}...): use a whole "
-            "checkpoint (UNet, VAE, text encoder), or a folder in diffusers' layout"
+            f"the base {file} holds {some or 'nothing'}, expected Stable Diffusion's own names ({UNET}...): use a "
+            "whole checkpoint (UNet, VAE, text encoder), or a folder in diffusers' layout"
         )
     if first[1] != 9:
         raise InputError(

@@ -191,6 +191,7 @@ class Trainer:
             self.contexts = first_contexts(base, self.specs, settings.context_tokens)
             weights.update(self.contexts)
         else:
+            self.prepare(data)
             base.text_encoder = None  # its states are known
         if settings.cache == "ahead":
             self._encode_ahead(data, found)
@@ -280,6 +281,9 @@ class Trainer:
                 **self.more_record(),
             }
             write_json(aside / MARKER, record)
+
+    def prepare(self, data: TrainingData) -> None:
+        """What the data needs before the text encoder goes; nothing here."""
 
     def more_record(self) -> dict[str, Any]:
         """What else run.json says, and a resume compares; nothing here."""
