@@ -29,11 +29,11 @@ import numpy as np
 from anomalysd_edge.files import write_json
 
 GIB = 2**30
-BATCH = 4
+BATCH = 2
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("LoRA rank 8, float32", {}),
     ("+ gradient_checkpointing", {"gradient_checkpointing": True}),
-    ("+ accumulate = 4", {"accumulate": 4}),
+    ("+ accumulate = 2", {"accumulate": 2}),
     ("+ cache = ahead", {"cache": "ahead"}),
     ("+ autocast = bf16", {"autocast": "bf16"}),
     ("+ frozen_weights = bf16", {"frozen_weights": "bf16"}),
@@ -113,6 +113,7 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
     began = time.monotonic()
     trainer = trainer_of(asked, changes, asked.out / f"memory-{number}.partial")
     loaded = time.monotonic()
+    trainer.progress = lambda *told: print(f"{time.monotonic() - began:.0f} s", *told, file=sys.stderr, flush=True)
     trainer.foresee(None)
     reset_peak()
     foreseen = time.monotonic()
@@ -286,9 +287,8 @@ def in_a_process(asked: argparse.Namespace, *step: str) -> dict[str, Any]:
     done = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     file = asked.out / "large-model.json"
-    known = (
-        json.loads(file.read_text()) if file.exists() else {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    )
+    fresh: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else fresh
     known.setdefault(asked.verb, {})[" ".join(step)] = found
     known["px"] = asked.px
     write_json(file, known)

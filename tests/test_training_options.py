@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -286,7 +287,7 @@ def test_context_states_are_the_encoders_own(base_folder: Path) -> None:
 def test_a_tiny_autoencoder_takes_the_bases_place(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     tiny = tiny_base(tmp_path / "other") / "vae"
     run = train(small(base_folder, vae=str(tiny), steps=1, decoder_steps=3), shots, tmp_path / "run", SPECS)
     loaded = run.load()

@@ -1,13 +1,14 @@
 """Consistency distillation of a fine-tuned UNet into low-rank adapters: 1 to 4 passes from lambda*T (LCM-LoRA).
 
 Latent consistency models (Luo et al., arXiv 2310.04378; LCM-LoRA, arXiv 2311.05556), on the part of the schedule that
-an inspection runs. Grid points t_1 < ... < t_N = lambda*T, t_0 the clean latents. The teacher, the UNet without adapters,
-takes one DDIM step from z at t_i to z' at t_(i-1); the student's prediction of the clean latents must not change:
+an inspection runs. Grid points t_1 < ... < t_N = lambda*T, t_0 the clean latents. The teacher, the UNet without
+adapters, takes one DDIM step from z at t_i to z' at t_(i-1); the student's prediction of the clean latents must not
+change:
 
     L = huber( f(z, t_i) - f^-(z', t_(i-1)) ),   f the clean latents that the output stands for,   f^-(z', t_0) = z'
 
 f^- is the student itself without a gradient. LCM's c_skip and c_out are 0 and 1 but for its first timesteps and are
-left out. A sample that starts corrupted (losses.py) is led to the clean latents by the teacher as it is in an inspection, so
+left out. A sample that starts corrupted (losses.py) is led to the clean latents by the teacher, as in an inspection, so
 the student learns the whole way at once. Guidance is 1: nothing else is ever inspected with by default.
 """
 

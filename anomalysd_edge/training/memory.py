@@ -284,4 +284,5 @@ def _state_bytes(weights: list[Any], settings: TrainSettings) -> int:
 
 
 def _weight_bytes(network: torch.nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    total: int = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    return total

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.files import folder_aside, sha256_file
+from anomalysd_edge.training.base import from_hub
 
 UNET, CLIP_1, CLIP_2 = "model.diffusion_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
 TOKENIZER = "openai/clip-vit-large-patch14"
@@ -212,13 +213,14 @@ def _load(network: Any, weights: Mapping[str, Tensor], part: str, file: Path) ->
 def _tokenizer(file: Path) -> CLIPTokenizer:
     """From a folder beside the checkpoint, else from the hub's cache, else by download."""
     for place in (file.parent / "tokenizer", file.parent):
-        if (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
+        if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
             return CLIPTokenizer.from_pretrained(place)
     try:
-        return CLIPTokenizer.from_pretrained(TOKENIZER)
-    except Exception as error:  # the hub's client raises errors of several HTTP libraries
+        found = from_hub(TOKENIZER, _TOKENIZER_FILES, _TOKENIZER_FILES[:2], "tokenizer")
+    except InputError as error:
         raise InputError(
-            f"a checkpoint file holds no tokenizer, {TOKENIZER} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}); where there is a network run: hf download {TOKENIZER} "
-            f"{' '.join(_TOKENIZER_FILES)} --local-dir tokenizer, and copy the folder to {file.parent / 'tokenizer'}"
+            f"a checkpoint file holds no tokenizer, and that of {TOKENIZER} is neither beside it nor on this machine, "
+            f"and could not be downloaded; where there is a network run: hf download {TOKENIZER} "
+            f"{' '.join(_TOKENIZER_FILES)} --local-dir tokenizer, and copy that folder to {file.parent / 'tokenizer'}"
         ) from error
+    return CLIPTokenizer.from_pretrained(found)
