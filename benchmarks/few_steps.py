@@ -2,9 +2,9 @@
 
     python benchmarks/few_steps.py --run RUN --distilled RUN2 --bundle BUNDLE --data DIR --passes 1,2,4 --out FILE
 
-BUNDLE is RUN's: its classes, prompts and schedule serve both. Both UNets are run by torch on the same masks, from the same
-noise, at the same lambda; S_ms alone is measured (image and pixel AUROC, mean over the classes), and the time a photo
-takes in the UNet. The first row is the run at --reference passes.
+BUNDLE is RUN's: its classes, prompts and schedule serve both. Both UNets are run by torch on the same masks, from the
+same noise, at the same lambda; S_ms alone is measured (image and pixel AUROC, mean over the classes), and the time a
+photo takes in the UNet. The first row is the run at --reference passes.
 """
 
 from __future__ import annotations

@@ -69,13 +69,14 @@ def vae_names(vae: Any) -> dict[str, Tensor]:
         new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
         new = new.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
         new = new.replace("conv_shortcut", "nin_shortcut")
-        for ours, theirs in (
+        pairs = (
             ("group_norm", "norm"),
             ("to_q", "q"),
             ("to_k", "k"),
             ("to_v", "v"),
             ("to_out.0", "proj_out"),
-        ):
+        )
+        for ours, theirs in pairs:
             new = new.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
         if "attn_1" in new and value.ndim == 2:
             value = value[:, :, None, None]

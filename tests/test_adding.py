@@ -80,7 +80,7 @@ def test_where_there_is_no_text_encoder(
     tmp_path: Path, chain: Chain, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tiny_base(tmp_path / "other")
-    with pytest.raises(InputError, match="is not the one that .* was made with"):
+    with pytest.raises(InputError, match=r"is not the one that .* was made with"):
         add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=other, settings=QUICK), quiet)
     with pytest.raises(InputError, match="holds no text_encoder and tokenizer"):
         add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=photos, settings=QUICK), quiet)

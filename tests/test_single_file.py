@@ -127,6 +127,6 @@ def test_files_that_cannot_be_a_base(tmp_path: Path, cache: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "base.safetensors").write_bytes(file.read_bytes())
-    with pytest.raises(InputError, match="hf download openai/clip-vit-large-patch14 vocab.json merges.txt"):
+    with pytest.raises(InputError, match=r"hf download openai/clip-vit-large-patch14 vocab\.json merges\.txt"):
         load_base(str(alone / "base.safetensors"))
     assert not list(cache.rglob("model_index.json")), "nothing half-made stays in the cache"

@@ -134,13 +134,27 @@ def test_frozen_halves_come_back_exact(
             small(base_folder, **{**chosen, **wrong})
 
 
-def test_eight_bit_adam_is_asked_for_by_name(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(MissingExtra, match="pip install bitsandbytes, or set optimizer to adamw"):
-            train(small(base_folder, optimizer="adamw8bit"), shots, tmp_path / "run", SPECS)
-        assert not (tmp_path / "run").exists()
+def test_eight_bit_adam_resumes_to_the_bit(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
+    pytest.importorskip("bitsandbytes", reason="8-bit Adam is an option that nothing installs by itself")
+    settings = small(base_folder, optimizer="adamw8bit")
+    unbroken = train(settings, shots, tmp_path / "unbroken", SPECS)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, shots, tmp_path / "run", SPECS, progress=Stop("train", 3))
+    resumed = train(settings, shots, tmp_path / "run", SPECS, resume=True)
+    one, other = weights_of(unbroken), weights_of(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    plain = train(small(base_folder), shots, tmp_path / "plain", SPECS)
+    assert 0 < apart(base_folder, plain, unbroken) < 0.2, "the same way, in coarser steps"
+
+
+def test_eight_bit_adam_is_asked_for_by_name(
+    tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingExtra, match="pip install bitsandbytes, or set optimizer to adamw"):
+        train(small(base_folder, optimizer="adamw8bit"), shots, tmp_path / "run", SPECS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_estimate_falls_with_every_option(base_folder: Path) -> None:

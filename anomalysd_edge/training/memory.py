@@ -278,7 +278,7 @@ def _most_rows(batch: int, processes: int, accumulate: int) -> int:
 
 def _state_bytes(weights: list[Any], settings: TrainSettings) -> int:
     """Both moments of AdamW, and the moving average."""
-    count = sum(weight.numel() for weight in weights)
+    count: int = sum(weight.numel() for weight in weights)
     moment = 1 if settings.optimizer == "adamw8bit" else 4
     return count * (2 * moment + (4 if settings.ema else 0))
 

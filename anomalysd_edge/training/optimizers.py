@@ -41,11 +41,13 @@ def make_optimizer(
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
     """The state, named by kind and parameter, for instance exp_avg/NAME; numbers become tensors."""
-    return {
-        f"{kind}/{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for name, parameter in parameters.items()
-        for kind, value in optimizer.state[parameter].items()
-    }
+    found: Tensors = {}
+    for name, parameter in parameters.items():
+        for kind, value in optimizer.state[parameter].items():
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            # One map of quantised values serves all parameters; a file names no tensor twice.
+            found[f"{kind}/{name}"] = tensor.clone() if kind.startswith("qmap") else tensor
+    return found
 
 
 def restore_optimizer(

@@ -30,7 +30,8 @@ def write_static(spec: GraphSpec, file: Path, sizes: Sequence[int]) -> dict[int,
     if not data.exists():
         whole = onnx.load(str(file))
         onnx.save(whole, str(file), save_as_external_data=True, location=data.name, size_threshold=EXTERNAL_BYTES)
-        data.chmod(file.stat().st_mode & 0o777)  # onnx writes it for its owner alone
+        if data.exists():  # not where a network has no weights to speak of
+            data.chmod(file.stat().st_mode & 0o777)  # onnx writes it for its owner alone
     written = {}
     for size in sorted(sizes):
         model = onnx.load(str(file), load_external_data=False)
