@@ -96,8 +96,8 @@ def trainer_of(asked: argparse.Namespace, changes: dict[str, Any], work: Path) -
     """A training of the large model with `changes` on top of LORA; its losses are printed."""
     from anomalysd_edge.classes import class_spec
     from anomalysd_edge.training import base as base_module
+    from anomalysd_edge.training.phases import Trainer
     from anomalysd_edge.training.settings import TrainSettings
-    from anomalysd_edge.training.trainer import Trainer
 
     values = {**LORA, "size_px": asked.px, "device": asked.device, **changes}
     settings = TrainSettings.for_base(str(asked.model), **values)

@@ -28,8 +28,9 @@ from anomalysd_edge.training.contexts import PREFIX
 from anomalysd_edge.training.data import TrainingData
 from anomalysd_edge.training.fitting import Progress
 from anomalysd_edge.training.memory import available_bytes
+from anomalysd_edge.training.phases import Step, Trainer
 from anomalysd_edge.training.run import Run
-from anomalysd_edge.training.trainer import Step, Trainer, carry_out
+from anomalysd_edge.training.trainer import carry_out
 
 PASSES = (1, 2, 3, 4)
 _HUBER = 1e-2
