@@ -19,6 +19,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+_OPTIONS = ("base", "shots")
+"""Settings that train has options for and that decide what the others mean."""
+
+
 def settings_of(words: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE words as training settings: numbers, true and false, lists with commas where the setting is one.
 
@@ -26,7 +30,7 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     """
     from anomalysd_edge.training.settings import TrainSettings
 
-    defaults = TrainSettings().to_json()
+    defaults = {name: value for name, value in TrainSettings().to_json().items() if name not in _OPTIONS}
     found: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")

@@ -2,8 +2,8 @@
 
     python benchmarks/learned_prompts.py --data DIR --tokens 0,4 --seeds 0,1 --out OUT
 
-Trains, exports and evaluates once for every pair, everything else alike; one row each, and the mean over the seeds. S_ms is
-what prompts can change: prototypes do not see them. OUT/results.json holds the figures.
+Trains, exports and evaluates once for every pair, everything else alike; a row each. S_ms is what prompts can change:
+prototypes do not see them. OUT/results.json holds the figures.
 """
 
 from __future__ import annotations

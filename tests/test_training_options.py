@@ -26,6 +26,7 @@ from anomalysd_edge.training.processes import Processes
 from anomalysd_edge.training.run import Run, read_run
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.trainer import train
+from anomalysd_edge.training_verbs import graphs_of, settings_of
 from tests.tiny_models import TINY_PX, tiny_base
 
 SPECS = {"nut": ClassSpec("nut", "nut", "object", ("thread",)), "felt": ClassSpec("felt", "felt", "texture")}
@@ -226,6 +227,7 @@ import sys
 from pathlib import Path
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.trainer import train
+from anomalysd_edge.training_verbs import graphs_of, settings_of
 from tests.test_training_options import SPECS
 import json
 values = json.loads(sys.argv[1])
@@ -337,3 +339,20 @@ def test_sizes_that_the_networks_cannot_halve(tmp_path: Path, base_folder: Path,
     with pytest.raises(SettingsError, match="the size is 44 px, expected a multiple of 8"):
         train(small(base_folder, size_px=44), shots, tmp_path / "run", SPECS)
     assert train(small(base_folder, size_px=48, steps=1), shots, tmp_path / "run", SPECS).size_px == 48
+
+
+def test_settings_by_word() -> None:
+    words = ["accumulate=4", "lora-targets=to_q, to_k", "gradient_checkpointing=yes", "lr=1e-4", "vae=tiny"]
+    assert settings_of(words) == {
+        "accumulate": 4,
+        "lora_targets": ("to_q", "to_k"),
+        "gradient_checkpointing": True,
+        "lr": 1e-4,
+        "vae": "tiny",
+    }
+    for wrong, said in (("accumulate=two", "a whole number"), ("ema", "NAME=VALUE"), ("base=x", "NAME=VALUE")):
+        with pytest.raises(SettingsError, match=said):
+            settings_of([wrong])
+    assert graphs_of("fp32,fp16", None, "1,4") == {"precisions": ("fp32", "fp16"), "size_px": 0, "batches": (1, 4)}
+    with pytest.raises(SettingsError, match="expected dynamic or whole numbers"):
+        graphs_of("fp32", None, "many")
