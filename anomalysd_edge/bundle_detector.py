@@ -41,6 +41,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
             prompts={level: states for level, states in levels.items() if states is not None},
             kind=record.kind,
             aspect=record.aspect,
+            tiles=record.tiles,
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,
@@ -92,6 +93,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         shots=shots,
         parts=spec.parts,
         symmetries=spec.symmetries,
+        tiles=spec.tiles,
         aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={
