@@ -60,8 +60,9 @@ class ClassSpec:
     symmetries: tuple[str, ...] = ()
     """Which copies of a good photo are good photos again: rotate90 (includes rotate180), rotate180, flip_x (left and
     right swapped), flip_y (top and bottom swapped)."""
-    tiles: int = 1
-    """Prototypes look at tiles x tiles windows of the photo: for fine defects on large photos (tiling.py)."""
+    tiles: int = 0
+    """Prototypes look at tiles x tiles windows of the photo, so that fine defects of large photos survive; 0 = by their
+    size (tiling.py)."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -71,8 +72,8 @@ class ClassSpec:
             raise ClassError(f"class {self.name!r} has the kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if any(not part.strip() for part in self.parts):
             raise ClassError(f"class {self.name!r} has an empty entry in parts; remove it or name the part")
-        if type(self.tiles) is not int or not 1 <= self.tiles <= MOST:
-            raise ClassError(f"class {self.name!r} has tiles = {self.tiles!r}; expected a number from 1 to {MOST}")
+        if type(self.tiles) is not int or not 0 <= self.tiles <= MOST:
+            raise ClassError(f"class {self.name!r} has tiles = {self.tiles!r}; expected a number from 0 to {MOST}")
         for symmetry in self.symmetries:
             if symmetry not in SYMMETRIES:
                 raise ClassError(
@@ -170,7 +171,7 @@ def _from_table(name: str, table: object, path: Path) -> ClassSpec:
             raise ClassError(f"{where}: {key} is {entries!r}; expected a list of strings")
         lists[key] = tuple(entries)
     try:
-        return ClassSpec(name, noun, kind, lists["parts"], lists["symmetries"], table.get("tiles", 1))
+        return ClassSpec(name, noun, kind, lists["parts"], lists["symmetries"], table.get("tiles", 0))
     except ClassError as error:
         raise ClassError(f"class file {path}: {error}") from error
 

@@ -15,7 +15,7 @@ from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, ShapeError
 from anomalysd_edge.inspection import EDGE, ClassConstants
 from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.tiling import dense_features, tiled_side
+from anomalysd_edge.tiling import dense_features, tiled_side, tiles_for
 from tests.fake_networks import FakeNetworks
 
 SCHEDULE = NoiseSchedule.from_config(
@@ -91,8 +91,20 @@ def test_classes_with_and_without_tiles_share_a_group() -> None:
 def test_the_class_file_says_how_many(tmp_path: Path) -> None:
     file = tmp_path / "classes.toml"
     file.write_text('[plate]\nkind = "texture"\ntiles = 3\n[lid]\n', encoding="utf-8")
-    assert {name: spec.tiles for name, spec in load_classes(file).items()} == {"plate": 3, "lid": 1}
-    for wrong in ("0", "9", "2.0", "true", '"2"'):
+    assert {name: spec.tiles for name, spec in load_classes(file).items()} == {"plate": 3, "lid": 0}
+    for wrong in ("-1", "9", "2.0", "true", '"2"'):
         file.write_text(f"[plate]\ntiles = {wrong}\n", encoding="utf-8")
-        with pytest.raises(ClassError, match="expected a number from 1 to 8"):
+        with pytest.raises(ClassError, match="expected a number from 0 to 8"):
             load_classes(file)
+
+
+@pytest.mark.parametrize(("side", "tiles"), [(192, 1), (384, 1), (640, 1), (700, 2), (1024, 2), (1200, 3), (4000, 3)])
+def test_left_alone_the_photos_size_says(side: int, tiles: int) -> None:
+    assert tiles_for([(side, side // 2), (side // 2, side)], 256) == tiles
+    assert tiles_for([(side, side)], 0) == 1
+
+
+def test_a_large_photo_is_tiled_unless_the_class_says_otherwise() -> None:
+    networks = FakeNetworks(features_px=32)
+    assert constants_of(networks, 0)["plate"].tiles == 3
+    assert constants_of(networks, 1)["plate"].tiles == 1

@@ -168,5 +168,5 @@ def _copy_part(source: Path, target: Path) -> None:
 
 def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
     return ClassSpec(
-        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 1)
+        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
     )
