@@ -26,6 +26,7 @@ from anomalysd_edge.modes import Mode, ModeTable, batch_within, pick, read_table
 from anomalysd_edge.opening import Opening, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates
+from anomalysd_runtime.sessions import available_providers
 from tests.small_graphs import small_bundle
 
 
@@ -130,6 +131,17 @@ def test_rates_of_this_machine_are_sane() -> None:
     rates = measure_rates("cpu", 1, seconds=0.2)
     assert 1e8 < rates.flops_a_second < 1e14
     assert 1e8 < rates.bytes_a_second < 1e13
+
+
+@pytest.mark.gpu
+def test_rates_memory_and_energy_of_a_gpu(place: Path) -> None:
+    if "CUDAExecutionProvider" not in available_providers():
+        pytest.skip("no CUDAExecutionProvider in this onnxruntime: the GPU's rates were not measured")
+    rates = measure_rates("cuda", half=True, seconds=0.5)
+    assert 1e12 < rates.flops_a_second < 1e16
+    found = in_own_process(request(place, backend="cuda", rounds=2))
+    assert found.gpu_bytes is None or found.gpu_bytes > 1 << 20
+    assert "gpu" in machine_facts()
 
 
 def test_the_machine_is_described_without_its_name() -> None:
