@@ -28,6 +28,9 @@ DataDir = Annotated[Path, typer.Option("--data", help="Photos: MVTec-AD layout, 
 Classes = Annotated[
     str | None, typer.Option(help="Classes to use, separated by commas; all of the folder's if left out.")
 ]
+Features = Annotated[
+    Path | None, typer.Option(help="Folder of DINOv2 to take the features from, in place of EfficientNet-Lite0.")
+]
 ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")
 ]
@@ -119,6 +122,7 @@ def export(
     class_file: ClassFile = None,
     precision: Annotated[str, typer.Option(help="fp32, and fp16 or bf16 beside it, by commas.")] = "fp32",
     size: Annotated[int | None, typer.Option(help="Side of the photo in px; the run's if left out.")] = None,
+    features: Features = None,
     batch: Annotated[str, typer.Option(help="dynamic, or static sizes to write beside it, as 1,4,13.")] = "dynamic",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -127,7 +131,8 @@ def export(
     from anomalysd_edge.workflow import export_to
 
     with progress_bars(quiet) as progress:
-        bundle = export_to(run, out, class_file, threads, progress, training_verbs.graphs_of(precision, size, batch))
+        graphs = training_verbs.graphs_of(precision, size, batch, features)
+        bundle = export_to(run, out, class_file, threads, progress, graphs)
     figures = (
         (name, record.dtype, f"{record.parity['max_abs']:.1e}", f"{record.tolerance:.0e}")
         for name, record in bundle.manifest.networks.items()
@@ -141,6 +146,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     photos: Annotated[Path, typer.Option(help="Folder of photos, or a data set.")],
     run: Annotated[Path | None, typer.Option(help="The run it was exported from: torch against ONNX Runtime.")] = None,
+    features: Features = None,
     backend: Annotated[
         str | None, typer.Option(help="A,B: hold B against A, as in cpu,cpu:fp16; 'torch' needs --run.")
     ] = None,
@@ -160,7 +166,7 @@ def verify(
         from anomalysd_edge.verifying import VerifyRequest, show, verify_backends
 
         gate = GateSettings(flips=max_flips, auroc_drop=max_drop)
-        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate)
+        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate, features)
         with progress_bars(quiet) as progress:
             judged = verify_backends(asked, progress)
         show_json(judged.to_json()) if as_json else show(judged)
@@ -171,7 +177,7 @@ def verify(
     from anomalysd_edge.workflow import verify_against
 
     with progress_bars(quiet) as progress:
-        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress)
+        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress, features)
     if as_json:
         show_json(found.to_json())
     else:

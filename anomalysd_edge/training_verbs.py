@@ -55,13 +55,13 @@ def _typed(name: str, text: str, like: Any) -> Any:
         raise SettingsError(f"--set {name}={text}: expected {kind}") from error
 
 
-def graphs_of(precision: str, size: int | None, batch: str) -> dict[str, Any]:
+def graphs_of(precision: str, size: int | None, batch: str, features: Path | None = None) -> dict[str, Any]:
     """The words of `export` as the fields of ExportSettings. Raises SettingsError for sizes that are no numbers."""
     try:
         batches = () if batch == "dynamic" else tuple(int(word) for word in batch.split(","))
     except ValueError as error:
         raise SettingsError(f"--batch is {batch!r}, expected dynamic or whole numbers by commas, as 1,4,13") from error
-    return {"precisions": tuple(precision.split(",")), "size_px": size or 0, "batches": batches}
+    return {"precisions": tuple(precision.split(",")), "size_px": size or 0, "batches": batches, "features": features}
 
 
 def distill(

@@ -80,7 +80,14 @@ def export_to(
 
 
 def verify_against(
-    bundle_path: Path, run: Path, photos: Path, limit: int, preset: str, threads: int | None, progress: Report
+    bundle_path: Path,
+    run: Path,
+    photos: Path,
+    limit: int,
+    preset: str,
+    threads: int | None,
+    progress: Report,
+    features: Path | None = None,
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
     from anomalysd_edge.training.run import read_run
@@ -91,7 +98,7 @@ def verify_against(
     samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with networks_of_run(read_run(run), threads) as torch_networks, right:
+    with networks_of_run(read_run(run), threads, features_folder=features) as torch_networks, right:
         left = detector_of(bundle, torch_networks, preset)
         return agreement.compare(left, right, chosen, progress=progress)
 

