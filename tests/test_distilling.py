@@ -69,7 +69,7 @@ def test_the_distilled_run_is_a_run(tmp_path: Path, run: Run) -> None:
 
 
 def test_the_student_becomes_consistent(tmp_path: Path, run: Run) -> None:
-    """On draws that no training step saw: what the student says at a point and at the one before lies nearer together."""
+    """On draws that no training step saw: the student's words at a point and at the one before lie nearer together."""
     how = DistillSettings(**{**HOW, "steps": 48, "lr": 2e-3, "batch": 8, "ema": 0.8, "lora_rank": 8})
     made = distill(run, tmp_path / "made", how)
     base = run.load()

@@ -137,7 +137,7 @@ def _make(bundle: Bundle, name: str, settings: PrecisionSettings, feeds: Sequenc
     else:
         half = "bf16" if settings.precision == "bf16" else "fp16"
         exact = onnx.load(str(source))
-        inputs = examples(bundle.manifest.networks[name])
+        inputs = examples(exact)
         wide = wide_tensors(exact, name, inputs) if half == "fp16" and name in MEASURED else set[str]()
         lowered = lower(exact, name, half, wide)
         model, islands = lowered.model, tuple(lowered.islands)

@@ -18,7 +18,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from anomalysd_edge.errors import ParityError
-from anomalysd_edge.manifest import NetworkRecord
 from anomalysd_export.engines.lowering import LARGEST, float_names
 from anomalysd_runtime.sessions import default_threads, open_session, run
 
@@ -41,13 +40,14 @@ class HalfProof:
     """Largest output value of the float32 graph."""
 
 
-def examples(record: NetworkRecord, seed: int = 3) -> dict[str, Array]:
+def examples(model: onnx.ModelProto, seed: int = 3) -> dict[str, Array]:
     """Inputs as an inspection brings them: photos in [-1,1], latents of unit spread, numbers in their range."""
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
-    for entry in record.inputs:
-        shape = tuple(_BATCH if isinstance(axis, str) else axis for axis in entry.shape)
-        if entry.dtype == "int64":
+    for entry in model.graph.input:
+        kind = entry.type.tensor_type
+        shape = tuple(axis.dim_value or _BATCH for axis in kind.shape.dim)
+        if kind.elem_type == TensorProto.INT64:
             found[entry.name] = rng.integers(0, _BATCH if entry.name == "reference_of" else 1000, shape)
         elif len(shape) == 4 and shape[1] == 3:
             found[entry.name] = rng.uniform(-1, 1, shape).astype(np.float32)
