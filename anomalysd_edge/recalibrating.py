@@ -183,14 +183,14 @@ def _write(
         parts = [p for p in sorted(bundle.path.iterdir()) if p.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE)]
         for part in parts:
             if part.name != ENGINES:
-                _link(part, writer.folder / part.name)
+                link(part, writer.folder / part.name)
         writer.finish(manifest, constant_tensors(found, bundle.constants[NEGATIVE_PROMPT]))
         # After the digests were taken: engines have records of their own, and may be removed without harm.
         if (bundle.path / ENGINES).is_dir():
-            _link(bundle.path / ENGINES, writer.folder / ENGINES)
+            link(bundle.path / ENGINES, writer.folder / ENGINES)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """The same files under another folder: linked where the disk allows it, else copied."""
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link_file)

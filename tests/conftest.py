@@ -32,6 +32,8 @@ VERBS = {
     "serve",
     "watch",
     "history",
+    "distill",
+    "add-class",
 }
 """Of the command."""
 
