@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, serving_verbs
+from anomalysd_edge import __version__, fleet_verbs, serving_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -280,7 +280,7 @@ def sign(
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: Annotated[list[str], typer.Argument(help="Photos, or folders of photos; with --ray also URLs.")],
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of the photos; not needed where the bundle has one.")
     ] = None,
@@ -292,6 +292,10 @@ def inspect(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -299,12 +303,26 @@ def inspect(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
-    with progress_bars(quiet or len(photos) < 2) as progress:
-        how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch)
-        results = inspect_photos(bundle, photos, class_name, out, how, progress)
+    how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch)
+    with progress_bars(quiet or (ray is None and len(photos) < 2)) as progress:
+        if (cluster := fleet_verbs.cluster(ray, workers, gpus, journal)) is not None:
+            from anomalysd_edge.cluster_workflow import inspect_on_ray
+
+            results = inspect_on_ray(bundle, photos, class_name, out, how, cluster, progress)
+        else:
+            results = inspect_photos(bundle, [Path(p) for p in photos], class_name, out, how, progress)
+    failed = [r for r in results if "error" in r]
     if as_json:
         show_json(results)
-        return
+    else:
+        _show_inspections([r for r in results if "error" not in r])
+    for r in failed:
+        say(f"no verdict: {r['error']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show_inspections(results: list[dict[str, Any]]) -> None:
     rows = []
     for r in results:
         limit = "-" if r["threshold"] is None else f"{r['threshold']:.4f}"
@@ -326,6 +344,10 @@ def evaluate(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -334,8 +356,9 @@ def evaluate(
     from anomalysd_edge.workflow import evaluate_bundle
 
     how = Opening(preset, backend, threads, 16, force, require_signature, on_mismatch)
+    cluster = fleet_verbs.cluster(ray, workers, gpus, journal)
     with progress_bars(quiet) as progress:
-        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress)
+        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress, cluster)
     if as_json:
         show_json(found.to_json())
     else:
@@ -373,6 +396,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 serving_verbs.register(app)
+fleet_verbs.register(app)
 
 
 def main() -> None:
@@ -383,7 +407,7 @@ def main() -> None:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
         others = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}
-        extra = {**others, **serving_verbs.EXTRAS}.get(error.name or "", "train")
+        extra = {**others, **serving_verbs.EXTRAS, **fleet_verbs.EXTRAS}.get(error.name or "", "train")
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))
