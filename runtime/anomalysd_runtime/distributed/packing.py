@@ -34,7 +34,8 @@ def pack(answer: Inspection) -> bytes:
     if answer.pred_mask is not None:
         arrays["pred_mask"] = answer.pred_mask
     arrays[PLAIN] = np.frombuffer(json.dumps(plain, allow_nan=False).encode(), np.uint8)
-    return save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    packed: bytes = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    return packed
 
 
 def unpack(data: bytes) -> Inspection:

@@ -1,8 +1,8 @@
 """Many photos over Ray Data: actors that hold a detector, groups as one machine would make them, a journal.
 
 A score is the one of a single machine to the last bit because a group is: the same photos, in the same order, share
-their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the process that
-runs the networks, its group is judged photo by photo, and the culprit alone has an error in place of a score.
+their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the process
+that runs the networks, its group is judged photo by photo, and the culprit alone has an error in place of a score.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Inspector:
     """The actor: a group a call. Networks run in a process of its own, so that a photo that kills it costs itself."""
 
     def __init__(self, task: Task) -> None:
-        """Check and open the bundle. What is wrong with it is told by every call: Ray would try a failed start again."""
+        """Check and open the bundle. What is wrong is told by every call: Ray would try a failed start again."""
         self._task = task
         self._worker = Worker(task.engine, task.opener)
         self._refusal = ""
@@ -100,10 +100,14 @@ class Inspector:
         rows: list[tuple[int, bytes, str]] = []
         for text in batch["photos"]:
             photos = [Photo(**entry) for entry in json.loads(str(text))]
-            found = [self._refusal] * len(photos) if self._refusal else self._read_and_judge(photos)
+            found: list[Inspection | str] = [self._refusal] * len(photos)
+            if not self._refusal:
+                found = self._read_and_judge(photos)
             for photo, each in zip(photos, found, strict=True):
-                fine = not isinstance(each, str)
-                rows.append((photo.number, self._bytes(each, photo) if fine else b"", "" if fine else each))
+                if isinstance(each, str):
+                    rows.append((photo.number, b"", each))
+                else:
+                    rows.append((photo.number, self._bytes(each, photo), ""))
         return {
             "number": np.array([row[0] for row in rows], np.int64),
             "answer": np.array([row[1] for row in rows], object),
