@@ -1,13 +1,15 @@
-"""The verbs and options of many boxes: --ray, push, pull, rollback, fleet, plan-capacity."""
+"""The verbs and options of many boxes: --ray, push, pull, rollback, fleet status."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.console import progress_bars, say, show_json, show_table
+from anomalysd_edge.errors import BackendError, SettingsError
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.ray_inspect import RaySettings
@@ -23,6 +25,15 @@ Gpus = Annotated[float, typer.Option(help="With --ray: GPUs that a worker claims
 JournalFile = Annotated[
     Path | None, typer.Option(help="With --ray: keep answers in this file; the same command goes on from it.")
 ]
+PublicKey = Annotated[
+    Path | None, typer.Option("--require-signature", help="Public key (PEM) that must have signed the bundle.")
+]
+Into = Annotated[Path, typer.Option("--into", help="The box's folder of bundles; serve FOLDER/NAME from it.")]
+BoxUrl = Annotated[
+    str | None, typer.Option("--box", help="Address of the running box, to let it open the bundle without a hole.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def cluster(ray: str | None, workers: int, gpus: float, journal: Path | None) -> RaySettings | None:
@@ -36,5 +47,133 @@ def cluster(ray: str | None, workers: int, gpus: float, journal: Path | None) ->
     return RaySettings(ray, workers, gpus, journal)
 
 
+def push(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    registry: Annotated[str, typer.Argument(help="Folder, or a URL of fsspec: s3://..., sftp://..., file://...")],
+    name: Annotated[str | None, typer.Option(help="Its name there; the folder's if left out.")] = None,
+    require_signature: PublicKey = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a bundle into a registry as the latest of its name; what is there already is not sent again."""
+    from anomalysd_edge.fleet.registry import push as put
+
+    with progress_bars(quiet) as progress:
+        done = put(bundle, registry, name, progress, require_signature)
+    if as_json:
+        show_json(done)
+    signed = "signed" if done.signed else "not signed"
+    say(f"pushed {done.name} {done.version} ({signed}): {done.sent_bytes} of {done.total_bytes} bytes were sent")
+
+
+def pull(
+    registry: Annotated[str, typer.Argument(help="Folder or URL that push wrote to; http(s):// will do to read.")],
+    name: Annotated[str, typer.Argument(help="The bundle's name there.")],
+    into: Into,
+    version: Annotated[str | None, typer.Option(help="A version; the latest if left out.")] = None,
+    require_signature: PublicKey = None,
+    box: BoxUrl = None,
+    older: Annotated[bool, typer.Option("--older", help="Take a latest that is older than the one in use.")] = False,
+    keep: Annotated[int, typer.Option(help="Versions to keep, the current one among them.", min=2)] = 2,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring a bundle from a registry: whole, checked, then switched to in one step; the one before is kept."""
+    from anomalysd_edge.fleet.pulling import pull as get
+
+    with progress_bars(quiet) as progress:
+        done = get(
+            registry, name, into, progress, version=version, public_key=require_signature, older=older, keep=keep
+        )
+    if as_json:
+        show_json(done)
+    before = f", before: {done.before}" if done.switched and done.before else ""
+    say(
+        f"{into / name} is {done.version}{'' if done.switched else ', as it was'}{before}; "
+        f"{done.fetched_bytes} of {done.total_bytes} bytes were fetched"
+    )
+    if box is not None:
+        _reload(into, name, box, done.before if done.switched else None)
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="The bundle's name.")],
+    into: Into,
+    box: BoxUrl = None,
+) -> None:
+    """Go back to the version that counted before the last pull; a second time goes forward again."""
+    from anomalysd_edge.fleet.installed import Installed
+
+    installed = Installed(into, name)
+    with installed.locked():
+        before = installed.current
+        now = installed.rollback()
+    say(f"{into / name} is {now} again, before: {before}")
+    if box is not None:
+        _reload(into, name, box, before)
+
+
+def _reload(into: Path, name: str, box: str, before: str | None) -> None:
+    """Tell the box; where it cannot open the new version, the one before counts again and the exit code is 1."""
+    from anomalysd_edge.fleet.boxes import reload
+    from anomalysd_edge.fleet.installed import Installed
+
+    try:
+        opened = reload(box, name, os.environ.get("SD_EDGE_TOKEN"))
+    except BackendError as error:
+        say(f"sd-edge: {error}")
+        if before is not None:
+            installed = Installed(into, name)
+            with installed.locked():
+                installed.switch(before)
+            say(f"{into / name} is {before} again, which the box still serves")
+        raise typer.Exit(1) from error
+    say(f"{box} has {opened} open" if opened else f"no box answers at {box}; it opens this version when it starts")
+
+
+fleet = typer.Typer(help="The boxes together.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@fleet.callback()
+def _fleet() -> None:
+    """The boxes together."""
+
+
+@fleet.command()
+def status(
+    boxes: Annotated[list[str] | None, typer.Argument(help="Addresses, as http://10.0.0.7:8080.")] = None,
+    file: Annotated[Path | None, typer.Option("--boxes", help="File with an address a line.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="How long a box may take to answer.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """How the boxes are, by their /health and /metrics; exit code 1 where one is not ok. SD_EDGE_TOKEN if they ask."""
+    from anomalysd_edge.fleet.boxes import fleet_state, read_boxes
+
+    urls = [*(boxes or ()), *(read_boxes(file) if file else ())]
+    found = fleet_state(urls, os.environ.get("SD_EDGE_TOKEN"), timeout_s)
+    if as_json:
+        show_json(found)
+    else:
+        rows = [
+            (
+                box.url, box.status, sum(box.verdicts.values()), box.verdicts.get("anomalous", 0), box.refused,
+                box.waiting, "-" if box.mean_s is None else f"{box.mean_s * 1e3:.0f}", box.restarts,
+                ", ".join(f"{name} {version or 'closed'}" for name, version in box.bundles.items()),
+            )
+            for box in found
+        ]  # fmt: skip
+        columns = ("box", "status", "verdicts", "anomalous", "refused", "waiting", "mean ms", "restarts", "bundles")
+        show_table(f"{sum(box.fine for box in found)} of {len(found)} boxes are ok", columns, rows)
+    for box in found:
+        for reason in box.reasons:
+            say(f"{box.url}: {reason}")
+    if not all(box.fine for box in found):
+        raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
     """Hang the verbs into the command."""
+    app.command()(push)
+    app.command()(pull)
+    app.command()(rollback)
+    app.add_typer(fleet, name="fleet")

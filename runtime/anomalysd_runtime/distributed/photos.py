@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.errors import ImageError, InputError, missing_extra
+from anomalysd_edge.errors import ImageError, InputError
+from anomalysd_edge.fleet.storage import import_fsspec
 from anomalysd_edge.images import IMAGE_SUFFIXES, decode_rgb, list_images, load_rgb
 
 
 def is_url(place: str) -> bool:
     """Whether `place` is for fsspec and not a path of this machine."""
     return "://" in place
-
-
-def import_fsspec() -> Any:
-    """The module. Raises MissingExtra."""
-    try:
-        import fsspec
-    except ModuleNotFoundError as error:
-        raise missing_extra("fsspec", "fleet") from error
-    return fsspec
 
 
 def list_photos(places: Sequence[str]) -> list[str]:

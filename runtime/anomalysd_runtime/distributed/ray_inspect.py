@@ -1,8 +1,8 @@
 """Many photos over Ray Data: actors that hold a detector, groups as one machine would make them, a journal.
 
 A score is the one of a single machine to the last bit because a group is: the same photos, in the same order, share
-their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the process
-that runs the networks, its group is judged photo by photo, and the culprit alone has an error in place of a score.
+their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the
+process that runs the networks, its group is judged photo by photo, and the culprit alone has an error, no score.
 """
 
 from __future__ import annotations
