@@ -31,6 +31,10 @@ VERBS = {
     "serve",
     "watch",
     "history",
+    "push",
+    "pull",
+    "rollback",
+    "fleet",
 }
 """Of the command."""
 

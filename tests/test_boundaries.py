@@ -28,6 +28,8 @@ PORTERS = {
     "verifying.py",
     "recalibrating.py",
     "serving_verbs.py",
+    "fleet_verbs.py",
+    "cluster_workflow.py",
 }
 """Modules of the root that open the other rooms, inside functions only."""
 

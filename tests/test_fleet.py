@@ -112,8 +112,8 @@ def test_the_first_version_has_nothing_to_go_back_to(bundle: Path, tmp_path: Pat
     get(str(tmp_path / "registry"), tmp_path / "box")
     with pytest.raises(InputError, match="no earlier version"):
         Installed(tmp_path / "box", "line").rollback()
+    (tmp_path / "other/line").mkdir(parents=True)
     with pytest.raises(InputError, match="not a link"):
-        (tmp_path / "other/line").mkdir(parents=True)
         Installed(tmp_path / "other", "line")
 
 
