@@ -104,13 +104,24 @@ def train(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder that train wrote.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that train wrote; with --triton also a bundle.")],
+    out: Annotated[Path | None, typer.Option(help="Bundle folder to write.")] = None,
     class_file: ClassFile = None,
     threads: Threads = None,
+    triton: fleet_verbs.TritonDir = None,
+    name: fleet_verbs.TritonName = None,
+    backend: fleet_verbs.TritonBackend = "cuda",
+    preset: Preset = "edge",
+    instances: fleet_verbs.TritonInstances = 2,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn a run into a bundle: ONNX graphs with proof, prompt states, prototypes, thresholds, manifest."""
+    if fleet_verbs.is_bundle(run):
+        fleet_verbs.write_triton(run, triton, name, backend, preset, instances, force)
+        return
+    if out is None:
+        raise InputError(f"export needs --out BUNDLE, the folder to write the bundle of {run} to")
     from anomalysd_edge.workflow import export_to
 
     with progress_bars(quiet) as progress:
@@ -121,6 +132,8 @@ def export(
     )
     show_table("Largest difference from torch", ("network", "dtype", "difference", "allowed"), list(figures))
     say(f"bundle written: {out}; next: sd-edge inspect {out} PHOTO...")
+    if triton is not None:
+        fleet_verbs.write_triton(out, triton, name, backend, preset, instances, force)
 
 
 @app.command()

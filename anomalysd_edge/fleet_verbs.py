@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
-from anomalysd_edge.errors import BackendError, SettingsError
+from anomalysd_edge.errors import BackendError, InputError, SettingsError
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.ray_inspect import RaySettings
@@ -34,6 +34,43 @@ BoxUrl = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+TritonDir = Annotated[
+    Path | None, typer.Option("--triton", help="Write a model repository for Triton there, from the bundle.")
+]
+TritonName = Annotated[
+    str | None, typer.Option(help="With --triton: the model's name; the bundle folder's if left out.")
+]
+TritonBackend = Annotated[
+    str,
+    typer.Option(help="With --triton: cpu, cuda or ort-tensorrt for the networks, with a precision as in cuda:fp16."),
+]
+TritonInstances = Annotated[int, typer.Option(help="With --triton: groups of photos that are on their way at once.")]
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is a bundle and not a run."""
+    from anomalysd_edge.bundle import MANIFEST
+
+    return (path / MANIFEST).is_file()
+
+
+def write_triton(
+    bundle: Path, out: Path | None, name: str | None, backend: str, preset: str, instances: int, force: bool
+) -> None:
+    """The body of `sd-edge export BUNDLE --triton DIR`. Raises InputError without a DIR."""
+    from anomalysd_edge.bundle import read_bundle
+    from anomalysd_edge.fleet.registry import check_name
+    from anomalysd_export.triton.repository import TritonSettings, write_repository
+
+    if out is None:
+        raise InputError(f"{bundle} is a bundle already; give --triton DIR for a model repository of it")
+    settings = TritonSettings(
+        check_name(name or bundle.resolve().name), backend, preset, instances=instances, force=force
+    )
+    models = write_repository(read_bundle(bundle), out, settings)
+    say(f"model repository written: {out} ({', '.join(models)}); next: tritonserver --model-repository {out}")
 
 
 def cluster(ray: str | None, workers: int, gpus: float, journal: Path | None) -> RaySettings | None:
