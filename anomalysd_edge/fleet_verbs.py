@@ -39,12 +39,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 TritonDir = Annotated[
     Path | None, typer.Option("--triton", help="Write a model repository for Triton there, from the bundle.")
 ]
-TritonName = Annotated[
-    str | None, typer.Option(help="With --triton: the model's name; the bundle folder's if left out.")
-]
+TritonName = Annotated[str | None, typer.Option(help="With --triton: the model's name; the bundle's if left out.")]
 TritonBackend = Annotated[
     str,
-    typer.Option(help="With --triton: cpu, cuda or ort-tensorrt for the networks, with a precision as in cuda:fp16."),
+    typer.Option(help="With --triton: cpu, cuda or ort-tensorrt, with a precision as in cuda:fp16."),
 ]
 TritonInstances = Annotated[int, typer.Option(help="With --triton: groups of photos that are on their way at once.")]
 

@@ -22,8 +22,10 @@ from anomalysd_edge.bundle import Bundle, read_bundle
 from anomalysd_edge.bundle_update import write_manifest
 from anomalysd_edge.errors import BundleError, SettingsError
 from anomalysd_edge.manifest import NetworkRecord, TensorRecord
+from anomalysd_edge.networks import InpaintJob
 from anomalysd_export.triton.repository import TritonSettings, write_repository
 from anomalysd_runtime.loading import open_detector
+from anomalysd_runtime.onnx_networks import OnnxNetworks
 from tests.conftest import sd_edge
 from tests.serving import png
 from tests.small_graphs import small_bundle
@@ -239,9 +241,37 @@ def test_the_model_gives_the_scores_of_the_detector(bundle: Bundle, server: tupl
     maps = np.concatenate([answer.tensors["anomaly_map"] for answer in answers])
     assert np.array_equal(maps, np.stack([each.anomaly_map for each in expected]))
     assert answers[0].tensors["verdict"].dtype == object
-    assert {name for name, _ in interface.calls} == {f"line_{network}" for network in bundle.manifest.networks}
+    asked = {name for name, _ in interface.calls}
+    assert asked == {f"line_{network}" for network in ("unet", "vae_encoder", "vae_decoder", "features")}
     outputs = {entry.name for entry in interface.configs["line"].output}
     assert set(answers[0].tensors) == outputs
+
+
+def test_guidance_and_distance_are_those_of_onnx_runtime(bundle: Bundle, server: tuple[Interface, Any]) -> None:
+    """What the preset does not use: the perceptual model, and a second pass with the negative prompt."""
+    _, model = server
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    job = InpaintJob(
+        start_latents=normal(19, 4, 4, 4),
+        masks=(normal(19, 1, 4, 4) > 0).astype(np.float32),
+        masked_latents=normal(19, 4, 4, 4),
+        prompt_states=normal(2, 77, 8),
+        prompt_of=np.arange(19) % 2,
+        timesteps=np.array([200, 100]),
+        coefficients=np.array([[0.9, -0.1], [0.8, -0.2]], np.float32),
+        guidance_scale=3.0,
+        negative_states=normal(77, 8),
+    )
+    images = [np.clip(normal(n, 3, 16, 16), -1, 1) for n in (2, 5)]
+    of = np.array([1, 0, 1, 1, 0])
+    with OnnxNetworks.of_bundle(bundle, threads=1) as plain:
+        served = model._detector.networks
+        assert np.array_equal(served.inpaint(job), plain.inpaint(job))
+        assert np.array_equal(served.distance(*images, of), plain.distance(*images, of))
 
 
 def test_a_bad_request_costs_itself_alone(server: tuple[Interface, Any]) -> None:
