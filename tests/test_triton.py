@@ -266,12 +266,12 @@ def test_guidance_and_distance_are_those_of_onnx_runtime(bundle: Bundle, server:
         guidance_scale=3.0,
         negative_states=normal(77, 8),
     )
-    images = [np.clip(normal(n, 3, 16, 16), -1, 1) for n in (2, 5)]
+    references, repaints = (np.clip(normal(n, 3, 16, 16), -1, 1) for n in (2, 5))
     of = np.array([1, 0, 1, 1, 0])
     with OnnxNetworks.of_bundle(bundle, threads=1) as plain:
         served = model._detector.networks
         assert np.array_equal(served.inpaint(job), plain.inpaint(job))
-        assert np.array_equal(served.distance(*images, of), plain.distance(*images, of))
+        assert np.array_equal(served.distance(references, repaints, of), plain.distance(references, repaints, of))
 
 
 def test_a_bad_request_costs_itself_alone(server: tuple[Interface, Any]) -> None:
