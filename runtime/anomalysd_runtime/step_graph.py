@@ -1,4 +1,4 @@
-"""One denoising step as an ONNX graph of four to eight nodes, so that latents stay on the device between UNet passes.
+"""One denoising step as an ONNX graph of a few nodes, so that latents stay on the device between UNet passes.
 
 ONNX Runtime can only compute inside a graph, and exporting this one would tie a bundle to it; it is 300 bytes, so it is
 written here, field by field, as the ONNX protobuf schema numbers them (onnx.proto3), without the onnx package.
@@ -13,13 +13,15 @@ OPSET = 18
 _FLOAT, _INT_ATTRIBUTE = 1, 2
 
 
-def step_graph(guided: bool) -> bytes:
+def step_graph(guided: bool, looks_back: bool = False) -> bytes:
     """A serialised ONNX model of one step.
 
     Inputs: latents z (N,C,h,w), out_sample (N,C,h,w), condition (N,1+C,h,w) [mask, masked latents], c0 (1,), c1 (1,).
     Outputs: next_latents = c0*z + c1*out_sample (N,C,h,w) and sample = [next_latents, condition] (N,2C+1,h,w).
     With `guided`, out_sample is (2N,C,h,w), negative rows first as in diffusers; a further input guidance (1,) makes
     it neg + guidance * (pos - neg), and sample comes twice, (2N,2C+1,h,w). All float32.
+    With `looks_back`, inputs previous p (N,C,h,w), h0, h1, h2 (1,) come last: next_latents gets h0*p on top, and a
+    third output is next_previous = h1*z + h2*out_sample (networks.InpaintJob.history).
     """
     n, c = "batch", "channels"
     inputs: list[tuple[str, tuple[int | str, ...]]] = [
@@ -28,6 +30,8 @@ def step_graph(guided: bool) -> bytes:
         ("condition", (n, "m", "h", "w")),
     ]
     inputs += [(name, (1,)) for name in (("c0", "c1", "guidance") if guided else ("c0", "c1"))]
+    if looks_back:
+        inputs += [("previous", (n, c, "h", "w")), *((name, (1,)) for name in ("h0", "h1", "h2"))]
     nodes = []
     if guided:
         nodes += [
@@ -39,12 +43,24 @@ def step_graph(guided: bool) -> bytes:
     nodes += [
         _node("Mul", ["latents", "c0"], ["kept"]),
         _node("Mul", ["prediction" if guided else "out_sample", "c1"], ["moved"]),
-        _node("Add", ["kept", "moved"], ["next_latents"]),
+        _node("Add", ["kept", "moved"], ["first_order" if looks_back else "next_latents"]),
+    ]
+    if looks_back:
+        nodes += [
+            _node("Mul", ["previous", "h0"], ["before"]),
+            _node("Add", ["first_order", "before"], ["next_latents"]),
+            _node("Mul", ["latents", "h1"], ["of_latents"]),
+            _node("Mul", ["prediction" if guided else "out_sample", "h2"], ["of_output"]),
+            _node("Add", ["of_latents", "of_output"], ["next_previous"]),
+        ]
+    nodes += [
         _node("Concat", ["next_latents", "condition"], ["joined" if guided else "sample"], axis=1),
     ]
     if guided:
         nodes.append(_node("Concat", ["joined", "joined"], ["sample"], axis=0))
     outputs = [("next_latents", (n, c, "h", "w")), ("sample", ("passes", "all", "h", "w"))]
+    if looks_back:
+        outputs.append(("next_previous", (n, c, "h", "w")))
     graph = b"".join(_bytes(1, node) for node in nodes) + _text(2, "step")
     graph += b"".join(_bytes(11, _tensor(*entry)) for entry in inputs)
     graph += b"".join(_bytes(12, _tensor(*entry)) for entry in outputs)
