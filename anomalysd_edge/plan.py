@@ -108,7 +108,7 @@ def touching(slots: Sequence[Slot], where: Mask) -> list[Slot]:
         cells = grid_cells(slot.scale, len(where))
         met = cells[(cells & slot.mask & where).any(axis=(1, 2))]
         if len(met):
-            kept.append(replace(slot, mask=met.any(axis=0)))
+            kept.append(replace(slot, mask=np.asarray(met.any(axis=0))))
     return kept
 
 

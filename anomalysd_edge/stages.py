@@ -200,7 +200,7 @@ class Stages:
         """Measure the repaints, a scale's merged or slot by slot, and sort the distances by photo and scale."""
         repaints: list[Repaint] = []
         for seat in seated:
-            mine = [(slots[n], painted[n]) for n in np.flatnonzero(owner == seat)]
+            mine = [(slots[n], painted[n]) for n in np.flatnonzero(owner == seat).tolist()]
             if self.settings.merge_decode:
                 for scale in dict.fromkeys(slot.scale for slot, _ in mine):
                     merged, whole = latents[seat].copy(), np.zeros(latents.shape[2:], np.bool_)
