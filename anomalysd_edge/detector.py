@@ -40,6 +40,8 @@ class Detector:
         self.settings = settings
         self.group = max(1, group)
         self._schedule, self._negative_states = schedule, negative_states
+        self.label = ""
+        """Name of the mode, where one was picked; told with `mode`."""
         self._default = Stages(networks, schedule, settings, negative_states)
         # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
         ways = {settings: self._default}
@@ -53,6 +55,10 @@ class Detector:
     def over(self, networks: Networks) -> Detector:
         """The same detector over other networks of the same sizes, for instance ones that record what they see."""
         return Detector(networks, self._schedule, self.classes, self.settings, self._negative_states, self.group)
+
+    def under(self, settings: InspectSettings, classes: Mapping[str, ClassConstants]) -> Detector:
+        """Another detector over the same networks, one photo at a time: other settings, other constants."""
+        return Detector(self.networks, self._schedule, classes, settings, self._negative_states, 1)
 
     @property
     def mode(self) -> str:

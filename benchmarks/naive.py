@@ -2,8 +2,8 @@
 
     python benchmarks/naive.py --run RUN --bundle BUNDLE --photos DIR --class NAME --count 2 --out results.json
 
-The naive way is what a user would write with diffusers: StableDiffusionInpaintPipeline with the same weights (in torch),
-the same masks, steps, strength, guidance and starting noise, one call a mask, and then the perceptual distance of photo
+The naive way is what a user would write with diffusers: StableDiffusionInpaintPipeline with the same weights, the same
+masks, steps, strength, guidance and starting noise, one call a mask, and then the perceptual distance of photo
 and repaint as the lpips package computes it: both pictures through the network for every pair. Its scores must be the
 exact plan's to 1e-3; the photos take turns, naive, exact, edge, so that a machine that gets slower does so for all.
 
@@ -87,7 +87,7 @@ class Naive:
         noise = torch.from_numpy(
             slot.noise(settings.seed, (sizes.latent_channels, sizes.latent_side, sizes.latent_side))[None]
         )
-        with mock.patch(RANDN, lambda *_, **__: noise):
+        with mock.patch(RANDN, return_value=noise):
             done = self._pipeline(
                 prompt=self._prompt,
                 image=torch.from_numpy((pixels + 1) / 2),
@@ -146,9 +146,7 @@ def main() -> None:
             slots = slots_of(exact, constants, photo)
             (score, score_map), naive_s = timed(lambda photo=photo, slots=slots: naive.score(photo, slots))
             (found,), exact_s = timed(lambda photo=photo: exact.inspect([photo], asked.name))
-            _, edge_s = timed(
-                lambda photo=photo: [edge.inspect([photo], asked.name) for _ in range(asked.edge_rounds)]
-            )
+            _, edge_s = timed(lambda photo=photo: [edge.inspect([photo], asked.name) for _ in range(asked.edge_rounds)])
             rows.append(
                 {
                     "masks": len(slots),
@@ -169,7 +167,7 @@ def result(rows: list[dict[str, float]], asked: argparse.Namespace, bundle: Bund
     """What the results file says."""
     seconds = {way: sum(row[f"{way}_s"] for row in rows) / len(rows) for way in ("naive", "exact", "edge")}
     return {
-        "what": "diffusers' pipeline once a mask and LPIPS a pair, against the exact and the edge plan; means over photos",
+        "what": "diffusers' pipeline once a mask and LPIPS a pair, beside the exact and the edge plan; means of photos",
         "base": bundle.manifest.base.name,
         "size_px": bundle.manifest.sizes.size_px,
         "threads": asked.threads,

@@ -47,7 +47,9 @@ def test_a_settled_verdict_is_the_whole_inspections_verdict(threshold: float, we
 
 
 def test_most_of_the_repaints_are_spared_far_from_the_threshold() -> None:
-    known = replace(constants(FakeNetworks(), 50.0), scales={n: MapScale(0.2, 0.3) for n in ("prototypes", "multiscale")})
+    known = replace(
+        constants(FakeNetworks(), 50.0), scales={n: MapScale(0.2, 0.3) for n in ("prototypes", "multiscale")}
+    )
     whole, networks = judge(SMALL, known)
     early, saving = judge(replace(SMALL, settle=True), known)
     assert {a.ended for a in early} == {"settled"}
