@@ -34,6 +34,7 @@ class Mode:
     image_auroc: float
     """Mean over the classes, in [0,1]."""
     pixel_auroc: float
+    """The same of pixels; 0 where no photo has a mask."""
     missed: int
     """Defective photos that it called good, of `bad`."""
     bad: int

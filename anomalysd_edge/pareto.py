@@ -189,8 +189,8 @@ def _judge(mode: Mode, detector: Detector, judged: Sequence[Judged]) -> Mode:
         mode,
         p50_ms=float(np.percentile(taken, 50)),
         p95_ms=float(np.percentile(taken, 95)),
-        image_auroc=float(np.nanmean(image)),
-        pixel_auroc=float(np.nanmean(pixel)),
+        image_auroc=_mean(image),
+        pixel_auroc=_mean(pixel),
         missed=sum(p.bad and label == 0 for p, _, label, _ in every),
         bad=sum(p.bad for p, *_ in every),
         false_alarms=sum(not p.bad and label == 1 for p, _, label, _ in every),
@@ -198,3 +198,9 @@ def _judge(mode: Mode, detector: Detector, judged: Sequence[Judged]) -> Mode:
         unet_samples=(networks.meter.jobs["unet"].samples - samples) / len(judged),
         ended=dict(ended),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the classes for which the figure is defined; 0 where it is for none."""
+    defined = [value for value in values if not np.isnan(value)]
+    return sum(defined) / len(defined) if defined else 0.0

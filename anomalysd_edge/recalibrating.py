@@ -142,7 +142,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
 
 
 def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
-    """By class: the shots of a run, or the first `shots` good photos of a data set (None: as many as the bundle had)."""
+    """By class: the shots of a run, or the first good photos of a data set, `shots` or as many as the bundle had."""
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
