@@ -17,7 +17,7 @@ import numpy as np
 
 from anomalysd_edge import images
 from anomalysd_edge.errors import SDEdgeError
-from anomalysd_edge.inspection import Inspection
+from anomalysd_edge.inspection import Inspection, InspectSettings
 from anomalysd_edge.machine import EnergyMeter, gpu_memory_bytes, peak_rss_bytes
 from anomalysd_edge.metering import Meter, MeteredNetworks
 from anomalysd_edge.opening import Opening
@@ -52,6 +52,8 @@ class BenchRequest:
     """No further round is begun after so long (at least one is made); 0 = no limit."""
     force: bool = False
     """Also a precision that the gate refused."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Inspection settings over the preset's, for instance other scales."""
 
 
 @dataclass
@@ -94,6 +96,9 @@ def measure(asked: BenchRequest, started: float) -> BenchRow:
     how = Opening(asked.preset, asked.backend, asked.threads, asked.batch, asked.force)
     detector = how.detector(Path(asked.bundle))
     with detector:
+        if asked.changes:
+            settings = InspectSettings.from_json({**detector.settings.to_json(), **asked.changes})
+            detector = detector.under(settings, detector.classes)
         networks = MeteredNetworks(detector.networks)
         metered = detector.over(networks)
         metered.group = asked.in_flight
