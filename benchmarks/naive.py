@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ from anomalysd_edge.bundle_detector import class_constants, detector_of, preset_
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.files import write_json
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
+from anomalysd_edge.machine import machine_facts
 from anomalysd_edge.masks import prototype_guided, to_pixels
 from anomalysd_edge.plan import GUIDED, Slot, make_plan
 from anomalysd_edge.prototypes import prototype_distance
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos of one class")
     parser.add_argument("--class", dest="name", required=True)
     parser.add_argument("--count", type=int, default=2, help="photos; the naive way takes about a minute each")
+    parser.add_argument("--scales", default="", help="other grids than the preset's, by commas, to spend less time")
     parser.add_argument("--edge-rounds", type=int, default=5, help="edge inspections timed after each photo")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
@@ -137,9 +140,12 @@ def main() -> None:
     photos = [images.load_rgb(file) for file in images.list_images(asked.photos)[: asked.count]]
     rows: list[dict[str, float]] = []
     paper = preset_settings(bundle, "paper")
+    if asked.scales:
+        paper = replace(paper, scales=tuple(int(k) for k in asked.scales.split(",")))
     naive = Naive(read_run(asked.run), bundle, paper, asked.name, asked.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
         exact, edge = (detector_of(bundle, networks, preset) for preset in ("paper", "edge"))
+        exact = exact.under(paper, exact.classes)
         constants = class_constants(bundle, "paper")[asked.name]
         edge.inspect(photos[:1], asked.name)  # warm-up of what both plans use; exact warms up on its first batch
         for number, photo in enumerate(photos):
@@ -172,11 +178,13 @@ def result(rows: list[dict[str, float]], asked: argparse.Namespace, bundle: Bund
         "size_px": bundle.manifest.sizes.size_px,
         "threads": asked.threads,
         "seconds_a_photo": seconds,
+        "naive_seconds_a_mask": sum(row["naive_s"] for row in rows) / sum(row["masks"] for row in rows),
         "exact_times_faster": seconds["naive"] / seconds["exact"],
         "edge_times_faster": seconds["naive"] / seconds["edge"],
         "largest_score_difference": max(row["score_difference"] for row in rows),
         "largest_map_difference": max(row["map_difference"] for row in rows),
         "photos": rows,
+        "machine": machine_facts(),
         "versions": versions(),
     }
 

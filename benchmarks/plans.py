@@ -2,9 +2,9 @@
 
     python benchmarks/plans.py --bundle BUNDLE --data DIR --good 8 --bad 8 --out results.json [--seconds 450]
 
-A seeded choice of test photos of each class. The exact plan takes long: what is judged stands in OUT.rows/, and the same
-command goes on from there. Figures are made of the photos that both plans have judged. --modes adds settings that leave
-repaints out (cascade, settling, suspect cells), with what they missed and called wrong.
+A seeded choice of test photos of each class. The exact plan takes long: what is judged stands in OUT.rows/, and the
+same command goes on from there. Figures are made of the photos that all plans have judged. --modes adds settings that
+leave repaints out (cascade, settling, suspect cells), with what they missed and called wrong.
 """
 
 from __future__ import annotations
