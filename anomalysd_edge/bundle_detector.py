@@ -47,6 +47,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
             choices=_choices(bundle, preset, calibration),
             threshold=calibration.threshold,
             pixel_threshold=calibration.pixel_threshold,
+            clear=calibration.clear,
         )
     return found
 
@@ -94,7 +95,9 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={
-            preset: CalibrationRecord(found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices))
+            preset: CalibrationRecord(
+                found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices), found.clear
+            )
             for preset, found in calibrated.items()
             if found.threshold is not None
         },

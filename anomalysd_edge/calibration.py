@@ -21,6 +21,7 @@ from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.framing import Frame, common_aspect
+from anomalysd_edge.fusing import clear_bound, fuse
 from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.masks import foreground
@@ -28,7 +29,6 @@ from anomalysd_edge.networks import Networks
 from anomalysd_edge.prototypes import prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
-from anomalysd_edge.stages import fuse
 from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
 
 F32 = npt.NDArray[np.float32]
@@ -125,12 +125,14 @@ def calibrate(
         tuned = replace(inspect, **choices)
         fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
+        threshold = upper_bound([image_score(m, tuned.top_share) for m in fused], rate)
         found[name] = replace(
             bare,
             bank=bank,
             scales=scales,
             choices=choices,
-            threshold=upper_bound([image_score(m, tuned.top_share) for m in fused], rate),
+            threshold=threshold,
+            clear=judge.clear(tuned, scales, threshold),
             pixel_threshold=upper_bound([float(m.max()) for m in fused], rate),
         )
     if progress:
@@ -180,6 +182,14 @@ class _Judge:
         maps = self._judged(settings, synthetic=False)
         scales = _scales(maps, self._settings.spread_quantile)
         return [fuse(m, scales, settings) for m in maps], scales
+
+    def clear(self, settings: InspectSettings, scales: Mapping[str, MapScale], threshold: float) -> float | None:
+        """The cascade's bound; None without prototypes."""
+        maps = [m["prototypes"] for m in self._judged(settings, synthetic=False) if "prototypes" in m]
+        if not maps:
+            return None
+        scaled = [scales["prototypes"].apply(m) for m in maps]
+        return clear_bound([image_score(m, settings.top_share) for m in scaled], threshold)
 
     def choose(self) -> tuple[dict[str, Any], list[Trial]]:
         """Settings for this class, and what was tried."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, fleet_verbs, serving_verbs
+from anomalysd_edge import __version__, bench_verbs, fleet_verbs, serving_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -302,6 +302,9 @@ def inspect(
     backend: Backend = "cpu",
     threads: Threads = None,
     max_batch: Annotated[int, typer.Option(help="Largest UNet batch; never changes a verdict.")] = 16,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds a photo may take; the mode is picked by the bench's table.")
+    ] = None,
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
@@ -316,7 +319,7 @@ def inspect(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
-    how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch)
+    how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms)
     with progress_bars(quiet or (ray is None and len(photos) < 2)) as progress:
         if (cluster := fleet_verbs.cluster(ray, workers, gpus, journal)) is not None:
             from anomalysd_edge.cluster_workflow import inspect_on_ray
@@ -343,6 +346,9 @@ def _show_inspections(results: list[dict[str, Any]]) -> None:
         took = sum(r["timings_ms"].values())
         rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
     show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
+    if deadline_ms is not None:
+        met = sum(r["deadline_met"] for r in results)
+        say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
 
 
 @app.command("eval")
@@ -408,6 +414,7 @@ def doctor(as_json: AsJson = False) -> None:
         print(f"{'yes' if f.able else 'no ':3}  {f.what:24}  {f.because}")
 
 
+bench_verbs.register(app)
 serving_verbs.register(app)
 fleet_verbs.register(app)
 

@@ -103,8 +103,10 @@ def _task(bundle: Bundle, how: Opening, whole: bool) -> Task:
     from anomalysd_runtime.distributed.ray_inspect import Task
     from anomalysd_runtime.server.settings import EngineSettings
 
-    if how.force or how.on_mismatch != "error":
-        raise SettingsError("--force and --on-mismatch are for one machine; on a cluster every machine must fit")
+    if how.force or how.on_mismatch != "error" or how.deadline_ms is not None:
+        raise SettingsError(
+            "--force, --on-mismatch and --deadline-ms are for one machine; on a cluster scores must not depend on which"
+        )
     engine = EngineSettings(
         preset=how.preset, backend=how.backend, threads=how.threads or 1, max_batch=how.max_batch,
         signature_key=how.public_key,

@@ -82,6 +82,8 @@ class CalibrationRecord:
     """By score map: (map - centre) / spread brings it to the common scale before fusion."""
     choices: dict[str, Any] = field(default_factory=dict)
     """Inspection settings that calibration chose for the class, over the preset's."""
+    clear: float | None = None
+    """Score of the scaled prototype distance below which the cascade calls a photo good; absent in older bundles."""
 
 
 @dataclass(frozen=True)

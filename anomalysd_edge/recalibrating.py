@@ -104,7 +104,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     records = bundle.manifest.classes
     shots = {
         name: [load_rgb(file) for file in files]
-        for name, files in _good_photos(asked.photos, records, asked.shots).items()
+        for name, files in good_photos(asked.photos, records, asked.shots).items()
     }
     specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
     prompts = {
@@ -141,7 +141,8 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     )  # fmt: skip
 
 
-def _good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+    """By class: the shots of a run, or the first good photos of a data set, `shots` or as many as the bundle had."""
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}

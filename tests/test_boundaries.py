@@ -30,6 +30,7 @@ PORTERS = {
     "serving_verbs.py",
     "fleet_verbs.py",
     "cluster_workflow.py",
+    "bench_verbs.py",
 }
 """Modules of the root that open the other rooms, inside functions only."""
 

@@ -271,6 +271,8 @@ def test_guidance_and_distance_are_those_of_onnx_runtime(bundle: Bundle, server:
     with OnnxNetworks.of_bundle(bundle, threads=1) as plain:
         served = model._detector.networks
         assert np.array_equal(served.inpaint(job), plain.inpaint(job))
+        back = replace(job, history=normal(2, 3))
+        assert np.array_equal(served.inpaint(back), plain.inpaint(back))
         assert np.array_equal(served.distance(references, repaints, of), plain.distance(references, repaints, of))
 
 

@@ -7,6 +7,7 @@ numbers are Python's shortest that read back as the same float, so scores surviv
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,13 @@ from anomalysd_edge.errors import InputError
 from anomalysd_edge.inspection import Evidence, Inspection
 
 PLAIN = "plain"
-_SCALARS = ("class_name", "pred_score", "pred_label", "threshold", "mode", "backend")
+_ARRAYS = ("anomaly_map", "pred_mask", "repaint")
+_SCALARS = tuple(
+    entry.name
+    for entry in fields(Inspection)
+    if entry.name not in (*_ARRAYS, "maps", "scores", "evidence", "timings_ms")
+)
+"""Whatever else an inspection says is a plain value."""
 
 
 def pack(answer: Inspection) -> bytes:

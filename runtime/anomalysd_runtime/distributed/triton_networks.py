@@ -94,7 +94,8 @@ class TritonNetworks:
             assert job.negative_states is not None  # check_job
             states = np.concatenate([np.broadcast_to(job.negative_states, states.shape), states])
         scale = np.float32(job.guidance_scale)
-        for timestep, (c0, c1) in zip(job.timesteps, job.coefficients, strict=True):
+        before = np.zeros_like(latents)
+        for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
             sample = np.concatenate([latents, condition], axis=1)
             sample = np.concatenate([sample, sample]) if guided else sample
             times = np.full((len(sample), 1), timestep, np.int64)  # a row a sample: config.pbtxt takes the axis away
@@ -103,5 +104,9 @@ class TritonNetworks:
             if guided:
                 negative, positive = np.split(out, 2)
                 out = negative + scale * (positive - negative)
-            latents = c0 * latents + c1 * out
+            step = c0 * latents + c1 * out
+            if job.history is not None:
+                h0, h1, h2 = job.history[number]
+                step, before = step + h0 * before, h1 * latents + h2 * out
+            latents = step
         return latents
