@@ -332,6 +332,9 @@ def inspect(
         show_json(results)
     else:
         _show_inspections([r for r in results if "error" not in r])
+        if deadline_ms is not None:
+            met = sum(r["deadline_met"] for r in results)
+            say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
     for r in failed:
         say(f"no verdict: {r['error']}")
     if failed:
@@ -346,9 +349,6 @@ def _show_inspections(results: list[dict[str, Any]]) -> None:
         took = sum(r["timings_ms"].values())
         rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
     show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
-    if deadline_ms is not None:
-        met = sum(r["deadline_met"] for r in results)
-        say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
 
 
 @app.command("eval")

@@ -1,4 +1,4 @@
-"""The verbs and options of many boxes: --ray, push, pull, rollback, fleet status."""
+"""The verbs and options of many boxes: --ray, push, pull, rollback, fleet status, plan-capacity."""
 
 from __future__ import annotations
 
@@ -206,9 +206,55 @@ def status(
         raise typer.Exit(1)
 
 
+def plan_capacity(
+    measured: Annotated[Path, typer.Argument(help="bench.json of 'sd-edge bench BUNDLE --photos DIR --out DIR'.")],
+    photos_per_second: Annotated[float, typer.Option(help="Photos a second, all boxes together.")],
+    deadline_ms: Annotated[float, typer.Option(help="From arrival at a box to the verdict.")],
+    gpu: Annotated[
+        str | None, typer.Option(help="GPUs to estimate for, by commas: l4,h100,... or NAME=TFLOPS:GB/S.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Which rows of the file: those of this preset; the fastest counts.")
+    ] = "edge",
+    share: Annotated[float, typer.Option(help="Percent of the photos that must keep the deadline.")] = 99.0,
+    steady: Annotated[bool, typer.Option("--steady", help="Photos come at even times, as on a belt.")] = False,
+    spare: Annotated[int, typer.Option(help="Boxes that may be down.")] = 0,
+    group: Annotated[int, typer.Option(help="Photos that a box judges at once, as serve --group.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """How many boxes, of the measured kind and of GPUs by estimate; exit code 1 where no number keeps the deadline."""
+    from anomalysd_edge.files import read_json
+    from anomalysd_edge.fleet import capacity
+
+    file = measured / "bench.json" if measured.is_dir() else measured
+    value = read_json(file)
+    read = capacity.read_bench(value, str(file))
+    costs = [cost for row, cost in zip(value["rows"], read, strict=True) if row.get("plan") == preset]
+    if not costs:
+        raise InputError(f"{file} holds no row of the preset {preset!r}; measure it: sd-edge bench --plan {preset}")
+    wanted = capacity.Wanted(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
+    names = [word.strip() for word in (gpu or "").split(",") if word.strip()]
+    best = min(costs, key=lambda cost: cost.seconds)
+    found = capacity.plans(best, capacity.machine_of(value, best), names, wanted)
+    if as_json:
+        show_json(found)
+    else:
+        show_table(
+            f"Boxes for {photos_per_second:g} photos/s, {share:g} % within {deadline_ms:g} ms",
+            ("box", "from", "ms a photo", "photos/s a box", "use", "boxes", f"p{share:g} ms"),
+            [capacity.table_row(plans) for plans in found],
+        )
+    if any(len(plans) > 1 for plans in found):
+        say("estimates: expected, and in brackets low to high; measure on such a box before you buy several")
+    if all(plan.boxes is None for plans in found for plan in plans):
+        say(f"no number of boxes keeps {deadline_ms:g} ms: a photo alone takes longer; use a faster preset or box")
+        raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
     """Hang the verbs into the command."""
     app.command()(push)
     app.command()(pull)
     app.command()(rollback)
     app.add_typer(fleet, name="fleet")
+    app.command("plan-capacity")(plan_capacity)

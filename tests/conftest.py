@@ -36,6 +36,7 @@ VERBS = {
     "pull",
     "rollback",
     "fleet",
+    "plan-capacity",
 }
 """Of the command."""
 

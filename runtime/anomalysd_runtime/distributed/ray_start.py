@@ -20,6 +20,7 @@ def import_ray() -> Any:
     # A box in a factory tells nobody what it does.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than its 30 s
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core writes to our stderr
     try:
         import ray
@@ -43,7 +44,7 @@ def ray_running(address: str, cpus: int) -> Iterator[Any]:
             ray.init(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, address=LOCAL, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a start that takes too long is a bare Exception of Ray's
         where = "on this machine" if address == LOCAL else f"at {address}"
         raise BackendError(
             f"Ray {where} does not answer ({error}); start one with 'ray start --head', or use --ray local"
