@@ -1,4 +1,4 @@
-"""What tests/test_ray.py asks of a real Ray on this machine: one process, one start of Ray a scenario; JSON on stdout."""
+"""What tests/test_ray.py asks of a real Ray on this machine: a process and a start of Ray for each scenario."""
 
 from __future__ import annotations
 
@@ -12,36 +12,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from anomalysd_edge.bundle import MANIFEST
-from anomalysd_edge.detector import Detector
 from anomalysd_edge.files import sha256_file
 from anomalysd_runtime.distributed.journal import Journal
 from anomalysd_runtime.distributed.packing import unpack
 from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task, run_groups
 from anomalysd_runtime.server.settings import EngineSettings
-from anomalysd_runtime.server.worker import open_bundle
-from tests.serving import U8, Touchy
-
-
-class Slow(Touchy):
-    """Long enough for an actor to be killed in the middle of something."""
-
-    def inspect(self, photos: Sequence[U8], class_names: Sequence[str] | str, *more: Any) -> list[Any]:
-        time.sleep(0.3)
-        return super().inspect(photos, class_names, *more)
-
-
-def open_slow(path: Path, settings: EngineSettings, backend: str) -> Detector:
-    """As open_bundle."""
-    detector = open_bundle(path, settings, backend)
-    detector.__class__ = Slow
-    return detector
+from tests.serving import open_slow
 
 
 def photos(folder: Path) -> dict[str, Any]:

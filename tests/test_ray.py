@@ -36,7 +36,7 @@ with_ray = pytest.mark.skipif(
 def scenario(name: str, folder: Path) -> Any:
     """Run one of tests/ray_scenarios.py in a process of its own: Ray's warnings and threads end with it."""
     out = folder / f"{name}.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = [sys.executable, "-m", "tests.ray_scenarios", name, str(folder), str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -31,7 +31,20 @@ from tests.serving import png
 from tests.small_graphs import small_bundle
 
 google_text = pytest.importorskip("google.protobuf.text_format")
-model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+
+
+def tritons_schema() -> Any:
+    """tritonclient's model_config_pb2, by its file: importing its package would need grpc, which only calls need."""
+    (folder,) = pytest.importorskip("tritonclient").__path__
+    spec = importlib.util.spec_from_file_location("model_config_pb2", f"{folder}/grpc/model_config_pb2.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+model_config = tritons_schema()
 NUMPY = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64}
 
 
