@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from anomalysd_edge.errors import BackendError, SettingsError, missing_extra
 
 LOCAL = "local"
+KNOCK_S = 10.0
 STORE_BYTES = 512 << 20
 """Ray's shared memory where we start it ourselves: groups of photos are small, and its default takes 30 % of all."""
 
@@ -29,6 +31,13 @@ def import_ray() -> Any:
     return ray
 
 
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself tries again for minutes. 'auto' and names are left to Ray."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+
+
 @contextmanager
 def ray_running(address: str, cpus: int) -> Iterator[Any]:
     """Ray at `address` ('local' starts one on this machine with `cpus`); ours is stopped at the end.
@@ -43,6 +52,7 @@ def ray_running(address: str, cpus: int) -> Iterator[Any]:
         if address == LOCAL:
             ray.init(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, address=LOCAL, **quiet)
         else:
+            _knock(address)
             ray.init(address=address, **quiet)
     except Exception as error:  # a start that takes too long is a bare Exception of Ray's
         where = "on this machine" if address == LOCAL else f"at {address}"
