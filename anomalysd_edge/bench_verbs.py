@@ -231,8 +231,13 @@ def _pareto(
     with Opening(plan, backend, threads, 16, force).detector(path) as base:
         asked = pareto.ParetoRequest(opened, plan, settings, shots, judged, pareto.CANDIDATES)
         found = pareto.measure_modes(asked, base.networks, base, progress)
+    peaks = {}
+    for batch in (1, 4, 16):
+        files = [(str(s.path), s.class_name) for s in samples[:4]]
+        alone = BenchRequest(str(path), files, plan, backend, batch, 4, 2, 1, threads, force=force)
+        peaks[str(batch)] = in_own_process(alone).peak_rss_bytes
     done = modes.ModeTable(
-        sha256_file(path / MANIFEST), plan, str(backend_choice(backend)), machine_name(), threads, named, found
+        sha256_file(path / MANIFEST), plan, str(backend_choice(backend)), machine_name(), threads, named, found, peaks
     )
     return modes.write_table(path, done), found
 

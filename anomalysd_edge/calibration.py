@@ -26,7 +26,7 @@ from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.networks import Networks
-from anomalysd_edge.prototypes import prototype_distance
+from anomalysd_edge.prototypes import Bank, prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
 from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
@@ -95,11 +95,12 @@ def calibrate(
     negative_states: F32 | None = None,
     progress: Progress | None = None,
     trials: dict[str, list[Trial]] | None = None,
+    held_out: dict[str, tuple[list[Fold], Bank | None]] | None = None,
 ) -> dict[str, ClassConstants]:
     """Constants of every class in `specs`. A class without shots keeps its prompts alone: no bank, no threshold.
 
     `shots` holds (H,W,3) uint8 photos and `prompts` (77,D) states by level. Deterministic for given settings. What was
-    tried to choose settings is put into `trials`, by class.
+    tried to choose settings is put into `trials`, by class; `held_out` keeps folds and banks for the next call.
     """
     settings = settings or CalibrationSettings()
     found: dict[str, ClassConstants] = {}
@@ -112,9 +113,12 @@ def calibrate(
         if not photos:
             found[name] = bare
             continue
-        folds, bank = folds_of(
-            networks, photos, specs[name], aspect, settings.negatives, settings.bank_size, settings.seed
-        )
+        known = {} if held_out is None else held_out
+        if name not in known:
+            known[name] = folds_of(
+                networks, photos, specs[name], aspect, settings.negatives, settings.bank_size, settings.seed
+            )
+        folds, bank = known[name]
         bare = replace(bare, guided_threshold=_guided_threshold(networks, folds, bare, inspect, settings))
         judge = _Judge(networks, schedule, bare, folds, inspect, negative_states, settings)
         choices: dict[str, Any] = {}

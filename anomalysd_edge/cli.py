@@ -305,6 +305,9 @@ def inspect(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Milliseconds a photo may take; the mode is picked by the bench's table.")
     ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory of the process, as 600MiB; the bench's table tells which batch fits.")
+    ] = None,
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
@@ -319,7 +322,9 @@ def inspect(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
-    how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms)
+    how = Opening(
+        preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
+    )
     with progress_bars(quiet or (ray is None and len(photos) < 2)) as progress:
         if (cluster := fleet_verbs.cluster(ray, workers, gpus, journal)) is not None:
             from anomalysd_edge.cluster_workflow import inspect_on_ray

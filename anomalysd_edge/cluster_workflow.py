@@ -103,9 +103,10 @@ def _task(bundle: Bundle, how: Opening, whole: bool) -> Task:
     from anomalysd_runtime.distributed.ray_inspect import Task
     from anomalysd_runtime.server.settings import EngineSettings
 
-    if how.force or how.on_mismatch != "error" or how.deadline_ms is not None:
+    if how.force or how.on_mismatch != "error" or how.deadline_ms is not None or how.memory_budget is not None:
         raise SettingsError(
-            "--force, --on-mismatch and --deadline-ms are for one machine; on a cluster scores must not depend on which"
+            "--force, --on-mismatch, --deadline-ms and --memory-budget are for one machine; on a cluster scores must "
+            "not depend on which machine made them"
         )
     engine = EngineSettings(
         preset=how.preset, backend=how.backend, threads=how.threads or 1, max_batch=how.max_batch,

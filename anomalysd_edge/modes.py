@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anomalysd_edge.bundle import MANIFEST
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import BundleError, InputError, SettingsError
@@ -65,6 +67,8 @@ class ModeTable:
     judged_on: str
     """'labelled photos' or 'synthetic anomalies'."""
     modes: tuple[Mode, ...]
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Peak memory of an inspecting process by its largest UNet batch, a group of photos in flight."""
 
 
 def table_file(bundle: Path) -> Path:
@@ -93,6 +97,24 @@ def pick(modes: Sequence[Mode], deadline_ms: float) -> Mode:
     if not within:
         return min(modes, key=lambda mode: mode.p95_ms)
     return max(within, key=lambda mode: (mode.image_auroc, mode.pixel_auroc, -mode.p95_ms))
+
+
+def batch_within(peak_bytes: Mapping[str, int], budget_bytes: int) -> int:
+    """The largest UNet batch whose foretold peak fits the budget: measured peaks, straight lines between them.
+
+    Raises SettingsError where not even the smallest measured batch fits, or nothing was measured.
+    """
+    known = sorted((int(batch), peak) for batch, peak in peak_bytes.items())
+    if not known:
+        raise SettingsError("no memory was measured on this machine: run sd-edge bench --pareto first")
+    sizes, peaks = [batch for batch, _ in known], [peak for _, peak in known]
+    fitting = [n for n in range(sizes[0], sizes[-1] + 1) if np.interp(n, sizes, peaks) <= budget_bytes]
+    if not fitting:
+        raise SettingsError(
+            f"the memory budget is {budget_bytes / 2**20:.0f} MiB and a UNet batch of {sizes[0]} needs "
+            f"{peaks[0] / 2**20:.0f} MiB here: give more, or build the bundle in a lower precision"
+        )
+    return max(fitting)
 
 
 def under_mode(detector: Detector, mode: Mode, settings: InspectSettings) -> Detector:

@@ -35,12 +35,15 @@ class Opening:
     deadline_ms: float | None = None
     """Milliseconds that a photo may take, from its pixels to its verdict; picks the mode (modes.py)."""
 
+    memory_budget: str | None = None
+    """Memory that the process may take, as 600MiB; lowers `max_batch` by what this machine's table measured."""
+
     def detector(self, bundle: Path) -> Detector:
         """Open `bundle`; a context manager. Raises what anomalysd_runtime.loading.open_detector raises.
 
         With a deadline, in the best mode that this machine's table has for it; without a table in the preset's own.
         """
-        opened = self._whole(bundle)
+        opened = self._whole(bundle, self._batch(bundle))
         if self.deadline_ms is None:
             return opened
         try:
@@ -50,6 +53,17 @@ class Opening:
         except BaseException:
             opened.networks.close()
             raise
+
+    def _batch(self, bundle: Path) -> int:
+        """`max_batch`, or less where the memory budget asks for it."""
+        from anomalysd_edge.building import memory_bytes
+        from anomalysd_edge.modes import batch_within, read_table
+
+        budget = memory_bytes(self.memory_budget, "--memory-budget")
+        if budget is None:
+            return self.max_batch
+        table = read_table(bundle, self.preset, str(backend_choice(self.backend)), machine_name())
+        return min(self.max_batch, batch_within({} if table is None else table.peak_bytes, budget))
 
     def _within(self, opened: Detector, bundle: Path, deadline_ms: float) -> Detector:
         from anomalysd_edge.modes import pick, read_table, under_mode
@@ -64,7 +78,7 @@ class Opening:
         found.label = mode.name
         return found
 
-    def _whole(self, bundle: Path) -> Detector:
+    def _whole(self, bundle: Path, max_batch: int) -> Detector:
         from anomalysd_runtime.loading import open_detector
 
         return open_detector(
@@ -72,7 +86,7 @@ class Opening:
             self.preset,
             self.backend,
             self.threads,
-            self.max_batch,
+            max_batch,
             force=self.force,
             public_key=self.public_key,
             on_mismatch=self.on_mismatch,

@@ -17,13 +17,14 @@ from anomalysd_edge.bundle import NEGATIVE_PROMPT, Bundle
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
-from anomalysd_edge.heldout import disturbed
+from anomalysd_edge.heldout import Fold, disturbed
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.manifest import CalibrationRecord
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.metering import MeteredNetworks
 from anomalysd_edge.modes import Mode, under_mode, with_front
 from anomalysd_edge.networks import Networks
+from anomalysd_edge.prototypes import Bank
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.synthetic import synthetic_anomaly
 
@@ -77,6 +78,7 @@ class ParetoRequest:
 def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, progress: Progress) -> tuple[Mode, ...]:
     """The modes, from fast to slow. `base` is the bundle's own detector over `networks`."""
     calibrated: dict[InspectSettings, dict[str, ClassConstants]] = {}
+    held_out: dict[str, tuple[list[Fold], Bank | None]] = {}
     side = networks.sizes.latent_side
     fitting = {n: c for n, c in asked.candidates.items() if max(c.get("scales", asked.settings.scales)) <= side}
     modes: list[Mode] = []
@@ -86,7 +88,7 @@ def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, prog
         # What leaves repaints out is calibrated without it: normals must be seen whole to say what is normal.
         plain = replace(settings, cascade=False, settle=False, cells="none" if settings.cells == "none" else "all")
         if plain not in calibrated:
-            calibrated[plain] = _calibrated(asked, networks, plain)
+            calibrated[plain] = _calibrated(asked, networks, plain, held_out)
         records = {
             n: CalibrationRecord(c.threshold, c.pixel_threshold, dict(c.scales), {}, c.clear)
             for n, c in calibrated[plain].items()
@@ -144,7 +146,12 @@ def _small(mask: Mask) -> Mask:
     return np.asarray(picture) > 0
 
 
-def _calibrated(asked: ParetoRequest, networks: Networks, settings: InspectSettings) -> dict[str, ClassConstants]:
+def _calibrated(
+    asked: ParetoRequest,
+    networks: Networks,
+    settings: InspectSettings,
+    held_out: dict[str, tuple[list[Fold], Bank | None]],
+) -> dict[str, ClassConstants]:
     bundle = asked.bundle
     records = bundle.manifest.classes
     specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
@@ -159,7 +166,7 @@ def _calibrated(asked: ParetoRequest, networks: Networks, settings: InspectSetti
     )
     return calibrate(
         networks, schedule, asked.shots, specs, prompts, settings, CalibrationSettings(),
-        bundle.constants[NEGATIVE_PROMPT],
+        bundle.constants[NEGATIVE_PROMPT], held_out=held_out,
     )  # fmt: skip
 
 

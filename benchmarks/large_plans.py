@@ -1,5 +1,6 @@
 """Edge against paper plan at Stable Diffusion 1.5's size, with random weights: counted, and measured where it can be.
 
+    python benchmarks/large_plans.py count   --out counts.json [--side 512]
     python benchmarks/large_plans.py export  --work DIR [--side 256]
     python benchmarks/large_plans.py measure --work DIR --out results.json [--device cpu]
 
@@ -44,14 +45,16 @@ def sizes_of(side: int) -> NetworkSizes:
 
 def export(work: Path, side: int) -> None:
     """Write the five graphs, float32; those that are there are kept."""
+    import runpy
+
     import torch
-    from build_large import network
 
     from anomalysd_edge.training.features import load_features
     from anomalysd_edge.training.perceptual import AlexPerceptual
     from anomalysd_export.graphs import graph_specs
     from anomalysd_export.onnx_export import export_graph
 
+    network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
     specs = graph_specs(sizes_of(side), PROMPT_WIDTH)
     write_json(work / "sizes.json", {"side": side})
     for name in NETWORKS:
@@ -69,6 +72,57 @@ def export(work: Path, side: int) -> None:
         export_graph(specs[name], module, file)
         (work / f"{name}.done").touch()
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def count(out: Path, side: int) -> None:
+    """Count both plans' operations by shapes alone: no weights, no memory, seconds."""
+    import runpy
+
+    import torch
+    from diffusers import AutoencoderTiny
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from anomalysd_edge.training.features import DenseFeatures
+    from anomalysd_edge.training.perceptual import AlexPerceptual
+
+    network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
+    sizes = sizes_of(side)
+    latents = sizes.latent_side
+    with torch.device("meta"):
+        unet, vae, tiny = network("unet"), network("vae_decoder"), AutoencoderTiny()
+        modules: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "features": (DenseFeatures(), (torch.empty(1, 3, 256, 256),)),
+            "encode": (lambda x: vae.encode(x).latent_dist.mode(), (torch.empty(1, 3, side, side),)),
+            "unet": (
+                lambda x: unet(x, 10, encoder_hidden_states=torch.empty(1, 77, PROMPT_WIDTH)),
+                (torch.empty(1, 9, latents, latents),),
+            ),
+            "decode": (lambda z: vae.decode(z).sample, (torch.empty(1, 4, latents, latents),)),
+            "tiny encode": (lambda x: tiny.encode(x).latents, (torch.empty(1, 3, side, side),)),
+            "tiny decode": (lambda z: tiny.decode(z).sample, (torch.empty(1, 4, latents, latents),)),
+            # Of the repaint; its reference's features are made once.
+            "distance": (AlexPerceptual("lpips_alex").trunk, (torch.empty(1, 3, side, side),)),
+        }
+        gflop = {}
+        for job, (module, inputs) in modules.items():
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                module(*inputs)
+            gflop[job] = counter.get_total_flops() / 1e9
+    counts = {"paper": whole_counts(PAPER, sizes), "edge": whole_counts(EDGE, sizes)}
+    total = {plan: sum(n * gflop[job] for job, n in mine.items()) for plan, mine in counts.items()}
+    small = {**gflop, "encode": gflop["tiny encode"], "decode": gflop["tiny decode"]}
+    total["edge, tiny autoencoder"] = sum(n * small[job] for job, n in counts["edge"].items())
+    found = {
+        "what": "Stable Diffusion 1.5's size, counted by shapes",
+        "side_px": side,
+        "gflop_a_sample": gflop,
+        "counts": counts,
+        "gflop_a_photo": total,
+        "counted_ratio": total["paper"] / total["edge"],
+        "counted_ratio_with_a_tiny_autoencoder": total["paper"] / total["edge, tiny autoencoder"],
+    }
+    write_json(out, found)
+    print(found)
 
 
 def constants(rng: np.random.Generator, depth: int) -> ClassConstants:
@@ -179,8 +233,8 @@ def _share(tally: dict[str, float], gflop: float, rate: float) -> float:
 def main() -> None:
     """Export or measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("export", "measure"))
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("step", choices=("count", "export", "measure"))
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("large-plans.json"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda (ONNX Runtime)")
@@ -188,6 +242,11 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=4)
     parser.add_argument("--whole", action="store_true", help="run the whole paper plan")
     asked = parser.parse_args()
+    if asked.step == "count":
+        count(asked.out, asked.side)
+        return
+    if asked.work is None:
+        parser.error("--work is needed: where the graphs lie")
     asked.work.mkdir(parents=True, exist_ok=True)
     if asked.step == "export":
         export(asked.work, asked.side)

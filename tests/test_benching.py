@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.numpy_helper
@@ -21,10 +22,11 @@ from anomalysd_edge.benching import STAGES, BenchRequest, BenchRow, measure
 from anomalysd_edge.cli import app
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.machine import board_milliwatts, machine_facts
-from anomalysd_edge.modes import Mode, ModeTable, pick, read_table, table_file, with_front, write_table
+from anomalysd_edge.modes import Mode, ModeTable, batch_within, pick, read_table, table_file, with_front, write_table
 from anomalysd_edge.opening import Opening, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates
+from anomalysd_runtime.sessions import available_providers
 from tests.small_graphs import small_bundle
 
 
@@ -42,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(place: Path, **changes: object) -> BenchRequest:
+def request(place: Path, **changes: Any) -> BenchRequest:
     files = [(str(file), "bottle") for file in images.list_images(place / "PHOTOS/bottle/test/good")]
     return replace(BenchRequest(str(place / "BUNDLE"), files, rounds=3, threads=1), **changes)
 
@@ -131,6 +133,17 @@ def test_rates_of_this_machine_are_sane() -> None:
     assert 1e8 < rates.bytes_a_second < 1e13
 
 
+@pytest.mark.gpu
+def test_rates_memory_and_energy_of_a_gpu(place: Path) -> None:
+    if "CUDAExecutionProvider" not in available_providers():
+        pytest.skip("no CUDAExecutionProvider in this onnxruntime: the GPU's rates were not measured")
+    rates = measure_rates("cuda", half=True, seconds=0.5)
+    assert 1e12 < rates.flops_a_second < 1e16
+    found = in_own_process(request(place, backend="cuda", rounds=2))
+    assert found.gpu_bytes is None or found.gpu_bytes > 1 << 20
+    assert "gpu" in machine_facts()
+
+
 def test_the_machine_is_described_without_its_name() -> None:
     facts = machine_facts()
     assert facts["cores"] >= 1
@@ -153,6 +166,15 @@ def test_a_deadline_picks_the_best_mode_that_keeps_it() -> None:
         pick((), 100)
 
 
+def test_a_memory_budget_picks_the_batch() -> None:
+    peaks = {"1": 500 << 20, "4": 530 << 20, "16": 650 << 20}
+    assert [batch_within(peaks, mib << 20) for mib in (500, 531, 600, 9000)] == [1, 4, 11, 16]
+    with pytest.raises(SettingsError, match="needs 500 MiB here"):
+        batch_within(peaks, 100 << 20)
+    with pytest.raises(SettingsError, match="bench --pareto first"):
+        batch_within({}, 1 << 40)
+
+
 def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Path) -> None:
     small_bundle(tmp_path / "BUNDLE")
     command = ["bench", str(tmp_path / "BUNDLE"), "--photos", str(place / "PHOTOS"), "--pareto", "--per-class", "3"]
@@ -166,6 +188,11 @@ def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Pat
     assert by_name["whole"].unet_samples > by_name["one draw"].unet_samples > 0
     assert all(m.calibration["bottle"].threshold is not None for m in table.modes)
     assert (by_name["whole"].good, by_name["whole"].bad) == (3, 3)
+    assert min(table.peak_bytes.values()) > 50e6
+    with Opening(memory_budget="64GiB", threads=1).detector(tmp_path / "BUNDLE") as detector:
+        assert detector.networks.max_batch == 16
+    with pytest.raises(SettingsError, match="memory budget is 1 MiB"):
+        Opening(memory_budget="1MiB", threads=1).detector(tmp_path / "BUNDLE")
     with Opening(deadline_ms=1e6, threads=1).detector(tmp_path / "BUNDLE") as detector:
         assert detector.label == pick(table.modes, 1e6).name
     photo = str(place / "PHOTOS/bottle/test/hole/0.png")

@@ -6,6 +6,7 @@ A change here is a change of speed on every machine. Whoever raises a figure say
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_the_edge_plan() -> None:
         ({"guidance_scale": 2.0}, 52, 14, 5),
     ],
 )
-def test_what_a_setting_costs(changes: dict[str, object], unet: int, encodes: int, decodes: int) -> None:
+def test_what_a_setting_costs(changes: dict[str, Any], unet: int, encodes: int, decodes: int) -> None:
     settings = replace(EDGE, **changes)
     networks = FakeNetworks(size_px=128, factor=4, features_px=256)
     metered = MeteredNetworks(networks)

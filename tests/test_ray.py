@@ -108,7 +108,8 @@ def inspection(**changes: Any) -> Inspection:
     maps = {name: rng.random((8, 8)).astype(np.float32) for name in ("prototypes", "fused")}
     values: dict[str, Any] = {
         "class_name": "bottle", "pred_score": 0.1 + 0.2, "pred_label": 1, "threshold": 1 / 3,
-        "anomaly_map": maps["fused"], "pred_mask": maps["fused"] > 0.5, "maps": maps, "scores": {"fused": 2 / 3, "prototypes": 1e-300},
+        "anomaly_map": maps["fused"], "pred_mask": maps["fused"] > 0.5, "maps": maps,
+        "scores": {"fused": 2 / 3, "prototypes": 1e-300},
         "repaint": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8),
         "evidence": Evidence("grid", 4, np.eye(8, dtype=bool), 3, 5), "mode": "packed", "timings_ms": {"unet": 0.1},
         "backend": "onnxruntime",
