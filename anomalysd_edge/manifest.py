@@ -108,6 +108,8 @@ class ClassRecord:
     """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
     """By preset: other settings give other scores. A preset that is not in it gives scores without verdicts."""
+    tiles: int = 1
+    """Windows along a side through which its prototypes see a photo."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
         name: [load_rgb(file) for file in files]
         for name, files in good_photos(asked.photos, records, asked.shots).items()
     }
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
+    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
     prompts = {
         name: {
             level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
