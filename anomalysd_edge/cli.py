@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, bench_verbs, serving_verbs, training_verbs
+from anomalysd_edge import __version__, bench_verbs, fleet_verbs, serving_verbs, training_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -117,17 +117,28 @@ def train(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder that train wrote.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that train wrote; with --triton also a bundle.")],
+    out: Annotated[Path | None, typer.Option(help="Bundle folder to write.")] = None,
     class_file: ClassFile = None,
     precision: Annotated[str, typer.Option(help="fp32, and fp16 or bf16 beside it, by commas.")] = "fp32",
     size: Annotated[int | None, typer.Option(help="Side of the photo in px; the run's if left out.")] = None,
     features: Features = None,
     batch: Annotated[str, typer.Option(help="dynamic, or static sizes to write beside it, as 1,4,13.")] = "dynamic",
     threads: Threads = None,
+    triton: fleet_verbs.TritonDir = None,
+    name: fleet_verbs.TritonName = None,
+    backend: fleet_verbs.TritonBackend = "cuda",
+    preset: Preset = "edge",
+    instances: fleet_verbs.TritonInstances = 2,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn a run into a bundle: ONNX graphs with proof, prompt states, prototypes, thresholds, manifest."""
+    if fleet_verbs.is_bundle(run):
+        fleet_verbs.write_triton(run, triton, name, backend, preset, instances, force)
+        return
+    if out is None:
+        raise InputError(f"export needs --out BUNDLE, the folder to write the bundle of {run} to")
     from anomalysd_edge.workflow import export_to
 
     with progress_bars(quiet) as progress:
@@ -139,6 +150,8 @@ def export(
     )
     show_table("Largest difference from torch", ("network", "dtype", "difference", "allowed"), list(figures))
     say(f"bundle written: {out}; next: sd-edge inspect {out} PHOTO...")
+    if triton is not None:
+        fleet_verbs.write_triton(out, triton, name, backend, preset, instances, force)
 
 
 @app.command()
@@ -299,7 +312,7 @@ def sign(
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: Annotated[list[str], typer.Argument(help="Photos, or folders of photos; with --ray also URLs.")],
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of the photos; not needed where the bundle has one.")
     ] = None,
@@ -317,6 +330,10 @@ def inspect(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -324,14 +341,31 @@ def inspect(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
-    with progress_bars(quiet or len(photos) < 2) as progress:
-        how = Opening(
-            preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
-        )
-        results = inspect_photos(bundle, photos, class_name, out, how, progress)
+    how = Opening(
+        preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
+    )
+    with progress_bars(quiet or (ray is None and len(photos) < 2)) as progress:
+        if (cluster := fleet_verbs.cluster(ray, workers, gpus, journal)) is not None:
+            from anomalysd_edge.cluster_workflow import inspect_on_ray
+
+            results = inspect_on_ray(bundle, photos, class_name, out, how, cluster, progress)
+        else:
+            results = inspect_photos(bundle, [Path(p) for p in photos], class_name, out, how, progress)
+    failed = [r for r in results if "error" in r]
     if as_json:
         show_json(results)
-        return
+    else:
+        _show_inspections([r for r in results if "error" not in r])
+        if deadline_ms is not None:
+            met = sum(r["deadline_met"] for r in results)
+            say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
+    for r in failed:
+        say(f"no verdict: {r['error']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show_inspections(results: list[dict[str, Any]]) -> None:
     rows = []
     for r in results:
         limit = "-" if r["threshold"] is None else f"{r['threshold']:.4f}"
@@ -339,9 +373,6 @@ def inspect(
         took = sum(r["timings_ms"].values())
         rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
     show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
-    if deadline_ms is not None:
-        met = sum(r["deadline_met"] for r in results)
-        say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
 
 
 @app.command("eval")
@@ -356,6 +387,10 @@ def evaluate(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -364,8 +399,9 @@ def evaluate(
     from anomalysd_edge.workflow import evaluate_bundle
 
     how = Opening(preset, backend, threads, 16, force, require_signature, on_mismatch)
+    cluster = fleet_verbs.cluster(ray, workers, gpus, journal)
     with progress_bars(quiet) as progress:
-        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress)
+        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress, cluster)
     if as_json:
         show_json(found.to_json())
     else:
@@ -405,6 +441,7 @@ def doctor(as_json: AsJson = False) -> None:
 bench_verbs.register(app)
 serving_verbs.register(app)
 training_verbs.register(app)
+fleet_verbs.register(app)
 
 
 def main() -> None:
@@ -415,7 +452,7 @@ def main() -> None:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
         others = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}
-        extra = {**others, **serving_verbs.EXTRAS}.get(error.name or "", "train")
+        extra = {**others, **serving_verbs.EXTRAS, **fleet_verbs.EXTRAS}.get(error.name or "", "train")
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "average_precision")
 
 Watch = Callable[[Sample, npt.NDArray[np.uint8], Inspection], None]
 Progress = Callable[[str, int, int, str], None]
+Judged = tuple[Sample, npt.NDArray[np.uint8], Inspection]
+"""A test photo, its pixels and its inspection."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,15 @@ class ClassResult:
 def evaluate(
     detector: Detector, data: Dataset, progress: Progress | None = None, watch: Watch | None = None
 ) -> list[ClassResult]:
-    """Inspect every test photo of `data`, class by class; `watch` sees each photo with its inspection.
+    """Inspect every test photo of `data`, class by class; `watch` sees each photo with its inspection."""
+    parts = (_inspections(detector, name, found.test) for name, found in data.classes.items())
+    return measure(chain.from_iterable(parts), data, progress, watch)
+
+
+def measure(
+    judged: Iterator[Judged], data: Dataset, progress: Progress | None = None, watch: Watch | None = None
+) -> list[ClassResult]:
+    """The figures of inspections that come in the order of `data`, wherever they were made.
 
     Memory holds one class's maps at a time.
     """
@@ -61,7 +72,7 @@ def evaluate(
         masks: list[npt.NDArray[np.bool_] | None] = []
         verdicts: list[int | None] = []
         spent = 0.0
-        for sample, photo, answer in _inspections(detector, name, found.test):
+        for sample, photo, answer in islice(judged, len(found.test)):
             labels.append(sample.label)
             verdicts.append(answer.pred_label)
             spent += sum(answer.timings_ms.values())
@@ -79,9 +90,7 @@ def evaluate(
     return results
 
 
-def _inspections(
-    detector: Detector, name: str, samples: Sequence[Sample]
-) -> Iterator[tuple[Sample, npt.NDArray[np.uint8], Inspection]]:
+def _inspections(detector: Detector, name: str, samples: Sequence[Sample]) -> Iterator[Judged]:
     for start in range(0, len(samples), detector.group):
         part = samples[start : start + detector.group]
         photos = [images.load_rgb(sample.path) for sample in part]

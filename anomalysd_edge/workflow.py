@@ -25,6 +25,7 @@ from anomalysd_edge.opening import Opening
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
+    from anomalysd_runtime.distributed.ray_inspect import RaySettings
 
 
 def choose_shots(data: Dataset, shots: int, shot_seed: int | None) -> dict[str, list[Path]]:
@@ -212,16 +213,17 @@ def evaluate_bundle(
     out: Path | None,
     how: Opening | tuple[str, str, int | None],
     progress: Report,
+    cluster: RaySettings | None = None,
 ) -> Measured:
-    """`sd-edge eval`; with `out`, results.json and report.html."""
+    """`sd-edge eval`; with `out`, results.json and report.html; with `cluster` the photos are judged over Ray."""
     how = how if isinstance(how, Opening) else Opening(*how)
     found = open_dataset(data, classes)
-    detector = how.detector(bundle_path)
-    unknown = [name for name in found.classes if name not in detector.classes]
+    # On one machine the detector's opening checks the files.
+    bundle = read_bundle(bundle_path, cluster is not None, how.public_key if cluster else None)
+    known = bundle.manifest.classes
+    unknown = [name for name in found.classes if name not in known]
     if unknown:
-        raise ClassError(
-            f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(detector.classes))}"
-        )
+        raise ClassError(f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(known))}")
     if not any(part.test for part in found.classes.values()):
         raise DatasetError(
             f"{data} has no test photos; eval needs labelled ones (test/good and test/DEFECT, or good/ and bad/)"
@@ -232,14 +234,18 @@ def evaluate_bundle(
         name = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
         rows.append(reporting.report_row(answer, photo, name, sample.defect))
 
-    with detector:
-        results = evaluation.evaluate(detector, found, progress, keep if out else None)
-        facts = {
-            "bundle": bundle_path.name,
-            "preset": how.preset,
-            "backend": detector.networks.backend,
-            "mode": detector.mode,
-        }
+    watch = keep if out else None
+    if cluster is None:
+        with how.detector(bundle_path) as detector:
+            results = evaluation.evaluate(detector, found, progress, watch)
+            ran = {"backend": detector.networks.backend, "mode": detector.mode}
+    else:
+        from anomalysd_edge.cluster_workflow import ClusterJudge
+
+        judge = ClusterJudge(bundle, how, cluster)
+        results = evaluation.measure(judge.judge(found, progress), found, None, watch)
+        ran = judge.facts
+    facts = {"bundle": bundle_path.name, "preset": how.preset, **ran}
     measured = Measured(results, facts)
     if out:
         write_json(out / "results.json", measured.to_json())

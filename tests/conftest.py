@@ -34,6 +34,11 @@ VERBS = {
     "history",
     "distill",
     "add-class",
+    "push",
+    "pull",
+    "rollback",
+    "fleet",
+    "plan-capacity",
 }
 """Of the command."""
 

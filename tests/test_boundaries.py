@@ -30,6 +30,8 @@ PORTERS = {
     "serving_verbs.py",
     "training_verbs.py",
     "adding.py",
+    "fleet_verbs.py",
+    "cluster_workflow.py",
     "bench_verbs.py",
 }
 """Modules of the root that open the other rooms, inside functions only."""
