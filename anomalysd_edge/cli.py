@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anomalysd_edge import __version__, serving_verbs
+from anomalysd_edge import __version__, measuring_verbs, serving_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -373,6 +373,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 serving_verbs.register(app)
+measuring_verbs.register(app)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ VERBS = {
     "serve",
     "watch",
     "history",
+    "protocol",
 }
 """Of the command."""
 
