@@ -29,7 +29,8 @@ SEEDS = [
 
 def test_the_mean_over_classes_is_taken_within_each_seed() -> None:
     a = summary.figure(SEEDS, "a", "fused", "image_auroc")
-    assert (a.mean, a.spread) == (pytest.approx(0.8), pytest.approx(0.1))
+    assert a.mean == pytest.approx(0.8)
+    assert a.spread == pytest.approx(0.1)
     mean = summary.figure(SEEDS, "mean", "fused", "image_auroc")
     # Seeds: (0.90 + 0.70) / 2, (0.80 + 0.50) / 2, 0.70 alone where b is not defined.
     assert mean.values == pytest.approx((0.80, 0.65, 0.70))
