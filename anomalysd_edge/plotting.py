@@ -76,6 +76,37 @@ def bar_plot(title: str, bars: Sequence[tuple[str, float, float, bool]], unit: s
     return "\n".join([*parts, "</svg>"])
 
 
+def dot_plot(
+    title: str, groups: Mapping[str, Sequence[float]], limit: float, unit: str = "", width_px: int = 620
+) -> str:
+    """One SVG: a row of dots for each group, a line at `limit`; dots at or above it stand out. Values are finite."""
+    values = [v for group in groups.values() for v in group]
+    if not values:
+        raise InputError(f"there is nothing to draw under {title!r}; give at least one value")
+    low, high = min(*values, limit, 0.0), max(*values, limit) * 1.05
+    left, right, row = 150, width_px - 20, 30
+    height = 64 + row * len(groups)
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = [_open(width_px, height, title), _text(10, 18, title, bold=True)]
+    for tick in _ticks(low, high):
+        parts.append(_text(place(tick), height - 20, f"{tick:g}", "middle"))
+    parts.append(_text((left + right) / 2, height - 5, unit, "middle"))
+    ends = f'x1="{place(limit):.1f}" x2="{place(limit):.1f}" y1="26" y2="{height - 34}"'
+    parts.append(f'<line {ends} style="stroke:{_INK}" stroke-dasharray="4 3"/>')
+    for i, (name, group) in enumerate(groups.items()):
+        y = 44 + row * i
+        parts.append(_text(left - 10, y + 4, name, "end"))
+        for number, value in enumerate(group):
+            colour = COLOURS[1] if value >= limit else COLOURS[0]
+            # A few levels, so that equal scores can be told apart.
+            dot = f'cx="{place(value):.1f}" cy="{y + (number % 5 - 2) * 4}" r="3" fill="{colour}" fill-opacity="0.7"'
+            parts.append(f"<circle {dot}/>")
+    return "\n".join([*parts, "</svg>"])
+
+
 def _axes_and_lines(panel: Panel, names: list[str], x0: float, y0: float, side: float, x_title: str) -> list[str]:
     wrong = [name for name, points in panel.series.items() if len(points) != len(panel.x)]
     if wrong or not panel.x:
