@@ -91,7 +91,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     bundle = read_bundle(asked.bundle)
     inspect = preset_settings(bundle, asked.preset)
     records = bundle.manifest.classes
-    files = _good_photos(asked.photos, records, asked.shots)
+    files = good_photos(asked.photos, records, asked.shots)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
     prompts = {
@@ -148,7 +148,8 @@ def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Prog
     return seconds, timed
 
 
-def _good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+    """K good photos of every class, from a run (its shots) or a data set. Raises DatasetError where one has too few."""
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}

@@ -36,7 +36,11 @@ Disturb = Callable[[U8, np.random.Generator], U8]
 
 def light(factor: float) -> Disturb:
     """All pixels times `factor`: another exposure."""
-    return lambda photo, _: np.clip(np.rint(photo * np.float32(factor)), 0, 255).astype(np.uint8)
+
+    def apply(photo: U8, _: np.random.Generator) -> U8:
+        return np.asarray(np.clip(np.rint(photo * np.float32(factor)), 0, 255), dtype=np.uint8)
+
+    return apply
 
 
 def blur(share: float) -> Disturb:
@@ -54,7 +58,7 @@ def noise(sigma: float) -> Disturb:
 
     def apply(photo: U8, rng: np.random.Generator) -> U8:
         grain = rng.normal(0, sigma, photo.shape).astype(np.float32)
-        return np.clip(np.rint(photo + grain), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(photo + grain), 0, 255), dtype=np.uint8)
 
     return apply
 
