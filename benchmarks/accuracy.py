@@ -36,6 +36,7 @@ def main() -> None:
     asked = ProtocolRequest(
         data=settings.data,
         out=settings.out,
+        classes=tuple(settings.classes.split(",")) if settings.classes else None,
         shots=numbers(settings.shots),
         seeds=tuple(settings.seeds.split(",")),
         class_file=settings.class_file,
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="labelled photos, as for sd-edge protocol")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, bundles, reports, accuracy.json")
+    parser.add_argument("--classes", default=None, help="some of them, by commas")
     parser.add_argument("--shots", default="1,4", help="numbers of good photos per class, by commas")
     parser.add_argument("--seeds", default="0,1,2", help="by commas; 'first' takes the first photos")
     parser.add_argument("--class-file", type=Path, default=None, help="TOML with nouns, kinds and symmetries")

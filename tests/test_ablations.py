@@ -44,9 +44,10 @@ def test_the_choice_is_held_against_every_fixed_one(tmp_path: Path, monkeypatch:
     small_bundle(tmp_path / "B")
     data, out = data_set(tmp_path / "DATA", train=5), tmp_path / "OUT"
     asked = [tmp_path / "B", "--photos", data, "--data", data, "--tests", 4, "--synthetic", 4, "--check", "--out", out]
+    monkeypatch.setattr(choices, "ROUNDS", (({"scales": (4, 8, 16)}, {"strength": 0.3}), ({"top_share": 0.5},)))
     run(choices, *asked, monkeypatch=monkeypatch)
     found = json.loads((out / "choices.json").read_text())
-    assert found["best_fixed"] in found["merit"]
+    assert list(found["merit"]) == ["calibrate's choice", "the preset", "strength 0.3", "top_share 0.5"]
     assert found["merit"][found["best_fixed"]] == max(v for k, v in found["merit"].items() if "calibrate" not in k)
     assert found["best_per_class_in_hindsight"] >= found["merit"][found["best_fixed"]] - 1e-9
     assert found["calibration"]["checked"]["bottle"]["photos"] == 4, "one more to train with, three to test on"
