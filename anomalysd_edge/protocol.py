@@ -70,12 +70,17 @@ class ProtocolRequest:
         if not self.seeds or wrong or len(set(self.seeds)) != len(self.seeds):
             raise SettingsError(f"seeds are {', '.join(self.seeds)}; expected different whole numbers, or {FIRST!r}")
 
+    @property
+    def base_name(self) -> str:
+        """The base without where its folder lies on this machine."""
+        return Path(self.base).name if Path(self.base).is_dir() else self.base
+
     def identity(self, names: Sequence[str]) -> dict[str, Any]:
         """What results in one folder must share; shots and seeds may be added later."""
         return {
             "dataset": self.dataset,
             "classes": list(names),
-            "base": self.base,
+            "base": self.base_name,
             "steps": self.steps,
             "class_file": sha256_file(self.class_file) if self.class_file else None,
             "calibrate": self.calibrate,

@@ -68,7 +68,7 @@ def _page(found: Measured, plots: dict[str, str]) -> str:
     facts = {
         "preset": found.request.opening.preset,
         "backend": found.request.opening.backend,
-        "base": found.request.base,
+        "base": found.request.base_name,
         "seeds": ", ".join(found.request.seeds),
         "spread": "sample standard deviation over seeds, of which each chooses the shots and seeds the training",
     }
@@ -79,13 +79,15 @@ def _page(found: Measured, plots: dict[str, str]) -> str:
         if found.notes:
             notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
             words = "These are not the photos that published figures were measured on:"
-            parts.append(f"<section><p class=meaning>{words}</p><ul>{notes}</ul></section>")
+            parts.append(f"<section style='margin-top:16px'><p class=meaning>{words}</p><ul>{notes}</ul></section>")
         else:
-            parts.append(f"<p class=meaning>All photos of {html.escape(known.title)}'s published split.</p>")
+            parts.append(
+                f"<p class=meaning style='margin-top:16px'>All photos of {html.escape(known.title)}'s published split.</p>"
+            )
     for shots, seeds in found.by_shots().items():
         parts.append(f"<section><h2>{html.escape(_caption(shots, seeds))}</h2>")
         parts.append(table(summary.COLUMNS, summary.rows(seeds)))
-        parts.append("<p class=meaning>Each map alone, image / pixel AUROC</p>")
+        parts.append("<p class=meaning style='margin-top:12px'>Each map alone, image / pixel AUROC</p>")
         parts.append(table(summary.map_columns(), summary.map_rows(seeds)) + "</section>")
     parts.append("<section><h2>Over the number of shots</h2>")
     parts += [f"<div class=wide>{drawn}</div>" for drawn in plots.values()]
