@@ -81,9 +81,8 @@ def _page(found: Measured, plots: dict[str, str]) -> str:
             words = "These are not the photos that published figures were measured on:"
             parts.append(f"<section style='margin-top:16px'><p class=meaning>{words}</p><ul>{notes}</ul></section>")
         else:
-            parts.append(
-                f"<p class=meaning style='margin-top:16px'>All photos of {html.escape(known.title)}'s published split.</p>"
-            )
+            words = f"All photos of {html.escape(known.title)}'s published split."
+            parts.append(f"<p class=meaning style='margin-top:16px'>{words}</p>")
     for shots, seeds in found.by_shots().items():
         parts.append(f"<section><h2>{html.escape(_caption(shots, seeds))}</h2>")
         parts.append(table(summary.COLUMNS, summary.rows(seeds)))
