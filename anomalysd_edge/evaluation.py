@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -206,3 +206,12 @@ def to_json(results: Sequence[ClassResult]) -> dict[str, Any]:
         "classes": {r.class_name: {k: v for k, v in vars(r).items() if k != "class_name"} for r in results},
         "mean": {kind: {figure: mean_figure(results, kind, figure) for figure in FIGURES} for kind in kinds},
     }
+
+
+def result_of(values: Mapping[str, Any]) -> ClassResult:
+    """The inverse of files.json_ready: null becomes NaN again."""
+    figures = {
+        kind: {what: math.nan if v is None else float(v) for what, v in some.items()}
+        for kind, some in values["figures"].items()
+    }
+    return ClassResult(**{**{f.name: values[f.name] for f in fields(ClassResult)}, "figures": figures})

@@ -10,10 +10,9 @@ What is there and fits is kept: a stopped protocol goes on where it was, to the 
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +22,7 @@ from anomalysd_edge.bundle import MANIFEST, read_bundle
 from anomalysd_edge.console import Report
 from anomalysd_edge.datasets import Dataset, open_dataset
 from anomalysd_edge.errors import ClassError, DatasetError, RunError, SettingsError
-from anomalysd_edge.evaluation import METRIC_PX, ClassResult, evaluate
+from anomalysd_edge.evaluation import METRIC_PX, ClassResult, evaluate, result_of
 from anomalysd_edge.files import json_ready, read_json, sha256_bytes, sha256_file, write_json
 from anomalysd_edge.opening import Opening
 from anomalysd_edge.published import PUBLISHED, counts, open_published
@@ -140,7 +139,12 @@ class Measured:
             },
             "summary": summary.to_json(self.by_shots()),
             "cells": [
-                {"shots": c.shots, "seed": c.seed, "shot_photos": self.shot_names[c], "classes": results_json(found)}
+                {
+                    "shots": c.shots,
+                    "seed": c.seed,
+                    "shot_photos": self.shot_names[c],
+                    "classes": {r.class_name: r for r in found},
+                }
                 for c, found in self.cells.items()
             ],
         }
@@ -288,17 +292,3 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     """What a cell kept of a class; None where it has nothing."""
     file = result_file(folder, name)
     return read_json(file) if file.is_file() else None
-
-
-def results_json(found: Sequence[ClassResult]) -> dict[str, Any]:
-    """Plain values by class."""
-    return {r.class_name: json_ready(r) for r in found}
-
-
-def result_of(values: dict[str, Any]) -> ClassResult:
-    """The inverse of json_ready: null becomes NaN again."""
-    figures = {
-        kind: {what: math.nan if v is None else float(v) for what, v in some.items()}
-        for kind, some in values["figures"].items()
-    }
-    return ClassResult(**{**{f.name: values[f.name] for f in fields(ClassResult)}, "figures": figures})

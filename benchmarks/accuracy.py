@@ -20,11 +20,11 @@ from anomalysd_edge import summary
 from anomalysd_edge.console import Report, progress_bars, show_table
 from anomalysd_edge.datasets import Dataset, few_tests
 from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import ClassResult, evaluate
+from anomalysd_edge.evaluation import ClassResult, evaluate, result_of
 from anomalysd_edge.files import read_json, sha256_file, write_json
 from anomalysd_edge.inspection import MAPS
 from anomalysd_edge.measuring_verbs import numbers
-from anomalysd_edge.protocol import Cell, Measured, ProtocolRequest, read_result, result_file, result_of, run_protocol
+from anomalysd_edge.protocol import Cell, Measured, ProtocolRequest, read_result, result_file, run_protocol
 from anomalysd_edge.protocol_report import write
 from anomalysd_edge.workflow import choose_shots
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore

@@ -30,11 +30,10 @@ from anomalysd_edge.console import Report, progress_bars, show_table
 from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import ClassResult, evaluate, mean_figure
+from anomalysd_edge.evaluation import ClassResult, evaluate, mean_figure, result_of
 from anomalysd_edge.files import json_ready, read_json, sha256_file, write_json
 from anomalysd_edge.images import load_rgb
 from anomalysd_edge.opening import Opening
-from anomalysd_edge.protocol import result_of
 from anomalysd_edge.recalibrating import CalibrateRequest, good_photos, recalibrate, words
 from anomalysd_edge.schedule import NoiseSchedule
 

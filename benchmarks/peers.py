@@ -19,9 +19,8 @@ import numpy as np
 from anomalysd_edge import images
 from anomalysd_edge.datasets import Dataset
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.evaluation import ClassResult, class_figures, truth_mask
+from anomalysd_edge.evaluation import ClassResult, class_figures, result_of, truth_mask
 from anomalysd_edge.files import read_json, write_json
-from anomalysd_edge.protocol import result_of
 
 PEER = Path(__file__).with_name("patchcore_peer.py")
 LAYERS = {"blocks.1": 0, "blocks.2": 1, "blocks.4": 2}

@@ -23,11 +23,10 @@ from anomalysd_edge.console import Report, progress_bars, show_table
 from anomalysd_edge.datasets import Dataset, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import FIGURES, ClassResult, evaluate
+from anomalysd_edge.evaluation import FIGURES, ClassResult, evaluate, result_of
 from anomalysd_edge.files import read_json, sha256_file, write_json
 from anomalysd_edge.inspection import MAPS
 from anomalysd_edge.opening import Opening
-from anomalysd_edge.protocol import result_of
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.workflow import choose_shots, specs_of
 
