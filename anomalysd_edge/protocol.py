@@ -246,10 +246,7 @@ def _bundle(asked: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], pr
     """The cell's bundle, trained and exported unless it is there."""
     out = cell.folder / "bundle"
     seed = 0 if cell.shot_seed is None else cell.shot_seed
-    chosen = {
-        "shots": cell.shots, "seed": seed, "steps": asked.steps, "device": asked.device,
-        "threads": asked.opening.threads,
-    }  # fmt: skip
+    chosen = {"shots": cell.shots, "seed": seed, "steps": asked.steps, "device": asked.device}
     run = train_on(
         asked.data, cell.folder / "run", asked.base, chosen, cell.shot_seed, list(shots), asked.class_file, True,
         progress,
