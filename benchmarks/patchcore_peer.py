@@ -5,7 +5,7 @@
 It runs in a virtual environment of its own (peers-requirements.txt) and imports nothing of this project. JOB.json
 names the weights file, the layers, the coreset ratio, the seed, the classes' shots and test photos, and a probe: an
 input with the features that this project's own network gives for it, so that both are shown to see the same. OUT gets
-an npz per class (scores (N,), maps (N,256,256) float32) and peer.json.
+an npz per class (scores (N,), maps (N,256,256) float32, seconds, bank) and peer.json; a class that is there is kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SIDE_PX = 256
+BATCH = 8
 
 
 def main() -> None:
@@ -32,7 +33,6 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     out = Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(job["seed"])
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     weights = torch.load(job["weights"], map_location="cpu", weights_only=True)
@@ -41,9 +41,11 @@ def main() -> None:
         "versions": {name: version(name) for name in ("anomalib", "timm", "torch", "torchvision")},
         "layers": job["layers"],
         "coreset": job["coreset"],
-        "seconds": {},
     }
-    for name, photos in job["classes"].items():
+    for photos in job["classes"].values():
+        done = out / f"{photos['file']}.npz"
+        if done.is_file() and "feature_difference" in facts:
+            continue
         began = time.monotonic()
         model = Patchcore(
             backbone="tf_efficientnet_lite0",
@@ -56,23 +58,30 @@ def main() -> None:
         )
         give_weights(model.model.feature_extractor.feature_extractor, weights)
         facts["feature_difference"] = probe(model.model, job["probe"], np, torch)
+        if done.is_file():
+            continue
 
-        def seen(path: str) -> Any:
-            return transform(read_image(path, as_tensor=True))[None]
+        def seen(paths: list[str]) -> Any:
+            return torch.stack([transform(read_image(path, as_tensor=True)) for path in paths])
 
         model.model.train()
         model.model.feature_extractor.eval()
         with torch.no_grad():
-            for path in photos["shots"]:
-                model.model(seen(path))
+            model.model(seen(photos["shots"]))
+            torch.manual_seed(job["seed"])  # the coreset begins at a random patch
             model.fit()
             model.model.eval()
-            answers = [model.model(seen(path)) for path in photos["test"]]
-        scores = np.array([float(a.pred_score) for a in answers], np.float32)
-        maps = np.stack([a.anomaly_map[0, 0].numpy() for a in answers]).astype(np.float32)
-        np.savez(out / f"{photos['file']}.npz", scores=scores, maps=maps)
-        facts["seconds"][name] = time.monotonic() - began
-        facts["bank"] = {**facts.get("bank", {}), name: len(model.model.memory_bank)}
+            tests = [photos["test"][i : i + BATCH] for i in range(0, len(photos["test"]), BATCH)]
+            answers = [model.model(seen(paths)) for paths in tests]
+        aside = done.with_suffix(".aside.npz")
+        np.savez(
+            aside,
+            scores=np.concatenate([a.pred_score.numpy() for a in answers]).astype(np.float32),
+            maps=np.concatenate([a.anomaly_map[:, 0].numpy() for a in answers]).astype(np.float32),
+            seconds=time.monotonic() - began,
+            bank=len(model.model.memory_bank),
+        )
+        aside.replace(done)
     (out / "peer.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 

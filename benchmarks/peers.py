@@ -7,6 +7,7 @@ evaluation.class_figures, as they are for the product itself.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,17 +75,18 @@ def patchcore(
             photo = images.load_rgb(sample.path)
             masks.append(truth_mask(sample, (photo.shape[0], photo.shape[1])))
         figures = class_figures(labels, [float(s) for s in made["scores"]], list(made["maps"]), masks)
-        spent = 1e3 * facts["seconds"][name] / len(labels)
+        spent = 1e3 * float(made["seconds"]) / len(labels)
+        facts.setdefault("bank", {})[name] = int(made["bank"])
         results.append(ClassResult(name, labels.count(0), labels.count(1), {MAP: figures}, None, None, spent))
-        (work / f"{number}.npz").unlink()
     counts = {n: len(c.test) for n, c in data.classes.items()}
     write_json(kept, {"shots": named, "photos": counts, "facts": facts, "results": results})
+    shutil.rmtree(work)
     return results, facts
 
 
 def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[Path]], work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
-    job = {
+    job: dict[str, Any] = {
         "weights": str(_weights()),
         "layers": list(asked.layers),
         "coreset": asked.coreset,
@@ -100,7 +102,11 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
             for number, (name, part) in enumerate(data.classes.items())
         },
     }
-    write_json(work / "job.json", job)
+    if not (work / "job.json").is_file() or read_json(work / "job.json") != job:
+        # Another job's classes are not this one's.
+        for file in work.glob("[0-9]*.npz"):
+            file.unlink()
+        write_json(work / "job.json", job)
     command = [str(asked.python), str(PEER), str(work / "job.json"), str(work)]
     # Its own environment: this project's packages on PYTHONPATH would shadow the peer's.
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(work), "HF_HUB_OFFLINE": "1"}
