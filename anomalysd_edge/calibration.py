@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge import images
 from anomalysd_edge.choosing import ROUNDS, Judged, Trial, choose, judged, small_masks
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.framing import Frame, common_aspect
+from anomalysd_edge.fusing import clear_bound, fuse
 from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.networks import Networks
-from anomalysd_edge.prototypes import prototype_distance
+from anomalysd_edge.prototypes import Bank, prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
-from anomalysd_edge.stages import fuse
 from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
+from anomalysd_edge.tiling import dense_features, tiled_side, tiles_for
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -95,11 +95,12 @@ def calibrate(
     negative_states: F32 | None = None,
     progress: Progress | None = None,
     trials: dict[str, list[Trial]] | None = None,
+    held_out: dict[str, tuple[list[Fold], Bank | None]] | None = None,
 ) -> dict[str, ClassConstants]:
     """Constants of every class in `specs`. A class without shots keeps its prompts alone: no bank, no threshold.
 
     `shots` holds (H,W,3) uint8 photos and `prompts` (77,D) states by level. Deterministic for given settings. What was
-    tried to choose settings is put into `trials`, by class.
+    tried to choose settings is put into `trials`, by class; `held_out` keeps folds and banks for the next call.
     """
     settings = settings or CalibrationSettings()
     found: dict[str, ClassConstants] = {}
@@ -107,14 +108,19 @@ def calibrate(
         if progress:
             progress("calibrate", number, len(specs), name)
         photos = list(shots.get(name, ()))
-        aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
-        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind, aspect=aspect)
+        shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
+        aspect = common_aspect(shapes)
+        spec = replace(specs[name], tiles=specs[name].tiles or tiles_for(shapes, networks.sizes.features_px))
+        bare = ClassConstants(prompts=prompts[name], kind=spec.kind, aspect=aspect, tiles=spec.tiles)
         if not photos:
             found[name] = bare
             continue
-        folds, bank = folds_of(
-            networks, photos, specs[name], aspect, settings.negatives, settings.bank_size, settings.seed
-        )
+        known = {} if held_out is None else held_out
+        if name not in known:
+            known[name] = folds_of(
+                networks, photos, spec, aspect, settings.negatives, settings.bank_size, settings.seed
+            )
+        folds, bank = known[name]
         bare = replace(bare, guided_threshold=_guided_threshold(networks, folds, bare, inspect, settings))
         judge = _Judge(networks, schedule, bare, folds, inspect, negative_states, settings)
         choices: dict[str, Any] = {}
@@ -125,12 +131,14 @@ def calibrate(
         tuned = replace(inspect, **choices)
         fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
+        threshold = upper_bound([image_score(m, tuned.top_share) for m in fused], rate)
         found[name] = replace(
             bare,
             bank=bank,
             scales=scales,
             choices=choices,
-            threshold=upper_bound([image_score(m, tuned.top_share) for m in fused], rate),
+            threshold=threshold,
+            clear=judge.clear(tuned, scales, threshold),
             pixel_threshold=upper_bound([float(m.max()) for m in fused], rate),
         )
     if progress:
@@ -146,8 +154,9 @@ def _guided_threshold(
     for fold in folds:
         if fold.bank is None:
             return None
-        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, networks.sizes.features_px) for p in fold.photos]
-        features = networks.features(np.concatenate([images.to_array(p) for p in framed]))
+        side = tiled_side(networks.sizes.features_px, bare.tiles)
+        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
+        features = dense_features(networks, framed, bare.tiles)
         distances += [prototype_distance(fold.bank, f, bare.own_share(inspect)) for f in features]
     return float(np.quantile(np.stack(distances), settings.guided_quantile))
 
@@ -180,6 +189,14 @@ class _Judge:
         maps = self._judged(settings, synthetic=False)
         scales = _scales(maps, self._settings.spread_quantile)
         return [fuse(m, scales, settings) for m in maps], scales
+
+    def clear(self, settings: InspectSettings, scales: Mapping[str, MapScale], threshold: float) -> float | None:
+        """The cascade's bound; None without prototypes."""
+        maps = [m["prototypes"] for m in self._judged(settings, synthetic=False) if "prototypes" in m]
+        if not maps:
+            return None
+        scaled = [scales["prototypes"].apply(m) for m in maps]
+        return clear_bound([image_score(m, settings.top_share) for m in scaled], threshold)
 
     def choose(self) -> tuple[dict[str, Any], list[Trial]]:
         """Settings for this class, and what was tried."""

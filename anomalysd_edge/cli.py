@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anomalysd_edge import __version__, measuring_verbs, serving_verbs
+from anomalysd_edge import __version__, bench_verbs, measuring_verbs, serving_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -300,6 +300,12 @@ def inspect(
     backend: Backend = "cpu",
     threads: Threads = None,
     max_batch: Annotated[int, typer.Option(help="Largest UNet batch; never changes a verdict.")] = 16,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds a photo may take; the mode is picked by the bench's table.")
+    ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory of the process, as 600MiB; the bench's table tells which batch fits.")
+    ] = None,
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
@@ -311,7 +317,9 @@ def inspect(
     from anomalysd_edge.workflow import inspect_photos
 
     with progress_bars(quiet or len(photos) < 2) as progress:
-        how = Opening(preset, backend, threads, max_batch, force, require_signature, on_mismatch)
+        how = Opening(
+            preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
+        )
         results = inspect_photos(bundle, photos, class_name, out, how, progress)
     if as_json:
         show_json(results)
@@ -323,6 +331,9 @@ def inspect(
         took = sum(r["timings_ms"].values())
         rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
     show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
+    if deadline_ms is not None:
+        met = sum(r["deadline_met"] for r in results)
+        say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
 
 
 @app.command("eval")
@@ -383,6 +394,7 @@ def doctor(as_json: AsJson = False) -> None:
         print(f"{'yes' if f.able else 'no ':3}  {f.what:24}  {f.because}")
 
 
+bench_verbs.register(app)
 serving_verbs.register(app)
 measuring_verbs.register(app)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from types import TracebackType
 
 import numpy as np
@@ -41,6 +40,8 @@ class Detector:
         self.settings = settings
         self.group = max(1, group)
         self._schedule, self._negative_states = schedule, negative_states
+        self.label = ""
+        """Name of the mode, where one was picked; told with `mode`."""
         self._default = Stages(networks, schedule, settings, negative_states)
         # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
         ways = {settings: self._default}
@@ -54,6 +55,10 @@ class Detector:
     def over(self, networks: Networks) -> Detector:
         """The same detector over other networks of the same sizes, for instance ones that record what they see."""
         return Detector(networks, self._schedule, self.classes, self.settings, self._negative_states, self.group)
+
+    def under(self, settings: InspectSettings, classes: Mapping[str, ClassConstants]) -> Detector:
+        """Another detector over the same networks, one photo at a time: other settings, other constants."""
+        return Detector(self.networks, self._schedule, classes, settings, self._negative_states, 1)
 
     @property
     def mode(self) -> str:
@@ -78,10 +83,15 @@ class Detector:
     ) -> None:
         self.networks.close()
 
-    def inspect(self, photos: Sequence[U8], class_names: Sequence[str] | str) -> list[Inspection]:
+    def inspect(
+        self, photos: Sequence[U8], class_names: Sequence[str] | str, deadline: float | None = None
+    ) -> list[Inspection]:
         """(H,W,3) uint8 photos of any sizes and the class of each (or one for all) -> their inspections, in order.
 
-        Raises ClassError for a class that the bundle does not hold and NumericError where a network gives NaN.
+        Photos of many classes share batches wherever their settings agree, in whatever order they come. `deadline` (on
+        time.monotonic's clock) is that of the whole call: repaints that would not be ready by then are left out, and
+        every answer says so. Raises ClassError for a class that the bundle does not hold and NumericError where a
+        network gives NaN.
         """
         names = [class_names] * len(photos) if isinstance(class_names, str) else list(class_names)
         if len(names) != len(photos):
@@ -89,11 +99,17 @@ class Detector:
         for name in names:
             if name not in self.classes:
                 raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(self.classes))}")
-        found: list[Inspection] = []
-        for stages, run in groupby(range(len(photos)), key=lambda i: self._stages[names[i]]):
-            alike = list(run)
-            for start in range(0, len(alike), self.group):
-                part = alike[start : start + self.group]
+        alike: dict[int, list[int]] = {}
+        for i, name in enumerate(names):
+            alike.setdefault(id(self._stages[name]), []).append(i)
+        found: dict[int, Inspection] = {}
+        for members in alike.values():
+            stages = self._stages[names[members[0]]]
+            for start in range(0, len(members), self.group):
+                part = members[start : start + self.group]
                 mine = [names[i] for i in part]
-                found += stages.inspect([photos[i] for i in part], mine, [self.classes[name] for name in mine])
-        return found
+                answers = stages.inspect(
+                    [photos[i] for i in part], mine, [self.classes[name] for name in mine], deadline
+                )
+                found.update(zip(part, answers, strict=True))
+        return [found[i] for i in range(len(photos))]

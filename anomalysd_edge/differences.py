@@ -29,6 +29,8 @@ F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 _TINY = np.float32(1e-4)
 """Smallest distance told apart from none: below it a logarithm would make rounding, which differs by backend, count."""
+SMALLEST = np.float32(0.99e-4)
+"""No distance that is measured here lies below it: a geometric mean of values of at least _TINY, and rounding."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class InspectSettings:
     """N: DDIM runs the part of an N-step grid below lambda*T, as diffusers does; 0 takes `passes` instead."""
     passes: int = 1
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
+    sampler: str = "ddim"
+    """'ddim', or 'dpm2m': DPM-Solver++ (2M) over the same timesteps; of one pass both make the same."""
     draws: int = 2
     """Repaints of a slot from different noise, whose latents are averaged: grain that each invents cancels out."""
     guidance_scale: float = 1.0
@@ -50,6 +52,15 @@ class InspectSettings:
     """Share of mean |z^ - z| in it: amplitude, which LPIPS divides away."""
     features_weight: float = 1.0
     """Share of 1 - cosine in the prototypes' features in it: forgives grain repainted in another place."""
+    cells: str = "all"
+    """Which cells of the grids are repainted: 'all'; 'suspect', those over a patch beyond the guided threshold, while
+    the rest counts as the normals' centre; 'none', a verdict from prototypes alone. Without prototypes always all.
+    """
+    cascade: bool = False
+    """A photo whose prototypes score below what the class's normals hardly fall short of (`ClassConstants.clear`) is
+    called good without a repaint."""
+    settle: bool = False
+    """Coarse scales first, and no further repaint of a photo whose verdict no further repaint can change."""
     merge_decode: bool = True
     """Merge a scale's repainted cells in latent space and decode once, in place of one decode a slot."""
     fusion: str = "scaled"
@@ -86,6 +97,8 @@ class InspectSettings:
             ("prompt", ("whole", "detail")),
             ("reference", ("photo", "round_trip", "both")),
             ("fusion", ("paper", "scaled")),
+            ("sampler", ("ddim", "dpm2m")),
+            ("cells", ("all", "suspect", "none")),
         ):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
@@ -105,6 +118,11 @@ class InspectSettings:
             raise SettingsError(f"draws is {self.draws}; it must be at least 1")
         if not 0 <= self.self_share < 1:
             raise SettingsError(f"self_share is {self.self_share}; it must lie in [0, 1)")
+        if (self.cells == "none" or self.cascade) and (self.fusion != "scaled" or self.prototypes_weight <= 0):
+            raise SettingsError(
+                "cells 'none' and cascade judge photos by prototypes alone: they need fusion 'scaled' and a "
+                "prototypes_weight above 0"
+            )
         if not self.scales:
             raise SettingsError("scales is empty; give at least one, for instance 1,2,4,8")
 
@@ -159,6 +177,8 @@ class ClassConstants:
     """'object' or 'texture': only an object has a background."""
     aspect: float | None = None
     """Width / height of its photos (framing.common_aspect); None for 0 shots."""
+    tiles: int = 1
+    """Windows along a side through which the prototypes see a photo."""
     bank: Bank | None = None
     """Prototypes; None for 0 shots."""
     guided_threshold: float | None = None
@@ -171,6 +191,8 @@ class ClassConstants:
     """Inspection settings that calibration chose for this class, by field name."""
     pixel_threshold: float | None = None
     """Score-map value from which a pixel is in pred_mask."""
+    clear: float | None = None
+    """Image score of the scaled prototype distance below which `InspectSettings.cascade` calls a photo good."""
 
     def tuned(self, settings: InspectSettings) -> InspectSettings:
         """`settings` with this class's own choices on top."""
@@ -190,9 +212,9 @@ class Evidence:
     """Which mask raised the alarm."""
 
     kind: str
-    """'grid' or 'guided'."""
+    """'grid' or 'guided'; 'prototypes' where nothing was repainted around the highest pixel."""
     scale: int
-    """k of the k x k grid; 0 for the guided mask."""
+    """k of the k x k grid; 0 for the others."""
     cell: npt.NDArray[np.bool_]
     """(S,S) the mask in pixels."""
     x_px: int
@@ -222,7 +244,7 @@ class Inspection:
     scores: Mapping[str, float]
     """Image score of each of `maps`."""
     repaint: npt.NDArray[np.uint8]
-    """(S,S,3) the photo as repainted at the scale that raised the alarm."""
+    """(S,S,3) the photo as repainted at the scale that raised the alarm; as it was seen where nothing was repainted."""
     evidence: Evidence
     """Which mask that was."""
     mode: str
@@ -231,3 +253,9 @@ class Inspection:
     """Per stage, this photo's share of its batch."""
     backend: str = ""
     """What ran the networks, and which of them fell back to float32 after NaN."""
+    ended: str = "whole"
+    """How it ended: 'whole', every repaint was made; 'clear', by the cascade; 'settled', no further repaint could
+    change the verdict; 'cut', at the deadline, judged by what there was.
+    """
+    deadline_met: bool | None = None
+    """Whether the answer was ready by its deadline; None where none was given."""

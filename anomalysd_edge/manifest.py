@@ -82,6 +82,8 @@ class CalibrationRecord:
     """By score map: (map - centre) / spread brings it to the common scale before fusion."""
     choices: dict[str, Any] = field(default_factory=dict)
     """Inspection settings that calibration chose for the class, over the preset's."""
+    clear: float | None = None
+    """Score of the scaled prototype distance below which the cascade calls a photo good; absent in older bundles."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class ClassRecord:
     """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
     """By preset: other settings give other scores. A preset that is not in it gives scores without verdicts."""
+    tiles: int = 1
+    """Windows along a side through which its prototypes see a photo."""
 
 
 @dataclass(frozen=True)

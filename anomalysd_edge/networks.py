@@ -59,6 +59,9 @@ class InpaintJob:
     """1 = one pass a step; above 1 a second pass with `negative_states` steers away from it."""
     negative_states: F32 | None = None
     """(77,D) states of the negative prompt; needed when guidance_scale > 1."""
+    history: F32 | None = None
+    """(S,3) of a sampler that looks one pass back, h: z <- c[0]*z + c[1]*out + h[0]*p, then p <- h[1]*z + h[2]*out of
+    the z before the step; p starts at 0. None: no second term."""
 
 
 class Networks(Protocol):

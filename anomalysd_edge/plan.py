@@ -8,7 +8,7 @@ parities of row and column needs four slots for any k >= 2, so K = {1,2,4,8} tak
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.masks import grid_cells
+from anomalysd_edge.networks import Networks
 
 Mask = npt.NDArray[np.bool_]
 
@@ -80,6 +81,35 @@ def batches(count: int, largest: int) -> Iterator[slice]:
     edges = [round(i * count / pieces) for i in range(pieces + 1)] if pieces else [0]
     for start, stop in pairwise(edges):
         yield slice(start, stop)
+
+
+def runs_of(count: int, networks: Networks) -> Iterator[slice]:
+    """Slices of `count` slots for one call each.
+
+    Networks of any batch size get runs of nearly equal length. Those with a few static sizes get whole multiples of the
+    largest that fits, since they cut a call into runs of their own: nearly equal parts would each be padded.
+    """
+    sizes = [size for size in getattr(networks, "batch_sizes", ()) if size <= networks.max_batch]
+    if not sizes:
+        yield from batches(count, networks.max_batch)
+        return
+    largest = max(sizes)
+    for start in range(0, count, largest):
+        yield slice(start, min(count, start + largest))
+
+
+def touching(slots: Sequence[Slot], where: Mask) -> list[Slot]:
+    """The slots of grids without the cells that do not meet `where` (h,w); empty ones are left out.
+
+    A slot keeps its number, and with it its noise.
+    """
+    kept: list[Slot] = []
+    for slot in slots:
+        cells = grid_cells(slot.scale, len(where))
+        met = cells[(cells & slot.mask & where).any(axis=(1, 2))]
+        if len(met):
+            kept.append(replace(slot, mask=np.asarray(met.any(axis=0))))
+    return kept
 
 
 def _parity_colours(k: int) -> npt.NDArray[np.int64]:

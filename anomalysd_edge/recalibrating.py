@@ -93,7 +93,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     records = bundle.manifest.classes
     files = good_photos(asked.photos, records, asked.shots)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
+    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
     prompts = {
         name: {
             level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
@@ -149,7 +149,7 @@ def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Prog
 
 
 def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
-    """K good photos of every class, from a run (its shots) or a data set. Raises DatasetError where one has too few."""
+    """By class: the shots of a run, or the first good photos of a data set, `shots` or as many as the bundle had."""
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}

@@ -35,6 +35,8 @@ def inspection_json(answer: Inspection, photo: str) -> dict[str, Any]:
             "map_side_px": answer.anomaly_map.shape[0],
         },
         "mode": answer.mode,
+        "ended": answer.ended,
+        "deadline_met": answer.deadline_met,
         "backend": answer.backend,
         "timings_ms": {stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
     }
@@ -70,11 +72,11 @@ def pictures(answer: Inspection, photo: U8) -> dict[str, U8]:
 def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> viewing.ReportRow:
     """The report's row of one photo."""
     drawn = pictures(answer, photo)
-    where = (
-        "prototype-guided mask"
-        if answer.evidence.kind == "guided"
-        else f"a cell of the {answer.evidence.scale} x {answer.evidence.scale} grid"
-    )
+    where = {
+        "guided": "prototype-guided mask",
+        "grid": f"a cell of the {answer.evidence.scale} x {answer.evidence.scale} grid",
+        "prototypes": "the prototypes' highest patch, not repainted",
+    }[answer.evidence.kind]
     return viewing.ReportRow(
         name=name,
         class_name=answer.class_name,

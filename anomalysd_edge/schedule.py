@@ -2,12 +2,13 @@
 
 Deterministic DDIM (eta = 0; Song et al. 2021, eq. 12) is linear in the latent z and in the UNet's output o, so a step
 is z <- c0*z + c1*o. Epsilon, v and sample prediction differ in (c0, c1) alone: a backend needs no scheduler.
+DPM-Solver++ (2M) looks one pass back (Lu et al. 2022, algorithm 2), which adds one term and what it is made of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class StepTable:
     """(S,2): z <- c[0]*z + c[1]*unet_output."""
     start_abar: float
     """abar at the first timestep: z_start = sqrt(abar)*z + sqrt(1-abar)*noise."""
+    history: npt.NDArray[np.float32] | None = None
+    """(S,3), see networks.InpaintJob; None where no pass looks back."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -89,6 +92,43 @@ class NoiseSchedule:
     def train_steps(self) -> int:
         """T, the number of training steps."""
         return len(self.alphas_cumprod)
+
+    def table(self, sampler: str, grid_steps: int, passes: int, strength: float) -> StepTable:
+        """The loop of an inspection: the truncated grid of `grid_steps`, or `passes` even ones where that is 0."""
+        grid = self.truncated_ddim(grid_steps, strength) if grid_steps else self.even_ddim(passes, strength)
+        return self.dpm_solver(grid) if sampler == "dpm2m" else grid
+
+    def dpm_solver(self, grid: StepTable) -> StepTable:
+        """DPM-Solver++ (2M), midpoint, over the timesteps of `grid`, ending where DDIM ends.
+
+        First and last pass are of first order, as in diffusers' DPMSolverMultistepScheduler with few steps; one of
+        first order is DDIM's own step, so up to two passes are DDIM.
+        """
+        kept = grid.timesteps
+        if len(kept) < 3:
+            return grid
+        abar = np.append(self.alphas_cumprod[kept], self.final_abar)
+        alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+        with np.errstate(divide="ignore"):
+            log_snr = np.log(alpha) - np.log(sigma)
+        h = np.diff(log_snr)
+        gain = alpha[1:] * -np.expm1(-h)
+        back = np.zeros(len(kept))  # 1 / (2 r), r = h[i-1] / h[i]; 0 = first order
+        back[1:-1] = h[1:-1] / (2 * h[:-2])
+        a, s = alpha[:-1], sigma[:-1]
+        if self.prediction_type == "epsilon":
+            of_z, of_out = 1 / a, -s / a
+        elif self.prediction_type == "v_prediction":
+            of_z, of_out = a, -s
+        else:
+            of_z, of_out = np.zeros_like(a), np.ones_like(a)
+        c0 = sigma[1:] / s + gain * (1 + back) * of_z
+        c1 = gain * (1 + back) * of_out
+        return replace(
+            grid,
+            coefficients=np.stack([c0, c1], axis=1).astype(np.float32),
+            history=np.stack([-gain * back, of_z, of_out], axis=1).astype(np.float32),
+        )
 
     def truncated_ddim(self, steps: int, strength: float) -> StepTable:
         """The part below strength*T of a grid of `steps`: what StableDiffusionInpaintPipeline(strength=...) runs.

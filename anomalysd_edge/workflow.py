@@ -6,6 +6,7 @@ box without torch can still run `sd-edge inspect`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,13 @@ def inspect_photos(
         results = []
         for start in range(0, len(files), detector.group):
             part = files[start : start + detector.group]
+            until = None if how.deadline_ms is None else time.monotonic() + how.deadline_ms / 1e3
             photos = [images.load_rgb(file) for file in part]
-            for file, photo, answer in zip(part, photos, detector.inspect(photos, name), strict=True):
-                results.append(reporting.inspection_json(answer, str(file)))
+            for file, photo, answer in zip(part, photos, detector.inspect(photos, name, until), strict=True):
+                told = reporting.inspection_json(answer, str(file))
+                if detector.label:
+                    told["mode"] = f"{detector.label} ({answer.mode})"
+                results.append(told)
                 if out:
                     reporting.save_inspection(out / _free_name(file, files), answer, photo, str(file))
             progress("inspect", len(results), len(files), name)

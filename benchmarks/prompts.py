@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Told(ClassSpec):
 
 def told(spec: ClassSpec, way: str) -> Told:
     """`spec` with its prompts cut down to `way`."""
-    return Told(spec.name, spec.noun, spec.kind, spec.parts, spec.symmetries, way)
+    return Told(**{f.name: getattr(spec, f.name) for f in fields(ClassSpec)}, told=way)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ VERBS = {
     "eval",
     "demo",
     "doctor",
+    "bench",
     "serve",
     "watch",
     "history",

@@ -36,9 +36,12 @@ class FakeNetworks:
         share = np.maximum(known.sum(axis=(2, 3), keepdims=True), 1)
         mean = (job.masked_latents * known).sum(axis=(2, 3), keepdims=True) / share
         hint = job.prompt_states[job.prompt_of].mean(axis=(1, 2))[:, None, None, None]
-        for t, (c0, c1) in zip(job.timesteps, job.coefficients, strict=True):
+        history = np.zeros((len(job.timesteps), 3), np.float32) if job.history is None else job.history
+        before = np.zeros_like(z)
+        for t, (c0, c1), (h0, h1, h2) in zip(job.timesteps, job.coefficients, history, strict=True):
             self.samples += len(z)
-            z = c0 * z + c1 * (z - mean - hint) * np.float32(t / 1000)
+            out = (z - mean - hint) * np.float32(t / 1000)
+            z, before = c0 * z + c1 * out + h0 * before, h1 * z + h2 * out
         return np.asarray(np.where(job.masks > 0, 0.1 * z + 0.9 * (mean + hint), job.masked_latents), dtype=np.float32)
 
     def decode(self, latents: F32) -> F32:

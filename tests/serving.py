@@ -41,7 +41,9 @@ def small_settings(bundle: Path, **changes: Any) -> ServeSettings:
 class Touchy(Detector):
     """A real detector that some photos make fail."""
 
-    def inspect(self, photos: Sequence[U8], class_names: Sequence[str] | str) -> list[Inspection]:
+    def inspect(
+        self, photos: Sequence[U8], class_names: Sequence[str] | str, deadline: float | None = None
+    ) -> list[Inspection]:
         first = [tuple(int(v) for v in photo[0, 0]) for photo in photos]
         if CRASH in first:
             os._exit(66)
@@ -51,7 +53,7 @@ class Touchy(Detector):
             time.sleep(0.4)
         if NAN in first:
             raise NumericError("3 of 48 values from the network 'unet' are NaN or Inf")
-        return super().inspect(photos, class_names)
+        return super().inspect(photos, class_names, deadline)
 
 
 def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:

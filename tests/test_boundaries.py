@@ -28,6 +28,7 @@ PORTERS = {
     "verifying.py",
     "recalibrating.py",
     "serving_verbs.py",
+    "bench_verbs.py",
 }
 """Modules of the root that open the other rooms, inside functions only."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from anomalysd_edge.errors import BackendError, BundleError, NumericError, SettingsError, ShapeError
 from anomalysd_edge.networks import F32, InpaintJob, Networks
+from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_runtime import sessions
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx_networks import OnnxNetworks
@@ -215,6 +217,43 @@ def test_step_graph_is_valid_onnx_and_the_formula(guided: bool) -> None:
     for latents, joined in (session.run(None, feeds), ReferenceEvaluator(model).run(None, feeds)):
         np.testing.assert_array_equal(latents, expected)
         np.testing.assert_array_equal(joined, np.concatenate([sample, sample]) if guided else sample)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_step_that_looks_back_is_the_formula(guided: bool) -> None:
+    model = onnx.load_from_string(step_graph(guided, looks_back=True))
+    onnx.checker.check_model(model, full_check=True)
+    rng = np.random.default_rng(5)
+    z, p, out = (rng.normal(size=(n, 4, 4, 4)).astype(np.float32) for n in (3, 3, 6))
+    condition = rng.normal(size=(3, 5, 4, 4)).astype(np.float32)
+    factors = {"c0": 1.1, "c1": -0.3, "h0": 0.2, "h1": 0.7, "h2": -0.6}
+    feeds = {"latents": z, "previous": p, "out_sample": out if guided else out[:3], "condition": condition}
+    feeds |= {name: np.array([value], np.float32) for name, value in factors.items()}
+    prediction = out[:3]
+    if guided:
+        feeds["guidance"] = np.array([7.5], np.float32)
+        prediction = out[:3] + np.float32(7.5) * (out[3:] - out[:3])
+    session = open_session(step_graph(guided, looks_back=True), "cpu", 1, "step")
+    following, sample, previous = session.run(None, feeds)
+    np.testing.assert_allclose(following, 1.1 * z - 0.3 * prediction + 0.2 * p, atol=1e-5)
+    np.testing.assert_allclose(previous, 0.7 * z - 0.6 * prediction, atol=1e-5)
+    np.testing.assert_array_equal(sample[:3], np.concatenate([following, condition], axis=1))
+
+
+def test_dpm_solver_over_onnx_runtime_is_the_loop_in_numpy(files: dict[str, Path]) -> None:
+    table = NoiseSchedule.from_config({}).table("dpm2m", 0, 4, 0.5)
+    job = replace(random_job(3, 1.0), timesteps=table.timesteps, coefficients=table.coefficients, history=table.history)
+    assert table.history is not None
+    one_pass = [
+        replace(job, timesteps=t[None], coefficients=np.array([[0, 1]], np.float32), history=None)
+        for t in table.timesteps
+    ]
+    z, before = job.start_latents, np.zeros_like(job.start_latents)
+    with OnnxNetworks(files, SIZES, max_batch=2) as opened:
+        for alone, (c0, c1), (h0, h1, h2) in zip(one_pass, table.coefficients, table.history, strict=True):
+            out = opened.inpaint(replace(alone, start_latents=z))
+            z, before = c0 * z + c1 * out + h0 * before, h1 * z + h2 * out
+        np.testing.assert_allclose(opened.inpaint(job), z, atol=1e-5)
 
 
 def test_a_device_that_is_not_there_is_an_error() -> None:

@@ -47,6 +47,42 @@ def test_every_step_equals_diffusers_ddim(prediction: str, spacing: str, to_one:
         np.testing.assert_allclose(ours, z.numpy(), atol=1e-4)  # diffusers keeps abar in float32
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_every_step_equals_diffusers_dpm_solver(prediction: str, to_one: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from diffusers import DPMSolverMultistepScheduler
+
+    config = {**SD, "prediction_type": prediction, "set_alpha_to_one": to_one}
+    schedule = NoiseSchedule.from_config(config)
+    table = schedule.table("dpm2m", 0, 6, 0.4)
+    kinds = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "lower_order_final": True}
+    known = {k: v for k, v in config.items() if k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
+    oracle = DPMSolverMultistepScheduler(prediction_type=prediction, **known, **kinds)
+    abar = np.append(schedule.alphas_cumprod[table.timesteps], schedule.final_abar)
+    oracle.timesteps = torch.from_numpy(table.timesteps)
+    oracle.sigmas = torch.from_numpy(np.sqrt((1 - abar) / abar))
+    oracle.num_inference_steps = len(table)
+    oracle.model_outputs = [None] * 2
+    rng = np.random.default_rng(0)
+    z = torch.from_numpy(rng.standard_normal((2, 4, 3, 3)))
+    ours, before = z.numpy(), np.zeros((2, 4, 3, 3))
+    assert table.history is not None
+    for t, (c0, c1), (h0, h1, h2) in zip(table.timesteps, table.coefficients, table.history, strict=True):
+        out = rng.standard_normal((2, 4, 3, 3))
+        z = oracle.step(torch.from_numpy(out), torch.tensor(int(t)), z).prev_sample
+        ours, before = c0 * ours + c1 * out + h0 * before, h1 * ours + h2 * out
+        np.testing.assert_allclose(ours, z.numpy(), atol=1e-4)
+    assert np.abs(table.history[:, 0]).max() > 0.01
+
+
+def test_two_passes_of_dpm_solver_are_ddim() -> None:
+    schedule = NoiseSchedule.from_config(SD)
+    solver, ddim = schedule.table("dpm2m", 0, 2, 0.4), schedule.table("ddim", 0, 2, 0.4)
+    np.testing.assert_array_equal(solver.coefficients, ddim.coefficients)
+    assert solver.history is None
+
+
 def test_noised_equals_diffusers_add_noise() -> None:
     torch = pytest.importorskip("torch")
     from diffusers import DDIMScheduler

@@ -21,6 +21,7 @@ from PIL import Image
 
 from anomalysd_edge.images import decode_rgb
 from anomalysd_runtime.loading import open_detector
+from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.jobs import Unavailable
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.serving import (
@@ -285,6 +286,24 @@ def test_a_deadline_that_cannot_be_kept_is_504_and_not_recorded(bundle: Path, tm
         time.sleep(0.6)
         assert box.service.record is not None
         assert box.service.record.select() == []
+
+
+def test_slow_photos_do_not_shut_out_short_deadlines_for_ever(bundle: Path) -> None:
+    """Were an idle box to refuse by its spoilt mean, it would judge nothing, and never learn better."""
+    with running_box(touchy_settings(bundle, group=1), open_touchy) as box:
+        for number in range(8):
+            assert box.inspect(png(number, SLOW)).status == 200
+        spoilt = max(box.service.engine.state.photo_ms.values())
+        assert spoilt > 250
+        assert box.inspect(png(9), f"?deadline_ms={0.9 * spoilt:.0f}").status == 200
+
+
+def test_a_deadline_counts_from_when_the_photo_is_asked_for(bundle: Path) -> None:
+    """A trigger that is tried again after a missed deadline has a new one, or it would be refused for ever."""
+    with running_box(touchy_settings(bundle), open_touchy) as box:
+        box.service.reserve()
+        ask = Ask(data=png(3), source="mqtt", client="mqtt", began=time.monotonic() - 3600)
+        assert box.service.inspect(ask).result(30).verdict.pred_score > 0
 
 
 def test_a_fallback_is_told(bundle: Path) -> None:

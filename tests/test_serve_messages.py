@@ -107,6 +107,7 @@ class Plc:
 
     def next(self, topic: str, seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
+        others = []
         while (left := end - time.monotonic()) > 0:
             try:
                 found, payload, _ = self.heard.get(timeout=left)
@@ -114,7 +115,8 @@ class Plc:
                 break
             if found == topic:
                 return json.loads(payload)
-        raise AssertionError(f"nothing came on {topic}")
+            others.append((found, payload))
+        raise AssertionError(f"nothing came on {topic}, but {others}")
 
     def close(self) -> None:
         self.client.disconnect()

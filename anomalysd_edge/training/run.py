@@ -121,6 +121,7 @@ def copy_shots(
             "kind": spec.kind,
             "parts": list(spec.parts),
             "symmetries": list(spec.symmetries),
+            "tiles": spec.tiles,
             "prompts": {"whole": prompts.whole, "detail": prompts.detail},
             "shots": entries,
         }
@@ -166,4 +167,6 @@ def _copy_part(source: Path, target: Path) -> None:
 
 
 def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
-    return ClassSpec(name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]))
+    return ClassSpec(
+        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
+    )

@@ -97,7 +97,9 @@ class TorchNetworks:
             z = self._tensor(job.start_latents[rows])
             context = torch.cat([self._tensor(job.masks[rows]), self._tensor(job.masked_latents[rows])], dim=1)
             prompts = states[prompt_of[rows]]
-            for t, (keep, add) in zip(job.timesteps.tolist(), job.coefficients.tolist(), strict=True):
+            history = [None] * len(job.timesteps) if job.history is None else job.history.tolist()
+            before = torch.zeros_like(z)
+            for t, (keep, add), back in zip(job.timesteps.tolist(), job.coefficients.tolist(), history, strict=True):
                 if job.guidance_scale > 1 and negative is not None:
                     both = torch.cat([torch.cat([z, context], dim=1)] * 2)
                     steered = torch.cat([negative.expand_as(prompts), prompts])
@@ -105,7 +107,10 @@ class TorchNetworks:
                     out = away + job.guidance_scale * (toward - away)
                 else:
                     out = self._unet(torch.cat([z, context], dim=1), t, encoder_hidden_states=prompts).sample
-                z = keep * z + add * out
+                step = keep * z + add * out
+                if back is not None:
+                    step, before = step + back[0] * before, back[1] * z + back[2] * out
+                z = step
             return z
 
         with torch.no_grad():

@@ -43,6 +43,8 @@ def check_job(job: InpaintJob, sizes: NetworkSizes, prompt_width: int) -> None:
     check_index("prompt_of", job.prompt_of, len(job.prompt_states), n)
     check_array("timesteps", job.timesteps, (None,), np.int64)
     check_array("coefficients", job.coefficients, (len(job.timesteps), 2))
+    if job.history is not None:
+        check_array("history", job.history, (len(job.timesteps), 3))
     if job.guidance_scale > 1:
         if job.negative_states is None:
             raise ShapeError(f"guidance scale {job.guidance_scale} came without negative_states (77, {prompt_width})")

@@ -24,6 +24,7 @@ class FallbackNetworks:
         self.networks = networks
         self.sizes: NetworkSizes = networks.sizes
         self.max_batch = networks.max_batch
+        self.batch_sizes: tuple[int, ...] = getattr(networks, "batch_sizes", ())
         self.backend = networks.backend
         self.fallen: dict[str, str] = {}
         self._open = float32

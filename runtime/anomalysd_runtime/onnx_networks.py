@@ -73,7 +73,8 @@ class OnnxNetworks:
         for name in ("unet", "vae_encoder", "vae_decoder"):
             self._session(name)
         self._prompt_width = int(self._session("unet").get_inputs()[2].shape[2])
-        self._steps = {guided: open_session(step_graph(guided), device, 1, "step") for guided in (False, True)}
+        kinds = [(guided, back) for guided in (False, True) for back in (False, True)]
+        self._steps = {kind: open_session(step_graph(*kind), device, 1, "step") for kind in kinds}
         self._image_batch = max(1, min(max_batch, PIXELS_A_CALL // sizes.size_px**2))
 
     @classmethod
@@ -173,7 +174,8 @@ class OnnxNetworks:
 
     def _inpaint_chunk(self, job: InpaintJob, part: slice, guided: bool) -> F32:
         """The loop over one chunk. Buffers live on the device; between UNet passes only two scalars travel there."""
-        unet, step, device = self._session("unet"), self._steps[guided], self._device
+        looks_back = job.history is not None
+        unet, step, device = self._session("unet"), self._steps[guided, looks_back], self._device
         start = job.start_latents[part].copy()  # a CPU OrtValue is the array itself, and the loop writes to it
         condition = np.concatenate([job.masks[part], job.masked_latents[part]], axis=1)
         sample = np.concatenate([start, condition], axis=1)
@@ -189,7 +191,8 @@ class OnnxNetworks:
         known = {"condition": put(device, condition)}
         if guided:
             known["guidance"] = put(device, np.array([job.guidance_scale], np.float32))
-        for timestep, (c0, c1) in zip(job.timesteps, job.coefficients, strict=True):
+        before, after = (put(device, np.zeros_like(start)), room(device, start.shape)) if looks_back else (None, None)
+        for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
             times = put(device, np.full(passes, timestep, np.int64))
             run_bound(unet, {"sample": samples, "timestep": times, **fixed}, {"out_sample": out}, "unet")
             inputs = {
@@ -199,8 +202,14 @@ class OnnxNetworks:
                 "c1": put(device, c1[None]),
                 **known,
             }
-            run_bound(step, inputs, {"next_latents": following, "sample": samples}, "step")
+            outputs = {"next_latents": following, "sample": samples}
+            if job.history is not None:
+                factors = {f"h{i}": put(device, job.history[number, i : i + 1]) for i in range(3)}
+                inputs |= {"previous": before, **factors}
+                outputs["next_previous"] = after
+            run_bound(step, inputs, outputs, "step")
             latents, following = following, latents
+            before, after = after, before
         return np.array(latents.numpy())
 
 

@@ -198,9 +198,18 @@ class TensorrtNetworks:
                 parts.append(self._run("perceptual", batch, feeds)[:count])
         return finite(np.concatenate(parts), "perceptual", self.backend)
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Static batch sizes of the UNet: what the planner cuts its slots into."""
+        return self._engine("unet").sizes
+
     def inpaint(self, job: InpaintJob) -> F32:
         """Run the loop of `job` on the device: (N,C,h,w) float32 scaled latents at t = 0; one copy down a chunk."""
         check_job(job, self.sizes, self._prompt_width)
+        if job.history is not None:
+            raise SettingsError(
+                "the engines' step does not look back, as the sampler dpm2m must: use sampler ddim, or ONNX Runtime"
+            )
         guided = job.guidance_scale > 1
         costs = self._loop.costs(guided, self._costs["unet"], self.max_batch)
         result = np.empty_like(job.start_latents)

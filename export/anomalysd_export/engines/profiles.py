@@ -111,6 +111,17 @@ class Graph:
         Nothing is fused here, so a builder's own plan needs less; what it adds (workspace of a kernel) is not known
         before the build.
         """
+        inferred = self.inferred(batch)
+        sizes = {
+            entry.name: _bytes(
+                entry.type.tensor_type.elem_type, [axis.dim_value for axis in entry.type.tensor_type.shape.dim]
+            )
+            for entry in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
+        return _peak(inferred, sizes)
+
+    def inferred(self, batch: int) -> onnx.GraphProto:
+        """The graph with every shape worked out for this batch size."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         graph = model.graph
@@ -119,14 +130,7 @@ class Graph:
                 if axis.HasField("dim_param"):
                     axis.dim_value = references_of(batch) if axis.dim_param == "references" else batch
         del graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        sizes = {
-            entry.name: _bytes(
-                entry.type.tensor_type.elem_type, [axis.dim_value for axis in entry.type.tensor_type.shape.dim]
-            )
-            for entry in (*inferred.value_info, *inferred.input, *inferred.output)
-        }
-        return _peak(inferred, sizes)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
 
 
 def _peak(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge import reporting
+from anomalysd_edge.files import sha256_bytes
 from anomalysd_edge.images import encode_png
 from anomalysd_runtime.server.bundles import Loaded
-from anomalysd_runtime.server.jobs import BadRequest, Job, NotFound, ServeError, Unavailable
-from anomalysd_runtime.server.verdicts import Told, Verdict
+from anomalysd_runtime.server.jobs import BadRequest, Job, Judged, NotFound, ServeError, Unavailable
+from anomalysd_runtime.server.verdicts import Told, Verdict, regions_of
 
 U8 = npt.NDArray[np.uint8]
 
@@ -122,3 +125,41 @@ def same_answer(done: Future[Told], told: Future[Told], digest: str) -> None:
             told.set_exception(refused)
         else:
             told.set_result(replace(done.result(), repeated=True))
+
+
+def verdict_of(ask: Ask, job: Job, loaded: Loaded, judged: Judged, preset: str) -> Verdict:
+    """What is recorded and told of a judged photo, under a name of its own."""
+    answer = judged.inspection
+    plain = reporting.inspection_json(answer, ask.name)
+    height, width = job.photo.shape[:2]
+    return Verdict(
+        uid=secrets.token_hex(16),
+        at=time.time(),
+        source=ask.source,
+        client=ask.client,
+        photo=ask.name,
+        photo_sha256=sha256_bytes(ask.data),
+        width_px=width,
+        height_px=height,
+        bundle=loaded.name,
+        bundle_id=loaded.bundle_id,
+        preset=preset,
+        settings=loaded.opened.settings,
+        class_name=answer.class_name,
+        pred_score=answer.pred_score,
+        threshold=answer.threshold,
+        pred_label=answer.pred_label,
+        verdict=plain["verdict"],
+        scores={name: float(value) for name, value in answer.scores.items()},
+        regions=regions_of(answer, width, height),
+        evidence=plain["evidence"],
+        mode=answer.mode,
+        backend=judged.backend,
+        timings_ms={
+            **plain["timings_ms"],
+            "waited_ms": round(judged.waited_ms, 3),
+            "group_ms": round(judged.worker_ms, 3),
+        },
+        group=judged.group,
+        request_key=ask.request_key,
+    )

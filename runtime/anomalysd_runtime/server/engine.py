@@ -20,6 +20,8 @@ from anomalysd_runtime.server.worker import Opened, Opener, Verdicts, Worker, Wo
 log = logging.getLogger("sd-edge.engine")
 SMOOTHING = 0.2
 """Weight of the newest group in the running mean of a photo's time."""
+FORGETTING = 1.01
+"""Growth of the least time per group, so that a box that became slower for good is believed in the end."""
 STOP_S = 10.0
 """How long a stop waits for the group that runs, after everything that was taken had its time."""
 
@@ -38,6 +40,8 @@ class EngineState:
     """Photos judged in them."""
     photo_ms: dict[str, float] = field(default_factory=dict)
     """By bundle key: running mean of a photo's share of its group."""
+    fastest_ms: dict[str, float] = field(default_factory=dict)
+    """By bundle key: about the least that a photo took; what a deadline is refused by on an idle box."""
     lost: str | None = None
     """Why there is no worker just now; None while there is one."""
     changed: dict[str, str] = field(default_factory=dict)
@@ -123,7 +127,9 @@ class Engine:
         """Seconds from now to a verdict, by what waits ahead in turn and how long photos took lately."""
         times = self.state.photo_ms
         usual = max(times.values(), default=0.0)
-        own = times.get(job.bundle_key, usual) if job else usual
+        # The photo's own time by the best that was seen: a mean that one slow group has spoilt would refuse every short
+        # deadline on an idle box, and nothing would ever be judged from which a better mean could be learned.
+        own = self.state.fastest_ms.get(job.bundle_key, 0.0) if job else usual
         ahead = self._queue.ahead(job.client) if job else len(self._queue)
         running = max(0.0, self._group_ends - time.monotonic()) if self.state.running else 0.0
         return running + (ahead * usual + own) / 1e3
@@ -233,6 +239,8 @@ class Engine:
         share = found.took_ms / count
         known = self.state.photo_ms.get(key, share)
         self.state.photo_ms = {**self.state.photo_ms, key: known + SMOOTHING * (share - known)}
+        fastest = min(share, FORGETTING * self.state.fastest_ms.get(key, share))
+        self.state.fastest_ms = {**self.state.fastest_ms, key: fastest}
         self.state.groups += 1
         self.state.grouped += count
 
@@ -245,6 +253,7 @@ class Engine:
         self._open[key] = path
         self._backends[key] = opened.backend
         self.state.photo_ms = {**self.state.photo_ms, key: opened.warm_ms}
+        self.state.fastest_ms = {**self.state.fastest_ms, key: opened.warm_ms}
         return opened
 
     def _close_now(self, key: str) -> None:
@@ -252,6 +261,7 @@ class Engine:
         self.state.changed = {k: what for k, what in self.state.changed.items() if k != key}
         if self._open.pop(key, None) is not None:
             self.state.photo_ms = {k: v for k, v in self.state.photo_ms.items() if k != key}
+            self.state.fastest_ms = {k: v for k, v in self.state.fastest_ms.items() if k != key}
             self._worker.close(key)
 
     def _restart(self) -> None:

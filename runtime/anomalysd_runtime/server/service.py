@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge import reporting
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_edge.files import sha256_bytes
 from anomalysd_runtime.server import intake
-from anomalysd_runtime.server.bundles import BundleStore, Loaded
+from anomalysd_runtime.server.bundles import BundleStore
 from anomalysd_runtime.server.course import (
     Ask,
     Course,
@@ -26,6 +24,7 @@ from anomalysd_runtime.server.course import (
     kept_photo,
     refuse,
     same_answer,
+    verdict_of,
 )
 from anomalysd_runtime.server.engine import Engine
 from anomalysd_runtime.server.jobs import (
@@ -33,7 +32,6 @@ from anomalysd_runtime.server.jobs import (
     DeadlineMissed,
     Failed,
     Job,
-    Judged,
     QueueFull,
     ServeError,
     TooLarge,
@@ -44,7 +42,7 @@ from anomalysd_runtime.server.recent import Recent
 from anomalysd_runtime.server.record import Entry, Record, RecordError
 from anomalysd_runtime.server.retention import Retention
 from anomalysd_runtime.server.settings import ServeSettings
-from anomalysd_runtime.server.verdicts import Told, Verdict, pictures_of, regions_of
+from anomalysd_runtime.server.verdicts import Told, Verdict, pictures_of
 from anomalysd_runtime.server.worker import Opener, open_bundle
 
 log = logging.getLogger("sd-edge.service")
@@ -137,7 +135,7 @@ class Service:
         """Judge a photo for which a place was reserved. The future has a Told, or a ServeError."""
         course = Course(ask, Future())
         if not ask.deadline:
-            ask.deadline = ask.began + self.settings.deadline_ms / 1e3
+            ask.deadline = time.monotonic() + self.settings.deadline_ms / 1e3
         course.told.add_done_callback(lambda _: self._after(course))
         self._pool.submit(self._guard, course, self._begin)
         return course.told
@@ -271,7 +269,7 @@ class Service:
             return
         if time.monotonic() > course.ask.deadline:
             raise DeadlineMissed("the verdict came after the deadline and was not recorded; allow more time", 1.0)
-        verdict = self._verdict(course.ask, course.job, course.loaded, judged)
+        verdict = verdict_of(course.ask, course.job, course.loaded, judged, self.settings.engine.preset)
         pictures = pictures_of(judged.inspection, course.job.photo)
         # From here on it counts: a client that goes now finds its verdict in the record.
         if not course.told.set_running_or_notify_cancel():
@@ -290,42 +288,6 @@ class Service:
         course.told.set_result(Told(verdict, judged.inspection, course.job.photo))
         for listener in self.listeners:
             listener(verdict)
-
-    def _verdict(self, ask: Ask, job: Job, loaded: Loaded, judged: Judged) -> Verdict:
-        answer = judged.inspection
-        plain = reporting.inspection_json(answer, ask.name)
-        height, width = job.photo.shape[:2]
-        return Verdict(
-            uid=secrets.token_hex(16),
-            at=time.time(),
-            source=ask.source,
-            client=ask.client,
-            photo=ask.name,
-            photo_sha256=sha256_bytes(ask.data),
-            width_px=width,
-            height_px=height,
-            bundle=loaded.name,
-            bundle_id=loaded.bundle_id,
-            preset=self.settings.engine.preset,
-            settings=loaded.opened.settings,
-            class_name=answer.class_name,
-            pred_score=answer.pred_score,
-            threshold=answer.threshold,
-            pred_label=answer.pred_label,
-            verdict=plain["verdict"],
-            scores={name: float(value) for name, value in answer.scores.items()},
-            regions=regions_of(answer, width, height),
-            evidence=plain["evidence"],
-            mode=answer.mode,
-            backend=judged.backend,
-            timings_ms={
-                **plain["timings_ms"],
-                "waited_ms": round(judged.waited_ms, 3),
-                "group_ms": round(judged.worker_ms, 3),
-            },
-            group=judged.group,
-            request_key=ask.request_key,
-        )
 
     def _after(self, course: Course) -> None:
         """However it ended: places, bytes and the bundle are free again."""

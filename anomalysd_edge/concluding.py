@@ -1,0 +1,77 @@
+"""The answer for a photo, from its maps and repaints: score, verdict, and the mask that raised the alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from anomalysd_edge import images, scoring
+from anomalysd_edge.fusing import PhotoWork
+from anomalysd_edge.inspection import Evidence, Inspection, InspectSettings
+from anomalysd_edge.masks import grid_cells, to_pixels
+from anomalysd_edge.networks import NetworkSizes
+from anomalysd_edge.plan import GUIDED
+
+F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+def conclude(
+    photo: PhotoWork,
+    settings: InspectSettings,
+    sizes: NetworkSizes,
+    mode: str,
+    timings_ms: Mapping[str, float],
+    backend: str,
+    deadline_met: bool | None,
+) -> Inspection:
+    """The answer for a photo whose maps are made."""
+    constants, fused = photo.constants, photo.maps["fused"]
+    scores = {name: scoring.image_score(m, settings.top_share) for name, m in photo.maps.items()}
+    evidence, repaint = _evidence(photo, fused, sizes)
+    score, threshold, pixel = scores["fused"], constants.threshold, constants.pixel_threshold
+    return Inspection(
+        class_name=photo.class_name,
+        pred_score=score,
+        pred_label=None if threshold is None else int(score >= threshold),
+        threshold=threshold,
+        anomaly_map=fused,
+        pred_mask=None if pixel is None else fused >= pixel,
+        maps=photo.maps,
+        scores=scores,
+        repaint=repaint,
+        evidence=evidence,
+        mode=mode,
+        timings_ms=timings_ms,
+        backend=backend,
+        ended=photo.ended,
+        deadline_met=deadline_met,
+    )
+
+
+def _evidence(photo: PhotoWork, fused: F32, sizes: NetworkSizes) -> tuple[Evidence, npt.NDArray[np.uint8]]:
+    """The mask around the highest pixel whose repaint differs most there, and that repaint (S,S,3)."""
+    side, factor = sizes.latent_side, sizes.latent_factor
+    y, x = (int(v) for v in np.unravel_index(int(fused.argmax()), fused.shape))
+    cut = photo.frame.cut_mask
+
+    def covers(scale: int) -> tuple[Mask, F32] | None:
+        return next(((m, r) for m, r in photo.repaints[scale] if cut(m)[y, x]), None)
+
+    candidates = {scale: found for scale in photo.repaints if (found := covers(scale)) is not None}
+    if not candidates:
+        # No repaint there: the prototypes' word, with the latent cells around their highest patch.
+        around = np.zeros(fused.shape, np.bool_)
+        around[max(0, y - factor) : y + factor + 1, max(0, x - factor) : x + factor + 1] = True
+        shown = np.stack([photo.frame.cut(plane) for plane in images.to_array(photo.seen)[0]])
+        return Evidence(kind="prototypes", scale=0, cell=around, x_px=x, y_px=y), images.to_image(shown)
+    best = max(candidates, key=lambda scale: float(photo.frame.cut(photo.per_scale[scale])[y, x]))
+    mask, repaint = candidates[best]
+    if best != GUIDED:
+        cells = grid_cells(best, side)
+        mask = next(m for m in (to_pixels(c, factor) for c in cells) if cut(m)[y, x])
+    planes = np.stack([photo.frame.cut(plane) for plane in repaint])
+    kind = "guided" if best == GUIDED else "grid"
+    return Evidence(kind=kind, scale=best, cell=cut(mask), x_px=x, y_px=y), images.to_image(planes)

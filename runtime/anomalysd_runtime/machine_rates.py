@@ -1,0 +1,68 @@
+"""What this machine's matrix units and memory reach, measured through the same library that runs the networks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anomalysd_runtime.onnx_bytes import FLOAT, FLOAT16, model, node, tensor
+from anomalysd_runtime.sessions import default_threads, open_session, put, room, run_bound
+
+SIDES = {"cpu": (768, 1024, 1536, 2048), "cuda": (2048, 4096, 8192)}
+"""Sides of the square matrices that are tried: the best of them is the rate."""
+COPIED_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Best of several tries; nothing that runs on this machine this way is faster."""
+
+    flops_a_second: float
+    """Multiplications and additions of a matrix product."""
+    bytes_a_second: float
+    """Read and written by a sum of a tensor with itself."""
+    dtype: str
+    """Of the matrices."""
+
+
+def measure_rates(device: str = "cpu", threads: int | None = None, half: bool = False, seconds: float = 1.0) -> Rates:
+    """Measure on `device` (cpu or cuda), about `seconds` for each of the two rates. Raises BackendError."""
+    kind, dtype = (FLOAT16, np.float16) if half else (FLOAT, np.float32)
+    count = threads or default_threads()
+    product = model(
+        "product", [node("MatMul", ["a", "b"], ["c"])],
+        [tensor("a", ("m", "k"), kind), tensor("b", ("k", "n"), kind)], [tensor("c", ("m", "n"), kind)],
+    )  # fmt: skip
+    session = open_session(product, device, count, "product")
+    best = 0.0
+    place = "cpu" if device == "cpu" else "cuda"
+    for side in SIDES[place]:
+        a = put(device, np.full((side, side), 0.5, dtype))
+        feeds, out = {"a": a, "b": a}, {"c": _room(device, (side, side), dtype)}
+        best = max(best, 2 * side**3 / _fastest(session, feeds, out, seconds / len(SIDES[place])))
+    double = model("double", [node("Add", ["a", "a"], ["b"])], [tensor("a", ("n",))], [tensor("b", ("n",))])
+    session = open_session(double, device, count, "double")
+    values = put(device, np.ones(COPIED_BYTES[place] // 8, np.float32))
+    target = {"b": room(device, (COPIED_BYTES[place] // 8,))}
+    moved = COPIED_BYTES[place] / _fastest(session, {"a": values}, target, seconds)
+    return Rates(best, moved, np.dtype(dtype).name)
+
+
+def _fastest(session: Any, feeds: dict[str, Any], out: dict[str, Any], seconds: float) -> float:
+    """Seconds of the fastest of several runs; the first one warms up."""
+    run_bound(session, feeds, out, "rate")
+    best, until = float("inf"), time.perf_counter() + seconds
+    while True:
+        began = time.perf_counter()
+        run_bound(session, feeds, out, "rate")
+        now = time.perf_counter()
+        best = min(best, now - began)
+        if now > until:
+            return best
+
+
+def _room(device: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+    return put(device, np.empty(shape, dtype)) if dtype is np.float16 else room(device, shape)
