@@ -16,6 +16,7 @@ from anomalysd_edge.choosing import Trial
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.opening import Opening
 from anomalysd_edge.recalibrating import Calibrated, CalibrateRequest, recalibrate
+from tests.conftest import sd_edge
 from tests.small_graphs import small_bundle
 from tests.test_detector import photo
 from tests.test_recalibrating import good_photos, quiet
@@ -93,3 +94,43 @@ def test_nothing_but_shots_tells_no_rate(tmp_path: Path) -> None:
     )
     with pytest.raises(DatasetError, match="no good photos but the shots"):
         false_alarms(found, data, Opening(threads=1), quiet)
+
+
+def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = good_photos(tmp_path / "PHOTOS", 6)
+    done = sd_edge(
+        "calibrate",
+        "B",
+        "--photos",
+        data,
+        "--check",
+        data,
+        "--synthetic",
+        "0",
+        "--threads",
+        "1",
+        "--quiet",
+        cwd=tmp_path,
+    )
+    assert "B-calibration/report.html" in done.stderr
+    assert "the preset's settings: none were to be chosen" in done.stderr
+    values = json.loads((tmp_path / "B-calibration/calibration.json").read_text())
+    assert values["checked"]["bottle"]["photos"] == 2
+    assert values["false_alarm_rate"] == 0.02
+    again = sd_edge(
+        "calibrate",
+        "B",
+        "--photos",
+        data,
+        "--report",
+        "R",
+        "--synthetic",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+        cwd=tmp_path,
+    )
+    assert json.loads(again.stdout)["checked"] == {}
+    assert (tmp_path / "R/report.html").is_file()
