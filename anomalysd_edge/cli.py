@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, bench_verbs, fleet_verbs, serving_verbs, training_verbs
+from anomalysd_edge import __version__, bench_verbs, fleet_verbs, measuring_verbs, serving_verbs, training_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -228,6 +228,12 @@ def calibrate(
     synthetic: Annotated[
         int, typer.Option(help="Synthetic anomalies per class to choose settings on; 0 keeps the preset's.")
     ] = 24,
+    check: Annotated[
+        Path | None, typer.Option(help="Data set whose other good photos tell the false-alarm rate that is seen.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for calibration.json and report.html; BUNDLE-calibration if left out.")
+    ] = None,
     preset: Preset = "edge",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -235,13 +241,18 @@ def calibrate(
 ) -> None:
     """Find prototypes, thresholds and each class's settings again, from good photos alone."""
     from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.calibration_report import Report, false_alarms, report_folder
+    from anomalysd_edge.opening import Opening
     from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
 
     how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
     with progress_bars(quiet) as progress:
         found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)
-    show_json(found.to_json()) if as_json else found.show()
-    say(f"calibrated: {found.bundle}")
+        seen = false_alarms(found, check, Opening(preset, threads=threads), progress) if check else {}
+    told, folder = Report(found, seen), report or report_folder(found.bundle)
+    told.write(folder)
+    show_json(told.to_json()) if as_json else told.show()
+    say(f"calibrated: {found.bundle}; what was chosen and why: {folder / 'report.html'}")
 
 
 @app.command()
@@ -442,6 +453,7 @@ bench_verbs.register(app)
 serving_verbs.register(app)
 training_verbs.register(app)
 fleet_verbs.register(app)
+measuring_verbs.register(app)
 
 
 def main() -> None:

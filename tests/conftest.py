@@ -39,6 +39,7 @@ VERBS = {
     "rollback",
     "fleet",
     "plan-capacity",
+    "protocol",
 }
 """Of the command."""
 
