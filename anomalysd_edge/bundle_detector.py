@@ -41,6 +41,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
             prompts={level: states for level, states in levels.items() if states is not None},
             kind=record.kind,
             aspect=record.aspect,
+            tiles=record.tiles,
             bank=None if vectors is None else Bank(vectors),
             guided_threshold=record.guided_threshold,
             scales=calibration.scales,
@@ -85,6 +86,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
     prompts = spec.prompts()
     guided = [found.guided_threshold for found in calibrated.values() if found.guided_threshold is not None]
     aspects = [found.aspect for found in calibrated.values() if found.aspect is not None]
+    tiles = [found.tiles for found in calibrated.values()]
     return ClassRecord(
         kind=spec.kind,
         noun=spec.noun,
@@ -92,6 +94,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         shots=shots,
         parts=spec.parts,
         symmetries=spec.symmetries,
+        tiles=tiles[0] if tiles else 1,
         aspect=aspects[0] if aspects else None,
         guided_threshold=guided[0] if guided else None,
         calibration={

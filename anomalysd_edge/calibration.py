@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge import images
 from anomalysd_edge.choosing import ROUNDS, Judged, Trial, choose, judged, small_masks
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
@@ -30,6 +29,7 @@ from anomalysd_edge.prototypes import Bank, prototype_distance
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
 from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
+from anomalysd_edge.tiling import dense_features, tiled_side, tiles_for
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -108,15 +108,17 @@ def calibrate(
         if progress:
             progress("calibrate", number, len(specs), name)
         photos = list(shots.get(name, ()))
-        aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
-        bare = ClassConstants(prompts=prompts[name], kind=specs[name].kind, aspect=aspect)
+        shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
+        aspect = common_aspect(shapes)
+        spec = replace(specs[name], tiles=specs[name].tiles or tiles_for(shapes, networks.sizes.features_px))
+        bare = ClassConstants(prompts=prompts[name], kind=spec.kind, aspect=aspect, tiles=spec.tiles)
         if not photos:
             found[name] = bare
             continue
         known = {} if held_out is None else held_out
         if name not in known:
             known[name] = folds_of(
-                networks, photos, specs[name], aspect, settings.negatives, settings.bank_size, settings.seed
+                networks, photos, spec, aspect, settings.negatives, settings.bank_size, settings.seed
             )
         folds, bank = known[name]
         bare = replace(bare, guided_threshold=_guided_threshold(networks, folds, bare, inspect, settings))
@@ -152,8 +154,9 @@ def _guided_threshold(
     for fold in folds:
         if fold.bank is None:
             return None
-        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, networks.sizes.features_px) for p in fold.photos]
-        features = networks.features(np.concatenate([images.to_array(p) for p in framed]))
+        side = tiled_side(networks.sizes.features_px, bare.tiles)
+        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
+        features = dense_features(networks, framed, bare.tiles)
         distances += [prototype_distance(fold.bank, f, bare.own_share(inspect)) for f in features]
     return float(np.quantile(np.stack(distances), settings.guided_quantile))
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge.errors import ClassError
+from anomalysd_edge.tiling import MOST
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,7 @@ else:
 
 KINDS = ("object", "texture")
 SYMMETRIES = ("rotate90", "rotate180", "flip_x", "flip_y")
-_KEYS = ("noun", "kind", "parts", "symmetries")
+_KEYS = ("noun", "kind", "parts", "symmetries", "tiles")
 
 # What the ear hears, not the letter: a unit, an hour, an LED, a PCB.
 _LIKE_CONSONANT = re.compile(r"(uni[tfovqc]|us[eu]|uti|eu|one)", re.IGNORECASE)
@@ -59,6 +60,9 @@ class ClassSpec:
     symmetries: tuple[str, ...] = ()
     """Which copies of a good photo are good photos again: rotate90 (includes rotate180), rotate180, flip_x (left and
     right swapped), flip_y (top and bottom swapped)."""
+    tiles: int = 0
+    """Prototypes look at tiles x tiles windows of the photo, so that fine defects of large photos survive; 0 = by their
+    size (tiling.py)."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -68,6 +72,8 @@ class ClassSpec:
             raise ClassError(f"class {self.name!r} has the kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if any(not part.strip() for part in self.parts):
             raise ClassError(f"class {self.name!r} has an empty entry in parts; remove it or name the part")
+        if type(self.tiles) is not int or not 0 <= self.tiles <= MOST:
+            raise ClassError(f"class {self.name!r} has tiles = {self.tiles!r}; expected a number from 0 to {MOST}")
         for symmetry in self.symmetries:
             if symmetry not in SYMMETRIES:
                 raise ClassError(
@@ -109,7 +115,7 @@ def shipped_classes() -> Mapping[str, ClassSpec]:
 
 
 def load_classes(path: Path) -> dict[str, ClassSpec]:
-    """Read a TOML file with a table per class: noun (default: the name), kind, parts, symmetries.
+    """Read a TOML file with a table per class: noun (default: the name), kind, parts, symmetries, tiles.
 
     Raises ClassError, naming the file, the class and the key, for anything that is not of that form.
     """
@@ -165,7 +171,7 @@ def _from_table(name: str, table: object, path: Path) -> ClassSpec:
             raise ClassError(f"{where}: {key} is {entries!r}; expected a list of strings")
         lists[key] = tuple(entries)
     try:
-        return ClassSpec(name=name, noun=noun, kind=kind, parts=lists["parts"], symmetries=lists["symmetries"])
+        return ClassSpec(name, noun, kind, lists["parts"], lists["symmetries"], table.get("tiles", 0))
     except ClassError as error:
         raise ClassError(f"class file {path}: {error}") from error
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, bench_verbs, serving_verbs
+from anomalysd_edge import __version__, bench_verbs, fleet_verbs, measuring_verbs, serving_verbs, training_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -27,6 +27,9 @@ app = typer.Typer(
 DataDir = Annotated[Path, typer.Option("--data", help="Photos: MVTec-AD layout, VisA layout, or a plain folder.")]
 Classes = Annotated[
     str | None, typer.Option(help="Classes to use, separated by commas; all of the folder's if left out.")
+]
+Features = Annotated[
+    Path | None, typer.Option(help="Folder of DINOv2 to take the features from, in place of EfficientNet-Lite0.")
 ]
 ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")
@@ -78,7 +81,9 @@ def train(
     ] = None,
     classes: Classes = None,
     class_file: ClassFile = None,
-    base: Annotated[str, typer.Option(help="nano, a folder in diffusers' layout, or a hub id.")] = "nano",
+    base: Annotated[
+        str, typer.Option(help="nano, a folder in diffusers' layout, a .safetensors checkpoint, or a hub id.")
+    ] = "nano",
     steps: Annotated[int | None, typer.Option(help="UNet steps; the base's default if left out.")] = None,
     decoder_steps: Annotated[
         int | None, typer.Option(help="VAE decoder steps; the base's default if left out.")
@@ -86,6 +91,14 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Samples a UNet step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the UNet.")] = None,
     lora_rank: Annotated[int, typer.Option(help="0 = full fine-tuning; above it low-rank adapters of this rank.")] = 0,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="tiny: TAESD in the autoencoder's place; or an AutoencoderTiny's folder or hub id."),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE, any training setting, as often as needed: docs/stable-diffusion.md."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     quiet: Quiet = False,
@@ -95,7 +108,7 @@ def train(
 
     chosen = {
         "shots": shots, "seed": seed, "steps": steps, "decoder_steps": decoder_steps, "batch": batch, "lr": lr,
-        "lora_rank": lora_rank, "device": device,
+        "lora_rank": lora_rank, "vae": vae, "device": device, **training_verbs.settings_of(more or []),
     }  # fmt: skip
     with progress_bars(quiet) as progress:
         train_on(data, out, base, chosen, shot_seed, _names(classes), class_file, resume, progress)
@@ -104,23 +117,41 @@ def train(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder that train wrote.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that train wrote; with --triton also a bundle.")],
+    out: Annotated[Path | None, typer.Option(help="Bundle folder to write.")] = None,
     class_file: ClassFile = None,
+    precision: Annotated[str, typer.Option(help="fp32, and fp16 or bf16 beside it, by commas.")] = "fp32",
+    size: Annotated[int | None, typer.Option(help="Side of the photo in px; the run's if left out.")] = None,
+    features: Features = None,
+    batch: Annotated[str, typer.Option(help="dynamic, or static sizes to write beside it, as 1,4,13.")] = "dynamic",
     threads: Threads = None,
+    triton: fleet_verbs.TritonDir = None,
+    name: fleet_verbs.TritonName = None,
+    backend: fleet_verbs.TritonBackend = "cuda",
+    preset: Preset = "edge",
+    instances: fleet_verbs.TritonInstances = 2,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn a run into a bundle: ONNX graphs with proof, prompt states, prototypes, thresholds, manifest."""
+    if fleet_verbs.is_bundle(run):
+        fleet_verbs.write_triton(run, triton, name, backend, preset, instances, force)
+        return
+    if out is None:
+        raise InputError(f"export needs --out BUNDLE, the folder to write the bundle of {run} to")
     from anomalysd_edge.workflow import export_to
 
     with progress_bars(quiet) as progress:
-        bundle = export_to(run, out, class_file, threads, progress)
+        graphs = training_verbs.graphs_of(precision, size, batch, features)
+        bundle = export_to(run, out, class_file, threads, progress, graphs)
     figures = (
         (name, record.dtype, f"{record.parity['max_abs']:.1e}", f"{record.tolerance:.0e}")
         for name, record in bundle.manifest.networks.items()
     )
     show_table("Largest difference from torch", ("network", "dtype", "difference", "allowed"), list(figures))
     say(f"bundle written: {out}; next: sd-edge inspect {out} PHOTO...")
+    if triton is not None:
+        fleet_verbs.write_triton(out, triton, name, backend, preset, instances, force)
 
 
 @app.command()
@@ -128,6 +159,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     photos: Annotated[Path, typer.Option(help="Folder of photos, or a data set.")],
     run: Annotated[Path | None, typer.Option(help="The run it was exported from: torch against ONNX Runtime.")] = None,
+    features: Features = None,
     backend: Annotated[
         str | None, typer.Option(help="A,B: hold B against A, as in cpu,cpu:fp16; 'torch' needs --run.")
     ] = None,
@@ -147,7 +179,7 @@ def verify(
         from anomalysd_edge.verifying import VerifyRequest, show, verify_backends
 
         gate = GateSettings(flips=max_flips, auroc_drop=max_drop)
-        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate)
+        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate, features)
         with progress_bars(quiet) as progress:
             judged = verify_backends(asked, progress)
         show_json(judged.to_json()) if as_json else show(judged)
@@ -158,7 +190,7 @@ def verify(
     from anomalysd_edge.workflow import verify_against
 
     with progress_bars(quiet) as progress:
-        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress)
+        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress, features)
     if as_json:
         show_json(found.to_json())
     else:
@@ -196,6 +228,12 @@ def calibrate(
     synthetic: Annotated[
         int, typer.Option(help="Synthetic anomalies per class to choose settings on; 0 keeps the preset's.")
     ] = 24,
+    check: Annotated[
+        Path | None, typer.Option(help="Data set whose other good photos tell the false-alarm rate that is seen.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for calibration.json and report.html; BUNDLE-calibration if left out.")
+    ] = None,
     preset: Preset = "edge",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -203,13 +241,18 @@ def calibrate(
 ) -> None:
     """Find prototypes, thresholds and each class's settings again, from good photos alone."""
     from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.calibration_report import Report, false_alarms, report_folder
+    from anomalysd_edge.opening import Opening
     from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
 
     how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
     with progress_bars(quiet) as progress:
         found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)
-    show_json(found.to_json()) if as_json else found.show()
-    say(f"calibrated: {found.bundle}")
+        seen = false_alarms(found, check, Opening(preset, threads=threads), progress) if check else {}
+    told, folder = Report(found, seen), report or report_folder(found.bundle)
+    told.write(folder)
+    show_json(told.to_json()) if as_json else told.show()
+    say(f"calibrated: {found.bundle}; what was chosen and why: {folder / 'report.html'}")
 
 
 @app.command()
@@ -280,7 +323,7 @@ def sign(
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: Annotated[list[str], typer.Argument(help="Photos, or folders of photos; with --ray also URLs.")],
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of the photos; not needed where the bundle has one.")
     ] = None,
@@ -298,6 +341,10 @@ def inspect(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -305,14 +352,31 @@ def inspect(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.workflow import inspect_photos
 
-    with progress_bars(quiet or len(photos) < 2) as progress:
-        how = Opening(
-            preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
-        )
-        results = inspect_photos(bundle, photos, class_name, out, how, progress)
+    how = Opening(
+        preset, backend, threads, max_batch, force, require_signature, on_mismatch, deadline_ms, memory_budget
+    )
+    with progress_bars(quiet or (ray is None and len(photos) < 2)) as progress:
+        if (cluster := fleet_verbs.cluster(ray, workers, gpus, journal)) is not None:
+            from anomalysd_edge.cluster_workflow import inspect_on_ray
+
+            results = inspect_on_ray(bundle, photos, class_name, out, how, cluster, progress)
+        else:
+            results = inspect_photos(bundle, [Path(p) for p in photos], class_name, out, how, progress)
+    failed = [r for r in results if "error" in r]
     if as_json:
         show_json(results)
-        return
+    else:
+        _show_inspections([r for r in results if "error" not in r])
+        if deadline_ms is not None:
+            met = sum(r["deadline_met"] for r in results)
+            say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
+    for r in failed:
+        say(f"no verdict: {r['error']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show_inspections(results: list[dict[str, Any]]) -> None:
     rows = []
     for r in results:
         limit = "-" if r["threshold"] is None else f"{r['threshold']:.4f}"
@@ -320,9 +384,6 @@ def inspect(
         took = sum(r["timings_ms"].values())
         rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
     show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
-    if deadline_ms is not None:
-        met = sum(r["deadline_met"] for r in results)
-        say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
 
 
 @app.command("eval")
@@ -337,6 +398,10 @@ def evaluate(
     require_signature: PublicKey = None,
     on_mismatch: OnMismatch = "error",
     force: Force = False,
+    ray: fleet_verbs.Ray = None,
+    workers: fleet_verbs.Workers = 2,
+    gpus: fleet_verbs.Gpus = 0,
+    journal: fleet_verbs.JournalFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -345,8 +410,9 @@ def evaluate(
     from anomalysd_edge.workflow import evaluate_bundle
 
     how = Opening(preset, backend, threads, 16, force, require_signature, on_mismatch)
+    cluster = fleet_verbs.cluster(ray, workers, gpus, journal)
     with progress_bars(quiet) as progress:
-        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress)
+        found = evaluate_bundle(bundle, data, _names(classes), out, how, progress, cluster)
     if as_json:
         show_json(found.to_json())
     else:
@@ -385,6 +451,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 bench_verbs.register(app)
 serving_verbs.register(app)
+training_verbs.register(app)
+fleet_verbs.register(app)
+measuring_verbs.register(app)
 
 
 def main() -> None:
@@ -395,7 +464,7 @@ def main() -> None:
         _stop(error, str(error))
     except ModuleNotFoundError as error:
         others = {"onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx"}
-        extra = {**others, **serving_verbs.EXTRAS}.get(error.name or "", "train")
+        extra = {**others, **serving_verbs.EXTRAS, **fleet_verbs.EXTRAS}.get(error.name or "", "train")
         _stop(error, str(missing_extra(error.name or "?", extra)))
     except OSError as error:
         _stop(error, str(InputError(f"{error.strerror or error}: {error.filename or 'the system gave no file name'}")))

@@ -8,6 +8,7 @@ SDEdgeError
 |-- SettingsError      settings that contradict each other
 |-- RunError           a training run folder that is missing, broken or does not match
 |-- BundleError        a bundle that is incomplete, changed, or of a newer schema
+|-- RegistryError      a registry of bundles that cannot be reached, or holds something else than it says
 |-- ShapeError         an array of the wrong shape or dtype reached a network
 |-- NumericError       NaN or Inf left a network: no score is made of it
 |-- ParityError        two backends disagree by more than their tolerance
@@ -49,6 +50,10 @@ class RunError(SDEdgeError):
 
 class BundleError(SDEdgeError):
     """A bundle that is incomplete, changed, or of a newer schema."""
+
+
+class RegistryError(SDEdgeError):
+    """A registry of bundles that cannot be reached, or holds something else than it says."""
 
 
 class ShapeError(SDEdgeError):

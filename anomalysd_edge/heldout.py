@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-from anomalysd_edge import images
 from anomalysd_edge.classes import ClassSpec, apply_view, symmetry_group
 from anomalysd_edge.framing import Frame
 from anomalysd_edge.networks import Networks
 from anomalysd_edge.prototypes import Bank, build_bank
+from anomalysd_edge.tiling import dense_features, tiled_side
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -89,6 +89,7 @@ def _negatives(photo: U8, number: int, shots: int, negatives: int, seed: int) ->
 
 def _view_features(networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None) -> F32:
     """(V,D,f,f) features of the photo and of every copy that the class's symmetries allow."""
-    small = Frame.of(photo.shape[:2], aspect).resize(photo, networks.sizes.features_px)
+    side = tiled_side(networks.sizes.features_px, spec.tiles)
+    small = Frame.of(photo.shape[:2], aspect).resize(photo, side)
     views = [np.ascontiguousarray(apply_view(small, view)) for view in symmetry_group(spec.symmetries)]
-    return networks.features(np.concatenate([images.to_array(v) for v in views]))
+    return dense_features(networks, views, spec.tiles)

@@ -177,6 +177,8 @@ class ClassConstants:
     """'object' or 'texture': only an object has a background."""
     aspect: float | None = None
     """Width / height of its photos (framing.common_aspect); None for 0 shots."""
+    tiles: int = 1
+    """Windows along a side through which the prototypes see a photo."""
     bank: Bank | None = None
     """Prototypes; None for 0 shots."""
     guided_threshold: float | None = None

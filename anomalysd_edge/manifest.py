@@ -58,6 +58,8 @@ class NetworkRecord:
     """Largest absolute difference from torch that the export accepted."""
     parity: dict[str, float]
     """What the export measured: max_abs (largest absolute difference) and batch (the batch size it was measured at)."""
+    static: dict[str, str] = field(default_factory=dict)
+    """By batch size: the same network at that size alone, where no axis may vary; the sizes share their weights."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class ClassRecord:
     """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
     """By preset: other settings give other scores. A preset that is not in it gives scores without verdicts."""
+    tiles: int = 1
+    """Windows along a side through which its prototypes see a photo."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _calibrated(
 ) -> dict[str, ClassConstants]:
     bundle = asked.bundle
     records = bundle.manifest.classes
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries) for name, r in records.items()}
+    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
     prompts = {
         name: {
             level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None

@@ -76,6 +76,11 @@ def serve(
     mqtt_prefix: Annotated[str, typer.Option(help="First part of every topic.")] = "sd-edge",
     webhook: Annotated[str | None, typer.Option(help="URL that verdicts are posted to; needs --record.")] = None,
     webhook_on: Annotated[str, typer.Option(help="Which verdicts: anomalous or all.")] = "anomalous",
+    ray: Annotated[
+        str | None, typer.Option(help="Run as replicas on Ray Serve: 'local', a cluster's address, or auto.")
+    ] = None,
+    replicas: Annotated[str, typer.Option(help="With --ray: how many, or 1-4 to scale with the load.")] = "2",
+    gpus: Annotated[float, typer.Option(help="With --ray: GPUs that a replica claims.")] = 0,
 ) -> None:
     """An inspection box: HTTP, page, KServe v2, MQTT, webhook, metrics. Ends well on SIGTERM."""
     from anomalysd_runtime.server import settings as s
@@ -95,6 +100,11 @@ def serve(
         mqtt=s.mqtt_settings(mqtt, mqtt_ca, mqtt_prefix, os.environ) if mqtt else None,
         webhook=s.webhook_settings(webhook, webhook_on, os.environ.get("SD_EDGE_WEBHOOK_SECRET")) if webhook else None,
     )  # fmt: skip
+    if ray is not None:
+        from anomalysd_runtime.distributed.ray_serve import Replicas, serve_on_ray
+
+        serve_on_ray(ray, chosen, Replicas.parse(replicas, gpus))
+        return
     from anomalysd_runtime.server.running import serve as run
 
     run(chosen)

@@ -24,6 +24,7 @@ from anomalysd_edge.prototypes import prototype_distance
 from anomalysd_edge.regions import dilate
 from anomalysd_edge.repainting import Repainter
 from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.tiling import dense_features, tiled_side
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -101,12 +102,14 @@ class Stages:
         chosen = [i for i, photo in enumerate(work) if photo.constants.bank is not None]
         if not chosen or not sizes.features_px:
             return
+        found: dict[int, F32] = {}
         with clock.stage("features"):
-            framed = [work[i].frame.resize(photos[i], sizes.features_px) for i in chosen]
-            batch = np.concatenate([images.to_array(p) for p in framed])
-            features = self.networks.features(batch)
+            for tiles in sorted({work[i].constants.tiles for i in chosen}):
+                alike = [i for i in chosen if work[i].constants.tiles == tiles]
+                framed = [work[i].frame.resize(photos[i], tiled_side(sizes.features_px, tiles)) for i in alike]
+                found |= zip(alike, dense_features(self.networks, framed, tiles), strict=True)
         with clock.stage("prototypes"):
-            for i, dense in zip(chosen, features, strict=True):
+            for i, dense in sorted(found.items()):
                 photo = work[i]
                 assert photo.constants.bank is not None
                 share = photo.constants.own_share(self.settings)

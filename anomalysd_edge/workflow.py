@@ -25,6 +25,7 @@ from anomalysd_edge.opening import Opening
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
+    from anomalysd_runtime.distributed.ray_inspect import RaySettings
 
 
 def choose_shots(data: Dataset, shots: int, shot_seed: int | None) -> dict[str, list[Path]]:
@@ -61,18 +62,33 @@ def train_on(
     return train(settings, shots, out, specs=specs, resume=resume, progress=progress)
 
 
-def export_to(run: Path, out: Path, class_file: Path | None, threads: int | None, progress: Report) -> Bundle:
-    """`sd-edge export`."""
+def export_to(
+    run: Path,
+    out: Path,
+    class_file: Path | None,
+    threads: int | None,
+    progress: Report,
+    graphs: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """`sd-edge export`; `graphs`: the fields of ExportSettings."""
     from anomalysd_edge.training.run import read_run
-    from anomalysd_export.exporting import export_run
+    from anomalysd_export.exporting import ExportSettings, export_run
 
     opened = read_run(run)
     specs = specs_of(list(opened.shots), class_file) if class_file else None
-    return export_run(opened, out, specs=specs, threads=threads, progress=progress)
+    settings = ExportSettings(**(graphs or {}))
+    return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)
 
 
 def verify_against(
-    bundle_path: Path, run: Path, photos: Path, limit: int, preset: str, threads: int | None, progress: Report
+    bundle_path: Path,
+    run: Path,
+    photos: Path,
+    limit: int,
+    preset: str,
+    threads: int | None,
+    progress: Report,
+    features: Path | None = None,
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
     from anomalysd_edge.training.run import read_run
@@ -83,7 +99,7 @@ def verify_against(
     samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with networks_of_run(read_run(run), threads) as torch_networks, right:
+    with networks_of_run(read_run(run), threads, features_folder=features) as torch_networks, right:
         left = detector_of(bundle, torch_networks, preset)
         return agreement.compare(left, right, chosen, progress=progress)
 
@@ -197,16 +213,17 @@ def evaluate_bundle(
     out: Path | None,
     how: Opening | tuple[str, str, int | None],
     progress: Report,
+    cluster: RaySettings | None = None,
 ) -> Measured:
-    """`sd-edge eval`; with `out`, results.json and report.html."""
+    """`sd-edge eval`; with `out`, results.json and report.html; with `cluster` the photos are judged over Ray."""
     how = how if isinstance(how, Opening) else Opening(*how)
     found = open_dataset(data, classes)
-    detector = how.detector(bundle_path)
-    unknown = [name for name in found.classes if name not in detector.classes]
+    # On one machine the detector's opening checks the files.
+    bundle = read_bundle(bundle_path, cluster is not None, how.public_key if cluster else None)
+    known = bundle.manifest.classes
+    unknown = [name for name in found.classes if name not in known]
     if unknown:
-        raise ClassError(
-            f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(detector.classes))}"
-        )
+        raise ClassError(f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(known))}")
     if not any(part.test for part in found.classes.values()):
         raise DatasetError(
             f"{data} has no test photos; eval needs labelled ones (test/good and test/DEFECT, or good/ and bad/)"
@@ -217,14 +234,18 @@ def evaluate_bundle(
         name = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
         rows.append(reporting.report_row(answer, photo, name, sample.defect))
 
-    with detector:
-        results = evaluation.evaluate(detector, found, progress, keep if out else None)
-        facts = {
-            "bundle": bundle_path.name,
-            "preset": how.preset,
-            "backend": detector.networks.backend,
-            "mode": detector.mode,
-        }
+    watch = keep if out else None
+    if cluster is None:
+        with how.detector(bundle_path) as detector:
+            results = evaluation.evaluate(detector, found, progress, watch)
+            ran = {"backend": detector.networks.backend, "mode": detector.mode}
+    else:
+        from anomalysd_edge.cluster_workflow import ClusterJudge
+
+        judge = ClusterJudge(bundle, how, cluster)
+        results = evaluation.measure(judge.judge(found, progress), found, None, watch)
+        ran = judge.facts
+    facts = {"bundle": bundle_path.name, "preset": how.preset, **ran}
     measured = Measured(results, facts)
     if out:
         write_json(out / "results.json", measured.to_json())

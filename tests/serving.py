@@ -63,6 +63,21 @@ def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:
     return detector
 
 
+class Slow(Touchy):
+    """Takes long enough for whoever holds it to be killed in the middle of something."""
+
+    def inspect(self, *asked: Any) -> list[Inspection]:
+        time.sleep(0.3)
+        return super().inspect(*asked)
+
+
+def open_slow(path: Path, settings: EngineSettings, backend: str) -> Detector:
+    """As open_bundle."""
+    detector = open_bundle(path, settings, backend)
+    detector.__class__ = Slow
+    return detector
+
+
 def open_without_cuda(path: Path, settings: EngineSettings, backend: str) -> Detector:
     """As open_bundle on a machine whose GPU is lost."""
     if backend == "cuda":

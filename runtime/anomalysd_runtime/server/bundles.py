@@ -16,6 +16,7 @@ from anomalysd_edge.errors import BundleError, SDEdgeError
 from anomalysd_edge.files import sha256_file
 from anomalysd_runtime.server.engine import Engine
 from anomalysd_runtime.server.jobs import NotFound, Unavailable
+from anomalysd_runtime.server.settings import bundle_path
 from anomalysd_runtime.server.worker import Opened
 
 log = logging.getLogger("sd-edge.bundles")
@@ -51,7 +52,8 @@ class BundleStore:
     def __init__(
         self, paths: Sequence[Path], engine: Engine, memory_bytes: int = 0, signature_key: Path | None = None
     ) -> None:
-        self.paths = {path.resolve().name: path.resolve() for path in paths}
+        # Not resolved: where the path is a link to a version, a reload shall open what it points to then.
+        self.paths = {bundle_path(path).name: bundle_path(path) for path in paths}
         self._engine = engine
         self._memory_bytes = memory_bytes
         self._signature_key = signature_key
@@ -154,6 +156,7 @@ class BundleStore:
         return True
 
     def _open(self, name: str, path: Path) -> Loaded:
+        path = path.resolve()  # one version from here on, should the link be switched meanwhile
         bundle = read_bundle(path, verify=True, public_key=self._signature_key)
         bundle_id = sha256_file(path / MANIFEST)[:16]
         self._loads += 1

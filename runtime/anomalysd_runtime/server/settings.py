@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,7 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not self.bundles:
             raise SettingsError("no bundle was named; give at least one folder that 'sd-edge export' wrote")
-        names = [path.resolve().name for path in self.bundles]
+        names = [bundle_path(path).name for path in self.bundles]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SettingsError(
@@ -209,6 +210,11 @@ def webhook_settings(url: str, when: str, secret: str | None) -> WebhookSettings
     if when not in ("anomalous", "all"):
         raise SettingsError(f"--webhook-on is {when!r}; use anomalous or all")
     return WebhookSettings(url, when == "anomalous", secret)
+
+
+def bundle_path(path: Path) -> Path:
+    """`path` from the root, links kept: its last part is the name that clients use."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
 
 
 def is_loopback(host: str) -> bool:

@@ -192,7 +192,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
         return None
     detector = detectors[key]
     began = time.perf_counter()
-    answers = _judge(detector, message[2], message[3])
+    answers = judge(detector, message[2], message[3])
     return Verdicts(tuple(answers), (time.perf_counter() - began) * 1e3)
 
 
@@ -216,7 +216,7 @@ def _warm_up(detector: Detector) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def _judge(detector: Detector, photos: Sequence[U8], classes: Sequence[str]) -> list[Inspection | str]:
+def judge(detector: Detector, photos: Sequence[U8], classes: Sequence[str]) -> list[Inspection | str]:
     """A group's answers; where the group fails, each photo is judged alone, so that one costs the others nothing."""
     try:
         return list(detector.inspect(photos, classes))
@@ -224,4 +224,4 @@ def _judge(detector: Detector, photos: Sequence[U8], classes: Sequence[str]) -> 
         if len(photos) == 1:
             kind = "" if isinstance(error, SDEdgeError) else f"{type(error).__name__}: "
             return [f"{kind}{error}"]
-    return [_judge(detector, [photo], [name])[0] for photo, name in zip(photos, classes, strict=True)]
+    return [judge(detector, [photo], [name])[0] for photo, name in zip(photos, classes, strict=True)]

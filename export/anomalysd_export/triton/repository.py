@@ -1,0 +1,164 @@
+"""Writing the repository: a model a network, and the inspection as a Python model that calls them.
+
+    DIR/NAME_unet/config.pbtxt, 1/model.onnx       and so for vae_encoder, vae_decoder, perceptual, features
+    DIR/NAME/config.pbtxt, 1/model.py, bundle/     the bundle's manifest and constants
+
+Triton batches what several inspections ask of a network at the same time; `instances` of the inspection are what lets
+them ask at the same time. The graphs are the bundle's own, and the Detector is the runtime's: anomalysd-edge has to be
+installed in Triton's Python.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalysd_edge.backends import ENGINES, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle import CONSTANTS, MANIFEST, Bundle
+from anomalysd_edge.bundle_detector import preset_settings
+from anomalysd_edge.errors import BundleError, SettingsError
+from anomalysd_edge.files import folder_aside
+from anomalysd_edge.manifest import NetworkRecord, TensorRecord
+from anomalysd_edge.signing import SIGNATURE
+from anomalysd_export.triton.pbtxt import Text, message
+
+TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+CONFIG = "config.pbtxt"
+QUEUE_US = 2000
+"""How long a network waits for others to join a batch; a UNet pass takes longer on every device."""
+MODEL = '''"""The inspection as Triton's Python backend loads it; all of it is in the package."""
+
+from anomalysd_runtime.distributed.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    """How the repository is laid out."""
+
+    name: str
+    """Of the inspection; the networks' names begin with it."""
+    backend: str = "cuda"
+    """cpu, cuda or ort-tensorrt, with a precision of the bundle as in cuda:fp16."""
+    preset: str = "edge"
+    """Inspection preset of the bundle."""
+    max_batch: int = 16
+    """Samples in a pass of a network."""
+    group: int = 4
+    """Photos that the inspection takes at once."""
+    instances: int = 2
+    """Of the inspection: how many groups are on their way at the same time."""
+    force: bool = False
+    """Serve a precision that the gate refused."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_batch, self.group, self.instances) < 1:
+            raise SettingsError("max_batch, group and instances must be at least 1")
+        if backend_choice(self.backend).kind in ENGINES:
+            raise SettingsError(
+                f"{self.backend} has engines of fixed batch sizes, which Triton's batching does not meet; use "
+                "ort-tensorrt, which lets Triton's ONNX Runtime build TensorRT engines from the same graphs"
+            )
+
+
+def write_repository(bundle: Bundle, out: Path, settings: TritonSettings) -> list[str]:
+    """Write the models into `out`, each whole or not at all, the inspection last; their names.
+
+    Other models of `out` stay as they are. Raises BundleError and BackendError.
+    """
+    choice = backend_choice(settings.backend)
+    preset_settings(bundle, settings.preset)
+    if not settings.force:
+        check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle.path))
+    names = []
+    for network, record in bundle.manifest.networks.items():
+        name = f"{settings.name}_{network}"
+        file = bundle.network_file(network, choice.precision)
+        config = network_config(name, network, record, file.name, choice, settings)
+        with folder_aside(out / name, marker=CONFIG) as folder:
+            (folder / "1").mkdir()
+            for part in (file, file.with_name(file.name + ".data")):  # a graph names its weights by their file's name
+                if part.is_file():
+                    shutil.copyfile(part, folder / "1" / part.name)
+            (folder / CONFIG).write_text(message(config), encoding="ascii")
+        names.append(name)
+    with folder_aside(out / settings.name, marker=CONFIG) as folder:
+        (folder / "1").mkdir()
+        (folder / "1/model.py").write_text(MODEL, encoding="ascii")
+        (folder / "bundle").mkdir()
+        for member in (MANIFEST, CONSTANTS, SIGNATURE):
+            if (bundle.path / member).is_file():
+                shutil.copyfile(bundle.path / member, folder / "bundle" / member)
+        (folder / CONFIG).write_text(message(inspection_config(settings, choice)), encoding="ascii")
+    return [*names, settings.name]
+
+
+def network_config(
+    name: str, network: str, record: NetworkRecord, file: str, choice: BackendChoice, settings: TritonSettings
+) -> Text:
+    """config.pbtxt of a network. Raises BundleError where the manifest does not say what the graph takes."""
+    if not record.inputs or not record.outputs:
+        raise BundleError(f"the manifest does not say what {network} takes and gives: export the bundle again")
+    # All of a network's tensors have to share their first axis for Triton to batch; references and repaints do not.
+    batched = len({tensor.shape[0] for tensor in (*record.inputs, *record.outputs)}) == 1
+    config: Text = {
+        "name": name,
+        "backend": "onnxruntime",
+        "default_model_filename": file,
+        "max_batch_size": settings.max_batch if batched else 0,
+        "input": [_tensor(tensor, batched) for tensor in record.inputs],
+        "output": [_tensor(tensor, batched) for tensor in record.outputs],
+        "instance_group": [_instances(1, choice)],
+    }
+    if batched:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": QUEUE_US}
+    if choice.kind == "ort-tensorrt":
+        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}
+    return config
+
+
+def inspection_config(settings: TritonSettings, choice: BackendChoice) -> Text:
+    """config.pbtxt of the inspection: a photo (an image file) and its class in, the verdict out."""
+
+    def tensor(name: str, kind: str, dims: Sequence[int], **more: object) -> Text:
+        return {"name": name, "data_type": f"!{kind}", "dims": list(dims), **more}
+
+    parameters = {
+        "preset": settings.preset, "networks": settings.name, "max_batch": settings.max_batch, "backend": str(choice),
+    }  # fmt: skip
+    return {
+        "name": settings.name,
+        "backend": "python",
+        "max_batch_size": settings.group,
+        "input": [tensor("photo", "TYPE_STRING", [1]), tensor("class", "TYPE_STRING", [1], optional=True)],
+        "output": [
+            tensor("pred_score", "TYPE_FP32", [1]),
+            tensor("pred_label", "TYPE_INT32", [1]),
+            tensor("threshold", "TYPE_FP32", [1]),
+            tensor("verdict", "TYPE_STRING", [1]),
+            tensor("anomaly_map", "TYPE_FP32", [-1, -1]),
+            tensor("pred_mask", "TYPE_BOOL", [-1, -1]),
+        ],
+        # The Detector itself is numpy: it stays on the CPU wherever the networks are.
+        "instance_group": [_instances(settings.instances, BackendChoice("cpu"))],
+        "dynamic_batching": {"max_queue_delay_microseconds": 2 * QUEUE_US},
+        "parameters": [{"key": key, "value": {"string_value": str(value)}} for key, value in parameters.items()],
+    }
+
+
+def _tensor(tensor: TensorRecord, batched: bool) -> Text:
+    if tensor.dtype not in TYPES:
+        raise BundleError(f"{tensor.name} is {tensor.dtype}, expected one of {', '.join(TYPES)}: export again")
+    dims = [axis if isinstance(axis, int) else -1 for axis in (tensor.shape[1:] if batched else tensor.shape)]
+    found: Text = {"name": tensor.name, "data_type": f"!{TYPES[tensor.dtype]}", "dims": dims or [1]}
+    if not dims:  # a number a sample: Triton knows no tensor without axes
+        found["reshape"] = {"shape": []}
+    return found
+
+
+def _instances(count: int, choice: BackendChoice) -> Text:
+    return {"count": count, "kind": "!KIND_CPU" if choice.kind == "cpu" else "!KIND_GPU"}
