@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge import __version__, bench_verbs, fleet_verbs, serving_verbs
+from anomalysd_edge import __version__, bench_verbs, fleet_verbs, measuring_verbs, serving_verbs, training_verbs
 from anomalysd_edge.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
@@ -27,6 +27,9 @@ app = typer.Typer(
 DataDir = Annotated[Path, typer.Option("--data", help="Photos: MVTec-AD layout, VisA layout, or a plain folder.")]
 Classes = Annotated[
     str | None, typer.Option(help="Classes to use, separated by commas; all of the folder's if left out.")
+]
+Features = Annotated[
+    Path | None, typer.Option(help="Folder of DINOv2 to take the features from, in place of EfficientNet-Lite0.")
 ]
 ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")
@@ -78,7 +81,9 @@ def train(
     ] = None,
     classes: Classes = None,
     class_file: ClassFile = None,
-    base: Annotated[str, typer.Option(help="nano, a folder in diffusers' layout, or a hub id.")] = "nano",
+    base: Annotated[
+        str, typer.Option(help="nano, a folder in diffusers' layout, a .safetensors checkpoint, or a hub id.")
+    ] = "nano",
     steps: Annotated[int | None, typer.Option(help="UNet steps; the base's default if left out.")] = None,
     decoder_steps: Annotated[
         int | None, typer.Option(help="VAE decoder steps; the base's default if left out.")
@@ -86,6 +91,14 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Samples a UNet step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the UNet.")] = None,
     lora_rank: Annotated[int, typer.Option(help="0 = full fine-tuning; above it low-rank adapters of this rank.")] = 0,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="tiny: TAESD in the autoencoder's place; or an AutoencoderTiny's folder or hub id."),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE, any training setting, as often as needed: docs/stable-diffusion.md."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     quiet: Quiet = False,
@@ -95,7 +108,7 @@ def train(
 
     chosen = {
         "shots": shots, "seed": seed, "steps": steps, "decoder_steps": decoder_steps, "batch": batch, "lr": lr,
-        "lora_rank": lora_rank, "device": device,
+        "lora_rank": lora_rank, "vae": vae, "device": device, **training_verbs.settings_of(more or []),
     }  # fmt: skip
     with progress_bars(quiet) as progress:
         train_on(data, out, base, chosen, shot_seed, _names(classes), class_file, resume, progress)
@@ -107,6 +120,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder that train wrote; with --triton also a bundle.")],
     out: Annotated[Path | None, typer.Option(help="Bundle folder to write.")] = None,
     class_file: ClassFile = None,
+    precision: Annotated[str, typer.Option(help="fp32, and fp16 or bf16 beside it, by commas.")] = "fp32",
+    size: Annotated[int | None, typer.Option(help="Side of the photo in px; the run's if left out.")] = None,
+    features: Features = None,
+    batch: Annotated[str, typer.Option(help="dynamic, or static sizes to write beside it, as 1,4,13.")] = "dynamic",
     threads: Threads = None,
     triton: fleet_verbs.TritonDir = None,
     name: fleet_verbs.TritonName = None,
@@ -125,7 +142,8 @@ def export(
     from anomalysd_edge.workflow import export_to
 
     with progress_bars(quiet) as progress:
-        bundle = export_to(run, out, class_file, threads, progress)
+        graphs = training_verbs.graphs_of(precision, size, batch, features)
+        bundle = export_to(run, out, class_file, threads, progress, graphs)
     figures = (
         (name, record.dtype, f"{record.parity['max_abs']:.1e}", f"{record.tolerance:.0e}")
         for name, record in bundle.manifest.networks.items()
@@ -141,6 +159,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     photos: Annotated[Path, typer.Option(help="Folder of photos, or a data set.")],
     run: Annotated[Path | None, typer.Option(help="The run it was exported from: torch against ONNX Runtime.")] = None,
+    features: Features = None,
     backend: Annotated[
         str | None, typer.Option(help="A,B: hold B against A, as in cpu,cpu:fp16; 'torch' needs --run.")
     ] = None,
@@ -160,7 +179,7 @@ def verify(
         from anomalysd_edge.verifying import VerifyRequest, show, verify_backends
 
         gate = GateSettings(flips=max_flips, auroc_drop=max_drop)
-        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate)
+        asked = VerifyRequest(bundle, backend, photos, run, labels, limit, preset, threads, out, gate, features)
         with progress_bars(quiet) as progress:
             judged = verify_backends(asked, progress)
         show_json(judged.to_json()) if as_json else show(judged)
@@ -171,7 +190,7 @@ def verify(
     from anomalysd_edge.workflow import verify_against
 
     with progress_bars(quiet) as progress:
-        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress)
+        found = verify_against(bundle, run, photos, limit or 20, preset, threads, progress, features)
     if as_json:
         show_json(found.to_json())
     else:
@@ -209,6 +228,12 @@ def calibrate(
     synthetic: Annotated[
         int, typer.Option(help="Synthetic anomalies per class to choose settings on; 0 keeps the preset's.")
     ] = 24,
+    check: Annotated[
+        Path | None, typer.Option(help="Data set whose other good photos tell the false-alarm rate that is seen.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for calibration.json and report.html; BUNDLE-calibration if left out.")
+    ] = None,
     preset: Preset = "edge",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -216,13 +241,18 @@ def calibrate(
 ) -> None:
     """Find prototypes, thresholds and each class's settings again, from good photos alone."""
     from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.calibration_report import Report, false_alarms, report_folder
+    from anomalysd_edge.opening import Opening
     from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
 
     how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
     with progress_bars(quiet) as progress:
         found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)
-    show_json(found.to_json()) if as_json else found.show()
-    say(f"calibrated: {found.bundle}")
+        seen = false_alarms(found, check, Opening(preset, threads=threads), progress) if check else {}
+    told, folder = Report(found, seen), report or report_folder(found.bundle)
+    told.write(folder)
+    show_json(told.to_json()) if as_json else told.show()
+    say(f"calibrated: {found.bundle}; what was chosen and why: {folder / 'report.html'}")
 
 
 @app.command()
@@ -421,7 +451,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 bench_verbs.register(app)
 serving_verbs.register(app)
+training_verbs.register(app)
 fleet_verbs.register(app)
+measuring_verbs.register(app)
 
 
 def main() -> None:

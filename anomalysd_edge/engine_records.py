@@ -25,6 +25,8 @@ class VariantRecord:
     """Computing nodes that stay in float32 (islands)."""
     quantised_nodes: int = 0
     """Convolutions and matrix products whose inputs are quantised."""
+    max_abs: float | None = None
+    """Largest difference of an output value from the float32 graph, on example inputs; fp16 only."""
 
 
 @dataclass(frozen=True)

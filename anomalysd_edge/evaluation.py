@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain, islice
 from typing import Any
 
@@ -79,7 +79,7 @@ def measure(
             for kind, score_map in answer.maps.items():
                 scores.setdefault(kind, []).append(answer.scores[kind])
                 maps.setdefault(kind, []).append(images.resize_map(score_map, (METRIC_PX, METRIC_PX)))
-            masks.append(_mask(sample, photo))
+            masks.append(truth_mask(sample, (photo.shape[0], photo.shape[1])))
             done += 1
             if watch:
                 watch(sample, photo, answer)
@@ -97,13 +97,13 @@ def _inspections(detector: Detector, name: str, samples: Sequence[Sample]) -> It
         yield from zip(part, photos, detector.inspect(photos, name), strict=True)
 
 
-def _mask(sample: Sample, photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
+def truth_mask(sample: Sample, photo_hw: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
     """(METRIC_PX, METRIC_PX) bool; None where a bad photo has no mask, so that its pixels are not counted as good."""
     if sample.label == 0:
         return np.zeros((METRIC_PX, METRIC_PX), np.bool_)
     if sample.mask_path is None:
         return None
-    mask = images.load_mask(sample.mask_path, (photo.shape[0], photo.shape[1]))
+    mask = images.load_mask(sample.mask_path, photo_hw)
     return np.asarray(Image.fromarray(mask).resize((METRIC_PX, METRIC_PX), Image.Resampling.NEAREST), dtype=np.bool_)
 
 
@@ -117,20 +117,10 @@ def _result(
     spent: float,
 ) -> ClassResult:
     figures: dict[str, dict[str, float]] = {}
-    known = [i for i, mask in enumerate(masks) if mask is not None]
-    truth = [mask for mask in masks if mask is not None]
     for kind in MAPS:
         # A map that some photos lack (no bank, say) has no figure that could be compared.
-        if len(scores.get(kind, ())) != len(labels):
-            continue
-        chosen = [maps[kind][i] for i in known]
-        figures[kind] = {
-            "image_auroc": metrics.image_auroc(labels, scores[kind]),
-            "pixel_auroc": metrics.pixel_auroc(truth, chosen),
-            "aupro": metrics.aupro(truth, chosen),
-            "f1_max": metrics.f1_max(labels, scores[kind])[0],
-            "average_precision": metrics.average_precision(labels, scores[kind]),
-        }
+        if len(scores.get(kind, ())) == len(labels):
+            figures[kind] = class_figures(labels, scores[kind], maps[kind], masks)
     judged = None not in verdicts
     return ClassResult(
         class_name=name,
@@ -141,6 +131,27 @@ def _result(
         missed=sum(v == 0 and y == 1 for v, y in zip(verdicts, labels, strict=True)) if judged else None,
         ms_per_photo=spent / len(labels),
     )
+
+
+def class_figures(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    maps: Sequence[npt.NDArray[np.float32]],
+    masks: Sequence[npt.NDArray[np.bool_] | None],
+) -> dict[str, float]:
+    """FIGURES of one map on one class, in [0,1]: (N,) labels and scores, N maps and masks of METRIC_PX a side.
+
+    Photos whose mask is None count for the image figures alone.
+    """
+    truth = [mask for mask in masks if mask is not None]
+    chosen = [m for m, mask in zip(maps, masks, strict=True) if mask is not None]
+    return {
+        "image_auroc": metrics.image_auroc(labels, scores),
+        "pixel_auroc": metrics.pixel_auroc(truth, chosen),
+        "aupro": metrics.aupro(truth, chosen),
+        "f1_max": metrics.f1_max(labels, scores)[0],
+        "average_precision": metrics.average_precision(labels, scores),
+    }
 
 
 def mean_figure(results: Sequence[ClassResult], kind: str, figure: str) -> float:
@@ -204,3 +215,12 @@ def to_json(results: Sequence[ClassResult]) -> dict[str, Any]:
         "classes": {r.class_name: {k: v for k, v in vars(r).items() if k != "class_name"} for r in results},
         "mean": {kind: {figure: mean_figure(results, kind, figure) for figure in FIGURES} for kind in kinds},
     }
+
+
+def result_of(values: Mapping[str, Any]) -> ClassResult:
+    """The inverse of files.json_ready: null becomes NaN again."""
+    figures = {
+        kind: {what: math.nan if v is None else float(v) for what, v in some.items()}
+        for kind, some in values["figures"].items()
+    }
+    return ClassResult(**{**{f.name: values[f.name] for f in fields(ClassResult)}, "figures": figures})

@@ -58,6 +58,8 @@ class NetworkRecord:
     """Largest absolute difference from torch that the export accepted."""
     parity: dict[str, float]
     """What the export measured: max_abs (largest absolute difference) and batch (the batch size it was measured at)."""
+    static: dict[str, str] = field(default_factory=dict)
+    """By batch size: the same network at that size alone, where no axis may vary; the sizes share their weights."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,10 +20,9 @@ from anomalysd_edge.bundle_update import LOCK
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.choosing import Trial
 from anomalysd_edge.classes import ClassSpec
-from anomalysd_edge.console import show_table
 from anomalysd_edge.datasets import few_shot, open_dataset
 from anomalysd_edge.errors import DatasetError
-from anomalysd_edge.files import json_ready, read_json
+from anomalysd_edge.files import json_ready, read_json, sha256_file
 from anomalysd_edge.images import load_rgb
 from anomalysd_edge.inspection import ClassConstants
 from anomalysd_edge.manifest import ClassRecord, Manifest
@@ -71,30 +71,19 @@ class Calibrated:
     """The new ones."""
     choices: dict[str, dict[str, Any]]
     """Settings of each class that differ from the preset's."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each class took."""
+    preset: str = "edge"
+    """What was calibrated."""
+    false_alarm_rate: float = 0.0
+    """The wanted one."""
+    shots: dict[str, list[str]] = field(default_factory=dict)
+    """SHA-256 of each class's good photos that were used."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         found: dict[str, Any] = json_ready(asdict(self))
         return {**found, "bundle": self.bundle.name}
-
-    def show(self) -> None:
-        """A table of the trials, and one of the classes."""
-        for name, trials in self.trials.items():
-            rows = [
-                (
-                    _words(t.changes) or "the preset",
-                    f"{100 * t.image_auroc:.1f}/{100 * t.pixel_auroc:.1f}",
-                    f"{100 * t.lead:+.1f} ± {100 * t.noise:.1f}",
-                    "taken" if t.taken else "",
-                )
-                for t in trials
-            ]
-            show_table(f"{name}: AUROC on synthetic anomalies", ("settings", "image/pixel", "lead", ""), rows)
-        rows4 = [
-            (name, _number(self.before.get(name)), _number(after), _words(self.choices.get(name, {})) or "the preset's")
-            for name, after in self.after.items()
-        ]
-        show_table("Thresholds", ("class", "before", "now", "settings"), rows4)
 
 
 def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
@@ -102,10 +91,8 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     bundle = read_bundle(asked.bundle)
     inspect = preset_settings(bundle, asked.preset)
     records = bundle.manifest.classes
-    shots = {
-        name: [load_rgb(file) for file in files]
-        for name, files in good_photos(asked.photos, records, asked.shots).items()
-    }
+    files = good_photos(asked.photos, records, asked.shots)
+    shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
     prompts = {
         name: {
@@ -114,6 +101,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
         for name in records
     }
     trials: dict[str, list[Trial]] = {}
+    seconds, timed = _clock(progress, list(specs))
     with _networks(bundle, asked.threads) as networks:
         found = calibrate(
             networks,
@@ -126,7 +114,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
             inspect,
             asked.settings,
             bundle.constants[NEGATIVE_PROMPT],
-            progress,
+            timed,
             trials,
         )
     out = asked.out or asked.bundle
@@ -138,7 +126,26 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
                 for n, r in records.items()},
         after={name: constants.threshold for name, constants in found.items()},
         choices={name: dict(constants.choices) for name, constants in found.items() if constants.choices},
+        seconds=seconds,
+        preset=asked.preset,
+        false_alarm_rate=asked.settings.false_alarm_rate,
+        shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
     )  # fmt: skip
+
+
+def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Progress]:
+    """Seconds by class, filled in while calibrate tells that it begins class after class, and what to give it."""
+    seconds: dict[str, float] = {}
+    began: list[float] = []
+
+    def timed(phase: str, done: int, total: int, detail: str) -> None:
+        if len(began) == done <= len(names):
+            began.append(time.monotonic())
+            if done:
+                seconds[names[done - 1]] = round(began[-1] - began[-2], 1)
+        progress(phase, done, total, detail)
+
+    return seconds, timed
 
 
 def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
@@ -183,14 +190,14 @@ def _write(
         parts = [p for p in sorted(bundle.path.iterdir()) if p.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE)]
         for part in parts:
             if part.name != ENGINES:
-                _link(part, writer.folder / part.name)
+                link(part, writer.folder / part.name)
         writer.finish(manifest, constant_tensors(found, bundle.constants[NEGATIVE_PROMPT]))
         # After the digests were taken: engines have records of their own, and may be removed without harm.
         if (bundle.path / ENGINES).is_dir():
-            _link(bundle.path / ENGINES, writer.folder / ENGINES)
+            link(bundle.path / ENGINES, writer.folder / ENGINES)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """The same files under another folder: linked where the disk allows it, else copied."""
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link_file)
@@ -206,12 +213,9 @@ def _link_file(source: str, target: str) -> str:
     return target
 
 
-def _words(changes: Any) -> str:
+def words(changes: Any) -> str:
+    """Settings as a person reads them: 'scales 2/4/8, draws 3'."""
     return ", ".join(
         f"{name} {'/'.join(map(str, value)) if isinstance(value, tuple | list) else value}"
         for name, value in changes.items()
     )
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"

@@ -53,6 +53,8 @@ class VerifyRequest:
     """Folder for verify.json and verify.html."""
     gate: GateSettings = field(default_factory=GateSettings)
     """What is allowed."""
+    features: Path | None = None
+    """Folder of DINOv2, where the bundle's features are its."""
 
 
 def verify_backends(request: VerifyRequest, progress: Report) -> Judgement:
@@ -88,7 +90,8 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
     from anomalysd_edge.training.run import read_run
     from anomalysd_edge.training.torch_networks import networks_of_run
 
-    networks = stack.enter_context(networks_of_run(read_run(request.run), request.threads))
+    torch_networks = networks_of_run(read_run(request.run), request.threads, features_folder=request.features)
+    networks = stack.enter_context(torch_networks)
     return detector_of(bundle, networks, request.preset)
 
 

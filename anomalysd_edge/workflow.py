@@ -62,18 +62,33 @@ def train_on(
     return train(settings, shots, out, specs=specs, resume=resume, progress=progress)
 
 
-def export_to(run: Path, out: Path, class_file: Path | None, threads: int | None, progress: Report) -> Bundle:
-    """`sd-edge export`."""
+def export_to(
+    run: Path,
+    out: Path,
+    class_file: Path | None,
+    threads: int | None,
+    progress: Report,
+    graphs: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """`sd-edge export`; `graphs`: the fields of ExportSettings."""
     from anomalysd_edge.training.run import read_run
-    from anomalysd_export.exporting import export_run
+    from anomalysd_export.exporting import ExportSettings, export_run
 
     opened = read_run(run)
     specs = specs_of(list(opened.shots), class_file) if class_file else None
-    return export_run(opened, out, specs=specs, threads=threads, progress=progress)
+    settings = ExportSettings(**(graphs or {}))
+    return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)
 
 
 def verify_against(
-    bundle_path: Path, run: Path, photos: Path, limit: int, preset: str, threads: int | None, progress: Report
+    bundle_path: Path,
+    run: Path,
+    photos: Path,
+    limit: int,
+    preset: str,
+    threads: int | None,
+    progress: Report,
+    features: Path | None = None,
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
     from anomalysd_edge.training.run import read_run
@@ -84,7 +99,7 @@ def verify_against(
     samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
     chosen = agreement.spread_over_classes(samples, limit)
     right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with networks_of_run(read_run(run), threads) as torch_networks, right:
+    with networks_of_run(read_run(run), threads, features_folder=features) as torch_networks, right:
         left = detector_of(bundle, torch_networks, preset)
         return agreement.compare(left, right, chosen, progress=progress)
 

@@ -32,11 +32,14 @@ VERBS = {
     "serve",
     "watch",
     "history",
+    "distill",
+    "add-class",
     "push",
     "pull",
     "rollback",
     "fleet",
     "plan-capacity",
+    "protocol",
 }
 """Of the command."""
 

@@ -28,6 +28,8 @@ PORTERS = {
     "verifying.py",
     "recalibrating.py",
     "serving_verbs.py",
+    "training_verbs.py",
+    "adding.py",
     "fleet_verbs.py",
     "cluster_workflow.py",
     "bench_verbs.py",

@@ -250,7 +250,7 @@ def test_bad_input(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path
 
 def test_bases_that_cannot_be_used(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="neither nano nor a folder nor a hub id"):
+    with pytest.raises(InputError, match=r"neither nano nor a folder nor a \.safetensors file nor a hub id"):
         load_base("no-such-base")
     with pytest.raises(InputError, match="has no unet"):
         load_base(str(tmp_path))

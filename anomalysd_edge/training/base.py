@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from anomalysd_edge.errors import InputError
+from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.files import read_json, sha256_bytes, sha256_file
 from anomalysd_edge.training.settings import NANO
 
@@ -48,6 +48,8 @@ class Base:
     sha256: str
     """Digest over every file of the model: equal digests, equal weights."""
     folder: Path
+    vae_swap: dict[str, str] | None = None
+    """Name and digest of the autoencoder that took the place of the model's own (tiny_vae.py); None = its own."""
 
     @property
     def latent_factor(self) -> int:
@@ -61,16 +63,22 @@ class Base:
 
 
 def load_base(name_or_path: str | Path) -> Base:
-    """Load "nano", a local folder in diffusers' layout, or a hub id.
+    """Load "nano", a local folder in diffusers' layout, one .safetensors checkpoint, or a hub id.
 
     Raises InputError if it is not there, incomplete, no inpainting model, or of a kind that is not supported.
     """
-    folder = _find(str(name_or_path))
+    folder = find_base(str(name_or_path))
     _check_layout(folder)
+    channels = read_json(folder / "unet" / "config.json").get("in_channels")
+    if channels != 9:  # before gigabytes of weights are read
+        raise InputError(
+            f"the base {name_or_path} has a UNet of {channels} input channels, expected 9 (z_t, mask, masked photo): "
+            "only an inpainting model can be told what to keep; use for instance "
+            "stable-diffusion-v1-5/stable-diffusion-inpainting"
+        )
     with quiet():
         try:
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **_options(folder / "unet"))
-            vae = _autoencoder_class(folder).from_pretrained(folder, subfolder="vae", **_options(folder / "vae"))
+            unet, vae = load_unet(folder), load_vae(folder)
             text_encoder = CLIPTextModel.from_pretrained(
                 folder / "text_encoder", dtype=torch.float32, **_variant(folder / "text_encoder")
             )
@@ -78,19 +86,12 @@ def load_base(name_or_path: str | Path) -> Base:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"the base {folder} cannot be loaded ({first_line}); download or copy it again") from error
-    if unet.config.in_channels != 9:
-        raise InputError(
-            f"the base {name_or_path} has a UNet of {unet.config.in_channels} input channels, expected 9 (z_t, mask, "
-            "masked photo): only an inpainting model can be told what to keep; use for instance "
-            "stable-diffusion-v1-5/stable-diffusion-inpainting"
-        )
     if getattr(vae.config, "shift_factor", None):
         raise InputError(
             f"the VAE of {name_or_path} has a shift_factor, expected none; use a Stable Diffusion 1.x or 2.x VAE"
         )
-    for network in (unet, vae, text_encoder):
-        network.requires_grad_(False)
-        network.eval()
+    text_encoder.requires_grad_(False)
+    text_encoder.eval()
     name = str(name_or_path)
     return Base(
         unet=unet,
@@ -98,10 +99,36 @@ def load_base(name_or_path: str | Path) -> Base:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler=dict(read_json(folder / "scheduler" / "scheduler_config.json")),
-        name=Path(name).name if Path(name).is_dir() and name != NANO else name,
+        name=Path(name).name if Path(name).exists() and name != NANO else name,
         sha256=folder_sha256(folder),
         folder=folder,
     )
+
+
+def load_unet(folder: Path) -> Any:
+    """The UNet of a folder in diffusers' layout, float32, frozen, in eval mode."""
+    with quiet():
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **_options(folder / "unet"))
+    return unet.requires_grad_(False).eval()
+
+
+def load_vae(folder: Path) -> Any:
+    """The same for its autoencoder."""
+    with quiet():
+        vae = _autoencoder_class(folder).from_pretrained(folder, subfolder="vae", **_options(folder / "vae"))
+    return vae.requires_grad_(False).eval()
+
+
+def check_size(base: Base, size_px: int) -> None:
+    """Raise SettingsError unless the networks can work on squares of this side.
+
+    Stable Diffusion: 256 to 768 px in steps of 64. Other bases: whole cells at the UNet's lowest level.
+    """
+    cell = base.latent_factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    large = base.latent_factor == 8
+    if size_px % cell or (large and not 256 <= size_px <= 768) or size_px < cell:
+        wanted = f"256 to 768 in steps of {cell}" if large else f"a multiple of {cell}"
+        raise SettingsError(f"the size is {size_px} px, expected {wanted}: the base's networks halve it that often")
 
 
 def latent_factor(vae: Any) -> int:
@@ -182,27 +209,48 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _find(name: str) -> Path:
+def find_base(name: str) -> Path:
+    """The folder in diffusers' layout of a base's name, downloaded or converted where need be. Raises InputError."""
     if name == NANO:
         if not (NANO_FOLDER / "model_index.json").is_file():
             raise InputError(f"the embedded base nano is missing from {NANO_FOLDER}; install anomalysd-edge again")
         return NANO_FOLDER
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        if Path(name).suffix != ".safetensors":
+            raise InputError(
+                f"the base {name} is a {Path(name).suffix or 'nameless'} file, expected .safetensors: others may run "
+                "code when they are opened; convert it elsewhere, or use a folder in diffusers' layout"
+            )
+        from anomalysd_edge.training.single_file import converted
+
+        with quiet():
+            return converted(Path(name))
     parts = name.split("/")
-    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
-        raise InputError(f"the base {name!r} is neither nano nor a folder nor a hub id (OWNER/NAME); check the name")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")) or name.endswith(".safetensors"):
+        raise InputError(
+            f"the base {name!r} is neither nano nor a folder nor a .safetensors file nor a hub id (OWNER/NAME); check "
+            "the name"
+        )
     return _from_hub(name)
 
 
 def _from_hub(name: str) -> Path:
-    """The hub's snapshot: from this machine's cache, else by download."""
+    return from_hub(name, _HUB_FILES, [f"{part}/*" for part in PARTS], "base")
+
+
+def from_hub(name: str, files: Sequence[str], needed: Sequence[str], what: str) -> Path:
+    """The hub's snapshot, from this machine's cache, else by download. Raises InputError that says how to get it.
+
+    `files`: patterns of what is fetched; `needed`: those that a complete copy in the cache has; `what`: for messages.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot(offline: bool) -> Path:
         found = snapshot_download(
-            name, allow_patterns=_HUB_FILES, ignore_patterns=["*.fp16.*"], local_files_only=offline
+            name, allow_patterns=list(files), ignore_patterns=["*.fp16.*"], local_files_only=offline
         )
         return Path(found)
 
@@ -210,15 +258,15 @@ def _from_hub(name: str) -> Path:
         cached: Path | None = snapshot(offline=True)
     except LocalEntryNotFoundError:
         cached = None
-    if cached is not None and all((cached / part).is_dir() for part in PARTS):
+    if cached is not None and all(any(cached.glob(pattern)) for pattern in needed):
         return cached
     try:
         return snapshot(offline=False)
     except Exception as error:  # the hub's client raises errors of several HTTP libraries
         raise InputError(
-            f"the base {name} is not on this machine and could not be downloaded ({type(error).__name__}); where there "
-            f"is a network run: hf download {name} --local-dir FOLDER (older clients: huggingface-cli download), "
-            "copy FOLDER here and name it as the base"
+            f"the {what} {name} is not on this machine and could not be downloaded ({type(error).__name__}); where "
+            f"there is a network run: hf download {name} --local-dir FOLDER (older clients: huggingface-cli download), "
+            f"copy FOLDER here and name it as the {what}"
         ) from error
 
 

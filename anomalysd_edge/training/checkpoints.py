@@ -84,32 +84,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise RunError(f"the checkpoint {folder} is broken ({error}); remove it and train again") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
-    """AdamW's state, named by parameter: exp_avg/NAME, exp_avg_sq/NAME, step/NAME."""
-    return {
-        f"{kind}/{name}": tensor
-        for name, parameter in parameters.items()
-        for kind, tensor in optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors
-) -> None:
-    """The inverse of `optimizer_tensors`."""
-    for name, parameter in parameters.items():
-        for kind in ("exp_avg", "exp_avg_sq"):
-            # In the parameter's own memory layout, as AdamW makes it.
-            state = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            optimizer.state[parameter][kind] = state.detach().copy_(_named(tensors, f"{kind}/{name}"))
-        optimizer.state[parameter]["step"] = _named(tensors, f"step/{name}")
-
-
 def restore(parameters: Mapping[str, Tensor], tensors: Tensors) -> None:
     """Copy saved values into `parameters`. Raises RunError if one is missing or of another shape."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            saved = _named(tensors, name)
+            saved = named(tensors, name)
             if saved.shape != parameter.shape:
                 raise RunError(f"the checkpoint's {name} is {tuple(saved.shape)}, expected {tuple(parameter.shape)}")
             parameter.copy_(saved)
@@ -159,7 +138,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return whole
 
 
-def _named(tensors: Tensors, name: str) -> Tensor:
+def named(tensors: Tensors, name: str) -> Tensor:
+    """The tensor `name`. Raises RunError where a checkpoint lacks it."""
     if name not in tensors:
         raise RunError(f"the checkpoint holds no {name}; remove it and train again")
     return tensors[name]

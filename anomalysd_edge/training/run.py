@@ -23,6 +23,8 @@ from anomalysd_edge.errors import RunError
 from anomalysd_edge.files import read_json, sha256_file, write_json
 from anomalysd_edge.training.base import PARTS, Base, load_base
 from anomalysd_edge.training.checkpoints import partial_folder
+from anomalysd_edge.training.contexts import FILE as CONTEXTS
+from anomalysd_edge.training.contexts import load_contexts
 from anomalysd_edge.training.settings import TrainSettings
 
 SCHEMA_VERSION = 1
@@ -58,6 +60,26 @@ class Run:
         """Which perceptual network L_D used; None where it used none."""
         found = self.record["perceptual"]
         return None if found is None else str(found["kind"])
+
+    @property
+    def round_trip(self) -> bool:
+        """Whether photos must be compared with their own round trip: a smaller autoencoder took the base's place."""
+        return self.record.get("vae") is not None
+
+    @property
+    def few_steps(self) -> tuple[float, int] | None:
+        """lambda and number of passes that the run was distilled for; None where it was not."""
+        found = self.record.get("distilled")
+        return None if found is None else (float(found["strength"]), int(found["passes"]))
+
+    def contexts(self) -> dict[str, Any]:
+        """(M,E) learned context vectors by class; nothing where none were learned. Raises RunError if changed."""
+        wanted = self.record.get("contexts_sha256")
+        if wanted is None:
+            return {}
+        if not (self.path / CONTEXTS).is_file() or sha256_file(self.path / CONTEXTS) != wanted:
+            raise RunError(f"{self.path / CONTEXTS} was changed since the run was written; train again or restore it")
+        return load_contexts(self.path)
 
     @property
     def sha256(self) -> str:
@@ -135,6 +157,8 @@ def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool)
     for part, value in index.items():
         if isinstance(value, list) and part not in PARTS:
             index[part] = [None, None]  # for instance a safety checker, which an inspection has no use for
+    if base.vae_swap:
+        index["vae"] = ["diffusers", type(base.vae).__name__]
     write_json(folder / "model_index.json", {**index, "requires_safety_checker": False})
     for part in PARTS:
         if part == "unet" and unet_changed:
@@ -143,6 +167,9 @@ def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool)
             base.vae.save_pretrained(folder / part)
         else:
             _copy_part(base.folder / part, folder / part)
+    config = folder / "scheduler" / "scheduler_config.json"
+    if read_json(config) != base.scheduler:  # its prediction type was given by hand
+        write_json(config, base.scheduler)
 
 
 def versions() -> dict[str, str]:

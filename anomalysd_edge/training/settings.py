@@ -22,6 +22,10 @@ class TrainSettings:
 
     base: str = NANO
     """The model to fine-tune: "nano", a folder in diffusers' layout, or a model hub's id."""
+    vae: str = ""
+    """"" = the base's own autoencoder; "tiny" (TAESD from the hub), or the folder or hub id of an AutoencoderTiny."""
+    prediction_type: str = ""
+    """"" = as the base's scheduler says; "epsilon" or "v_prediction" where a checkpoint file cannot say it."""
     shots: int = 4
     """K: good photos per class; 0 = no fine-tuning, the run holds the base as it is."""
     seed: int = 0
@@ -31,7 +35,9 @@ class TrainSettings:
     steps: int = 1000
     """Steps of the UNet's fine-tuning."""
     batch: int = 8
-    """Samples a step, of all classes together."""
+    """Samples a step, of all classes, processes and accumulated pieces together."""
+    accumulate: int = 1
+    """Pieces that a process works its samples off in, one after the other: less memory, the same step."""
     lr: float = 1e-5
     """Peak learning rate of the UNet (AdamW)."""
     warmup: int = 20
@@ -40,6 +46,8 @@ class TrainSettings:
     """Where the cosine that follows ends, as a share of the peak."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay, in both phases."""
+    optimizer: str = "adamw"
+    """"adamw", or "adamw8bit": its two moments in 8 bits (needs the package bitsandbytes)."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     ema: float = 0.0
@@ -50,6 +58,10 @@ class TrainSettings:
     """The adapters' scale is alpha / rank; 0 = alpha equals the rank."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Name endings of the layers that get an adapter."""
+    context_tokens: int = 0
+    """Learned vectors in front of each class's prompts (ours: context optimisation, CoOp); 0 = the words alone."""
+    context_lr: float = 1e-3
+    """Peak learning rate of those vectors."""
     decoder_steps: int = 200
     """Steps of the decoder's fine-tuning after the UNet's; the encoder stays frozen."""
     decoder_batch: int = 4
@@ -85,7 +97,14 @@ class TrainSettings:
     start_corruption: float = 0.0
     """Share of samples whose z_t shows a synthetic anomaly inside the mask (ours, not the paper's: see losses.py)."""
     autocast: str = "auto"
-    """UNet and decoder arithmetic: "none" (float32), "bf16", or "auto": bf16 where the CPU has avx512_bf16."""
+    """UNet and decoder arithmetic: "none" (float32), "bf16", "fp16" (with a scaled loss), or "auto": bf16 where the
+    hardware multiplies it."""
+    frozen_weights: str = "float32"
+    """With LoRA and autocast: convolutions and linear layers that do not learn lie in "bf16" or "fp16"."""
+    cache: str = "lazy"
+    """Latents: "lazy" encodes a copy when first met; "ahead" all that the steps will meet, then lets the VAE go."""
+    memory_gib: float = 0.0
+    """Memory that a training may take (of the GPU with "cuda", else of this machine); 0 = what is free at the start."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     device: str = "cpu"
@@ -99,8 +118,11 @@ class TrainSettings:
         self._at_least(0, "shots", "size_px", "steps", "warmup", "weight_decay", "ema", "lora_rank", "lora_alpha")
         self._at_least(0, "decoder_steps", "lpips_weight", "prompt_drop", "shift", "zoom", "tilt_degrees", "jitter")
         self._at_least(0, "start_corruption", "threads", "lr_floor", "seed", "grid_masks", "outside_weight")
-        self._at_least(1, "batch", "decoder_batch", "mask_most", "copies", "masks_per_copy", "checkpoint_every")
-        for name in ("lr", "decoder_lr", "clip_norm", "max_timestep"):
+        self._at_least(0, "context_tokens", "memory_gib")
+        self._at_least(
+            1, "accumulate", "batch", "decoder_batch", "mask_most", "copies", "masks_per_copy", "checkpoint_every"
+        )
+        for name in ("lr", "decoder_lr", "clip_norm", "max_timestep", "context_lr"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected a number above 0")
         for name in ("lr_floor", "prompt_drop", "start_corruption", "max_timestep", "grid_masks", "outside_weight"):
@@ -110,7 +132,11 @@ class TrainSettings:
             if getattr(self, name) >= limit:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected less than {limit}")
         for name, choices in (
-            ("autocast", ("auto", "bf16", "none")),
+            ("autocast", ("auto", "bf16", "fp16", "none")),
+            ("frozen_weights", ("float32", "bf16", "fp16")),
+            ("optimizer", ("adamw", "adamw8bit")),
+            ("cache", ("lazy", "ahead")),
+            ("prediction_type", ("", "epsilon", "v_prediction")),
             ("device", ("cpu", "cuda")),
             ("perceptual", ("auto", "lpips_alex", "shift_tolerant")),
         ):
@@ -118,6 +144,17 @@ class TrainSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         if self.lora_rank and not self.lora_targets:
             raise SettingsError("lora_rank is set but lora_targets is empty; name at least one layer ending")
+        if self.accumulate > self.batch:
+            raise SettingsError(
+                f"accumulate is {self.accumulate}; expected at most batch ({self.batch}): a piece is a sample"
+            )
+        if self.context_tokens > 32:
+            raise SettingsError(f"context_tokens is {self.context_tokens}; expected at most 32 of a prompt's 77")
+        if self.frozen_weights != "float32" and (not self.lora_rank or self.autocast != self.frozen_weights):
+            raise SettingsError(
+                f"frozen_weights is {self.frozen_weights}: it needs lora_rank above 0 (what learns stays float32) and "
+                f"autocast {self.frozen_weights}"
+            )
 
     def _at_least(self, smallest: int, *names: str) -> None:
         for name in names:

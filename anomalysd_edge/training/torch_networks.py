@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from anomalysd_edge.errors import BackendError, NumericError, ShapeError
 from anomalysd_edge.networks import F32, I64, InpaintJob, NetworkSizes
 from anomalysd_edge.training.base import decode, encode_mode, latent_factor
-from anomalysd_edge.training.features import FEATURES_PX, load_features
+from anomalysd_edge.training.features import FEATURES_PX, features_of
 from anomalysd_edge.training.perceptual import load_perceptual
 from anomalysd_edge.training.run import Run
 
@@ -194,20 +195,30 @@ class TorchNetworks:
             )
 
 
-def networks_of_run(run: Run, threads: int | None = None, max_batch: int = 16, device: str = "cpu") -> TorchNetworks:
+def networks_of_run(
+    run: Run,
+    threads: int | None = None,
+    max_batch: int = 16,
+    device: str = "cpu",
+    features_folder: Path | None = None,
+) -> TorchNetworks:
     """The networks of a finished run: its model, the perceptual network that it was trained with, the feature network.
+
+    `features_folder`: DINOv2, where the export was told so.
 
     Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
     """
     base = run.load()
     perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
-    features, _ = load_features()
+    features, _, _ = features_of(features_folder)
+    side: int = getattr(features, "side", FEATURES_PX)
     return TorchNetworks(
         base.unet,
         base.vae,
         perceptual,
         features,
         size_px=run.size_px,
+        features_px=side,
         max_batch=max_batch,
         device=device,
         threads=threads,

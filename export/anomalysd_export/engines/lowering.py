@@ -6,7 +6,7 @@ no precision flag anywhere. Inputs and outputs stay float32, so every precision 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,22 +62,24 @@ class Lowered:
     """Nodes that compute in float32."""
 
 
-def lower(model: onnx.ModelProto, network: str, precision: str) -> Lowered:
+def lower(model: onnx.ModelProto, network: str, precision: str, wide: Collection[str] = frozenset()) -> Lowered:
     """`model` (float32, weights loaded; changed in place) in fp16 or bf16.
 
+    `wide`: tensors beyond float16's range (ranges.py); what makes them and what takes them stays in float32.
     Raises SettingsError for another precision and BundleError for a graph whose tensor types are not declared.
     """
     if precision not in HALVES:
         raise SettingsError(f"{precision!r} is no half precision; expected one of {', '.join(HALVES)}")
-    return _Lowering(model, network, precision).run()
+    return _Lowering(model, network, precision, frozenset(wide if precision == "fp16" else ())).run()
 
 
 class _Lowering:
-    def __init__(self, model: onnx.ModelProto, network: str, precision: str) -> None:
+    def __init__(self, model: onnx.ModelProto, network: str, precision: str, wide: frozenset[str]) -> None:
         self.model, self.graph = model, model.graph
         self.kind, self.numpy_type = HALVES[precision]
         self.constants = {entry.name: entry for entry in self.graph.initializer}
-        self.floats = _float_names(model)
+        self.floats = float_names(model)
+        self.wide = wide | self._wide_constants()
         self.maker = {name: node for node in self.graph.node for name in node.output}
         self.islands = self._choose_islands(TAILS.get(network, ()))
         self.made: dict[tuple[str, int], str] = {}
@@ -171,13 +173,25 @@ class _Lowering:
             if downstream or node.op_type in tails:
                 tail.update(node.output)
                 chosen.add(_key(node))
-            elif node.op_type in ISLANDS or self._has_small_constant(node) or self._divides_by_island(node, chosen):
+            elif (
+                node.op_type in ISLANDS
+                or not self.wide.isdisjoint((*node.input, *node.output))
+                or self._has_small_constant(node)
+                or self._divides_by_island(node, chosen)
+            ):
                 chosen.add(_key(node))
         for node in self.graph.node:
             if node.op_type in ("Sin", "Cos"):
                 # At t = 999 half precision cannot tell two timesteps apart: the whole argument stays float32.
                 self._add_ancestors(node, chosen)
         return chosen
+
+    def _wide_constants(self) -> frozenset[str]:
+        """Weights that float16 cannot hold: clipping them would change the network."""
+        if self.numpy_type is not np.float16:
+            return frozenset()
+        arrays = ((name, numpy_helper.to_array(entry)) for name, entry in self.constants.items() if name in self.floats)
+        return frozenset(name for name, array in arrays if array.size > 1 and float(np.abs(array).max()) > LARGEST)
 
     def _has_small_constant(self, node: onnx.NodeProto) -> bool:
         """Whether a scalar of `node` (an epsilon, say) would become 0 or Inf."""
@@ -210,7 +224,7 @@ def _key(node: onnx.NodeProto) -> str:
     return str(node.output[0])
 
 
-def _float_names(model: onnx.ModelProto) -> set[str]:
+def float_names(model: onnx.ModelProto) -> set[str]:
     """Names of all float32 tensors. The exporter declares every type; a graph of other origin has them inferred."""
     graph = model.graph
     kinds = {entry.name: entry.data_type for entry in graph.initializer}

@@ -22,6 +22,7 @@ from anomalysd_edge.files import sha256_file
 from anomalysd_export.engines.calibrating import recorded_feeds
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.quantise import quantise
+from anomalysd_export.engines.ranges import MEASURED, examples, prove_half, wide_tensors
 
 U8 = npt.NDArray[np.uint8]
 Progress = Callable[[str, int, int, str], None]
@@ -135,10 +136,24 @@ def _make(bundle: Bundle, name: str, settings: PrecisionSettings, feeds: Sequenc
         model, quantised, islands = made.model, made.nodes, made.islands
     else:
         half = "bf16" if settings.precision == "bf16" else "fp16"
-        lowered = lower(onnx.load(str(source)), name, half)
+        exact = onnx.load(str(source))
+        inputs = examples(exact)
+        wide = wide_tensors(exact, name, inputs) if half == "fp16" and name in MEASURED else set[str]()
+        lowered = lower(exact, name, half, wide)
         model, islands = lowered.model, tuple(lowered.islands)
+        del exact
     save_graph(model, target)
-    return VariantRecord(f"{folder}/{target.name}", graph_digest(target), len(islands), len(quantised))
+    proof = None
+    if settings.precision == "fp16":
+        del model, lowered  # gigabytes, before two sessions want theirs
+        proof = prove_half(source, target, name, inputs)
+    return VariantRecord(
+        f"{folder}/{target.name}",
+        graph_digest(target),
+        len(islands),
+        len(quantised),
+        max_abs=proof.max_abs if proof else None,
+    )
 
 
 def save_graph(model: onnx.ModelProto, file: Path) -> None:

@@ -1,0 +1,164 @@
+"""calibrate's choice of settings against every fixed choice, on labelled photos; and what calibrating costs.
+
+    python -m benchmarks.choices BUNDLE --photos RUN --data DIR --tests 24 --out out/choices
+
+Each candidate that calibrate may choose among is fixed for all classes, scales and thresholds are fitted to the shots
+under it, and it is measured on test photos: the best of these in hindsight is what a choice by synthetic anomalies is
+held against. Nothing is chosen by these figures. Finished candidates are kept in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalysd_edge import summary
+from anomalysd_edge.bundle import MANIFEST, NEGATIVE_PROMPT, read_bundle
+from anomalysd_edge.bundle_detector import preset_settings
+from anomalysd_edge.calibration import CalibrationSettings, calibrate
+from anomalysd_edge.calibration_report import Report as CalibrationReport
+from anomalysd_edge.calibration_report import false_alarms
+from anomalysd_edge.choosing import ROUNDS
+from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.console import Report, progress_bars, show_table
+from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.detector import Detector
+from anomalysd_edge.doctor import examine
+from anomalysd_edge.evaluation import ClassResult, evaluate, mean_figure, result_of
+from anomalysd_edge.files import json_ready, read_json, sha256_file, write_json
+from anomalysd_edge.images import load_rgb
+from anomalysd_edge.opening import Opening
+from anomalysd_edge.recalibrating import CalibrateRequest, good_photos, recalibrate, words
+from anomalysd_edge.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What one way of setting gave."""
+
+    name: str
+    """The changes in words."""
+    results: list[ClassResult]
+    """Per class."""
+
+    @property
+    def merit(self) -> float:
+        """Mean of image and pixel AUROC over classes: what calibrate maximises, too."""
+        return (
+            mean_figure(self.results, "fused", "image_auroc") + mean_figure(self.results, "fused", "pixel_auroc")
+        ) / 2
+
+    def class_merit(self, name: str) -> float:
+        """The same of one class."""
+        figures = [r.figures["fused"] for r in self.results if r.class_name == name]
+        return (figures[0]["image_auroc"] + figures[0]["pixel_auroc"]) / 2 if figures else math.nan
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--photos", type=Path, required=True, help="the run it came from, or a data set: the shots")
+    parser.add_argument("--data", type=Path, required=True, help="labelled photos")
+    parser.add_argument("--tests", type=int, default=24, help="test photos a class, half of them good")
+    parser.add_argument("--synthetic", type=int, default=24, help="synthetic anomalies a class for calibrate")
+    parser.add_argument("--check", action="store_true", help="count alarms on the data's other good photos")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    asked = parser.parse_args()
+    data = few_tests(open_dataset(asked.data), asked.tests)
+    machine = {finding.what: finding.because for finding in examine()}
+    with progress_bars() as progress:
+        chosen, report = _calibrated(asked, data, progress)
+        ways = [Fixed("the preset", _fixed(asked, data, {}, progress))]
+        side = read_bundle(asked.bundle).manifest.sizes.latent_side
+        for candidate in (c for round_ in ROUNDS for c in round_ if max(c.get("scales", (1,))) <= side):
+            ways.append(Fixed(words(candidate), _fixed(asked, data, candidate, progress)))
+    best = max(ways, key=lambda way: way.merit)
+    found = [Fixed("calibrate's choice", chosen), *ways]
+    names = [r.class_name for r in ways[0].results]
+    oracle = float(np.mean([max(way.class_merit(n) for way in ways) for n in names]))
+    rows = [
+        (
+            ("* " if way is best else "") + way.name,
+            *(_pair(way, n) for n in [*names, summary.MEAN]),
+            f"{100 * way.merit:.2f}",
+        )
+        for way in found
+    ]
+    columns = ("settings (* best fixed)", *names, summary.MEAN, "merit")
+    show_table(f"Image / pixel AUROC on {asked.tests} test photos a class, percent", columns, rows)
+    report.show()
+    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
+    value = {
+        "machine": machine,
+        "settings": said,
+        "merit": {way.name: way.merit for way in found},
+        "best_fixed": best.name,
+        "best_per_class_in_hindsight": oracle,
+        "results": {way.name: way.results for way in found},
+        "calibration": {k: v for k, v in report.to_json().items() if k != "shots"},
+    }
+    write_json(asked.out / "choices.json", value)
+
+
+def _calibrated(
+    asked: argparse.Namespace, data: Dataset, progress: Report
+) -> tuple[list[ClassResult], CalibrationReport]:
+    """Results of a bundle that chose for itself, and its report."""
+    out: Path = asked.out / "calibrated"
+    how = CalibrationSettings(synthetic=asked.synthetic, negatives=12)
+    found = recalibrate(CalibrateRequest(asked.bundle, asked.photos, out, settings=how), progress)
+    seen = false_alarms(found, asked.data, Opening(), progress) if asked.check else {}
+    with Opening().detector(out) as detector:
+        return evaluate(detector, data, progress), CalibrationReport(found, seen)
+
+
+def _fixed(asked: argparse.Namespace, data: Dataset, changes: Mapping[str, Any], progress: Report) -> list[ClassResult]:
+    """Results with `changes` for every class; kept in --out."""
+    bundle = read_bundle(asked.bundle)
+    key = json_ready([sha256_file(asked.bundle / MANIFEST), changes, asked.tests])
+    name = words(changes).replace("/", "-").replace(" ", "_").replace(",", "") or "preset"
+    kept: Path = asked.out / "fixed" / f"{name}.json"
+    if kept.is_file() and (stored := read_json(kept))["key"] == key:
+        return [result_of(r) for r in stored["results"]]
+
+    def told(phase: str, done: int, total: int, detail: str) -> None:
+        progress(f"{name[:20]} {phase}", done, total, detail)
+
+    records = bundle.manifest.classes
+    settings = replace(preset_settings(bundle, "edge"), **changes)
+    schedule = NoiseSchedule.from_config(
+        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
+    )
+    negative = bundle.constants[NEGATIVE_PROMPT]
+    shots = {n: [load_rgb(f) for f in files] for n, files in good_photos(asked.photos, records, None).items()}
+    with Opening().detector(asked.bundle) as opened:
+        constants = calibrate(
+            opened.networks,
+            schedule,
+            shots,
+            {n: ClassSpec(n, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for n, r in records.items()},
+            {n: constants.prompts for n, constants in opened.classes.items()},
+            settings,
+            CalibrationSettings(negatives=12),
+            negative,
+            told,
+        )
+        results = evaluate(Detector(opened.networks, schedule, constants, settings, negative), data, told)
+    write_json(kept, {"key": key, "results": results})
+    return results
+
+
+def _pair(way: Fixed, name: str) -> str:
+    values = (summary.figure([way.results], name, "fused", f) for f in ("image_auroc", "pixel_auroc"))
+    return " / ".join(map(str, values))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Stable Diffusion 1.5 inpainting's size with random weights: LoRA steps, resume, export, one photo, on a CPU.
+
+    python benchmarks/large_model.py write  --model FOLDER
+    python benchmarks/large_model.py memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
+    python benchmarks/large_model.py resume --model FOLDER --out OUT     # stopped after step 4, gone on
+    python benchmarks/large_model.py export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
+    python benchmarks/large_model.py inspect --out OUT                   # one photo: ONNX Runtime against torch
+
+Weights are random, so only cost and agreement are measured, never a score's worth. Every measurement runs in a process
+of its own; peak memory is the process's largest resident set once the model is loaded, as Linux keeps it. OUT takes
+about 12 GB. Figures go to OUT/large-model.json, piece by piece. With --px and --device the same at 512 px on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalysd_edge.files import write_json
+
+GIB = 2**30
+BATCH = 2
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("LoRA rank 8, float32", {}),
+    ("+ gradient_checkpointing", {"gradient_checkpointing": True}),
+    ("+ accumulate = 2", {"accumulate": 2}),
+    ("+ cache = ahead", {"cache": "ahead"}),
+    ("+ autocast = bf16", {"autocast": "bf16"}),
+    ("+ frozen_weights = bf16", {"frozen_weights": "bf16"}),
+)
+"""What is switched on, each on top of those before."""
+LORA: dict[str, Any] = {
+    "shots": 1, "steps": 5, "batch": BATCH, "lr": 1e-4, "warmup": 1, "lora_rank": 8, "decoder_steps": 0, "copies": 2,
+    "masks_per_copy": 1, "autocast": "none", "checkpoint_every": 3, "lpips_weight": 0.0,
+}  # fmt: skip
+
+
+def write(folder: Path) -> None:
+    """The model in diffusers' layout, float32, random weights, 4.3 GB."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from anomalysd_edge.training.base import load_base
+
+    torch.manual_seed(0)
+    words = load_base("nano").tokenizer  # the published vocabulary is a download; any other has the same cost
+    StableDiffusionInpaintPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=64, in_channels=9, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
+            block_out_channels=(320, 640, 1280, 1280),
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+            scaling_factor=0.18215,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12,
+                num_attention_heads=12, max_position_embeddings=77, bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+            )
+        ),
+        tokenizer=words,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def photo(out: Path) -> Path:
+    """One rendered part, as a good photo."""
+    from anomalysd_edge import images
+    from anomalysd_edge.demo_parts import render_part
+
+    file = out / "photo.png"
+    if not file.exists():
+        images.save_png(file, render_part("demo_washer", (1, 0), 256).photo())
+    return file
+
+
+def trainer_of(asked: argparse.Namespace, changes: dict[str, Any], work: Path) -> Any:
+    """A training of the large model with `changes` on top of LORA; its losses are printed."""
+    from anomalysd_edge.classes import class_spec
+    from anomalysd_edge.training import base as base_module
+    from anomalysd_edge.training.phases import Trainer
+    from anomalysd_edge.training.settings import TrainSettings
+
+    values = {**LORA, "size_px": asked.px, "device": asked.device, **changes}
+    settings = TrainSettings.for_base(str(asked.model), **values)
+    shots = {"demo_washer": [photo(asked.out)]}
+    setattr(base_module, "folder_sha256", lambda _folder: "")  # noqa: B010 - reading 4.3 GB once more is not what is measured
+    base = base_module.load_base(asked.model)
+    return Trainer(settings, shots, {"demo_washer": class_spec("demo_washer")}, base, work, _silent)
+
+
+def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
+    """Five LoRA steps with the first `number` + 1 options on."""
+    changes: dict[str, Any] = {}
+    for _, more in OPTIONS[: number + 1]:
+        changes.update(more)
+    began = time.monotonic()
+    trainer = trainer_of(asked, changes, asked.out / f"memory-{number}.partial")
+    loaded = time.monotonic()
+    trainer.progress = lambda *told: print(f"{time.monotonic() - began:.0f} s", *told, file=sys.stderr, flush=True)
+    trainer.foresee(None)
+    reset_peak()
+    foreseen = time.monotonic()
+    trainer.run(False)
+    log = [json.loads(line) for line in (trainer.work / "log.jsonl").read_text().splitlines()]
+    return {
+        "options": OPTIONS[number][0],
+        "estimate_gib": trainer.foreseen.peak / GIB,
+        "peak_gib": peak_bytes(asked.device) / GIB,
+        "load_s": loaded - began,
+        "estimate_s": foreseen - loaded,
+        "step_s": (log[-1]["seconds"] - log[0]["seconds"]) / (len(log) - 1),
+        "losses": [line["loss"] for line in log],
+    }
+
+
+def resume(asked: argparse.Namespace, part: str) -> dict[str, Any]:
+    """'broken': stops after step 4, past the checkpoint of step 3. 'on': takes it up and writes the run."""
+    from anomalysd_edge.training.run import read_run
+    from anomalysd_edge.training.trainer import train
+
+    changes: dict[str, Any] = {}
+    for _, more in OPTIONS:
+        changes.update(more)
+    from anomalysd_edge.training.settings import TrainSettings
+
+    values = {**LORA, "size_px": asked.px, "device": asked.device, **changes}
+    settings = TrainSettings.for_base(str(asked.model), **values)
+    began = time.monotonic()
+
+    def stop(phase: str, done: int, _total: int, _detail: str) -> None:
+        if part == "broken" and (phase, done) == ("train", 4):
+            raise KeyboardInterrupt
+
+    try:
+        train(settings, {"demo_washer": [photo(asked.out)]}, asked.out / "run", resume=part == "on", progress=stop)
+    except KeyboardInterrupt:
+        return {"stopped_after": 4, "seconds": time.monotonic() - began}
+    run = read_run(asked.out / "run")
+    losses = [json.loads(line)["loss"] for line in (run.path / "log.jsonl").read_text().splitlines()]
+    return {"losses": losses, "seconds": time.monotonic() - began, "peak_gib": peak_bytes(asked.device) / GIB}
+
+
+def presets() -> dict[str, Any]:
+    """The paper's plan with K = {1, 2}, two passes from lambda*T: five masks, ten UNet samples, a decode a scale."""
+    from anomalysd_edge.inspection import PAPER
+
+    return {"paper": replace(PAPER, scales=(1, 2), grid_steps=0, passes=2, merge_decode=True)}
+
+
+def export(asked: argparse.Namespace) -> dict[str, Any]:
+    """The run's bundle, float32."""
+    from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.training.run import read_run
+    from anomalysd_export.exporting import export_trained, trained_of
+
+    marks: list[tuple[str, float]] = []
+    began = time.monotonic()
+
+    def note(phase: str, _done: int, _total: int, detail: str) -> None:
+        marks.append((f"{phase} {detail}", time.monotonic() - began))
+
+    trained = trained_of(read_run(asked.out / "run"))
+    reset_peak()
+    bundle = export_trained(
+        trained,
+        asked.out / "bundle",
+        presets=presets(),
+        calibrated=("paper",),
+        calibration=CalibrationSettings(bank_size=512, negatives=1),
+        progress=note,
+        consume=True,
+    )
+    return {
+        "seconds": time.monotonic() - began,
+        "peak_gib": peak_bytes("cpu") / GIB,
+        "marks": marks,
+        "megabytes": graph_megabytes(bundle, "fp32"),
+        "max_abs": {name: record.parity["max_abs"] for name, record in bundle.manifest.networks.items()},
+    }
+
+
+def half(asked: argparse.Namespace) -> dict[str, Any]:
+    """Its fp16 graphs, with float32 islands, each held against its float32 graph."""
+    from anomalysd_edge.bundle import read_bundle
+    from anomalysd_edge.bundle_update import writing
+    from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
+
+    began = time.monotonic()
+    with writing(asked.out / "bundle"):
+        bundle = make_precision(
+            read_bundle(asked.out / "bundle", verify=False), PrecisionSettings("fp16", preset="paper")
+        )
+    variants = bundle.manifest.precisions["fp16"].networks
+    return {
+        "seconds": time.monotonic() - began,
+        "peak_gib": peak_bytes("cpu") / GIB,
+        "megabytes": graph_megabytes(bundle, "fp16"),
+        "max_abs_to_fp32": {name: record.max_abs for name, record in variants.items()},
+        "float32_nodes": {name: record.float32_nodes for name, record in variants.items()},
+    }
+
+
+def inspect(asked: argparse.Namespace, backend: str) -> dict[str, Any]:
+    """The photo with a dent, judged by `backend`: torch, cpu or cpu:fp16."""
+    from anomalysd_edge.bundle import read_bundle
+    from anomalysd_edge.bundle_detector import detector_of
+    from anomalysd_edge.images import load_rgb
+
+    pixels = load_rgb(photo(asked.out)).copy()
+    pixels[100:130, 60:100] = (200, 40, 40)
+    began = time.monotonic()
+    if backend == "torch":
+        from anomalysd_edge.training.run import read_run
+        from anomalysd_edge.training.torch_networks import networks_of_run
+
+        networks: Any = networks_of_run(read_run(asked.out / "run"), device=asked.device)
+        detector = detector_of(read_bundle(asked.out / "bundle", verify=False), networks, "paper")
+    else:
+        from anomalysd_runtime.loading import open_detector
+
+        detector = open_detector(asked.out / "bundle", "paper", backend, verify=False, force=True)
+    opened = time.monotonic()
+    with detector:
+        answer = detector.inspect([pixels], "demo_washer")[0]
+    np.save(asked.out / f"map-{backend.replace(':', '-')}.npy", answer.anomaly_map)
+    return {
+        "score": answer.pred_score,
+        "threshold": answer.threshold,
+        "label": answer.pred_label,
+        "open_s": opened - began,
+        "inspect_s": time.monotonic() - opened,
+        "peak_gib": peak_bytes(asked.device if backend == "torch" else "cpu") / GIB,
+        "timings_ms": dict(answer.timings_ms),
+        "backend": answer.backend,
+    }
+
+
+def graph_megabytes(bundle: Any, precision: str) -> dict[str, float]:
+    """Graph and external weights of each network."""
+    files = {name: bundle.network_file(name, precision) for name in bundle.manifest.networks}
+    return {
+        name: sum(f.stat().st_size for f in (file, file.with_name(f"{file.name}.data")) if f.exists()) / 1e6
+        for name, file in files.items()
+    }
+
+
+def reset_peak() -> None:
+    """Forget the largest resident set so far: loading is not what is measured."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """Largest resident set of this process since `reset_peak`; on a GPU, the most that torch held there."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _silent(_phase: str, _done: int, _total: int, _detail: str) -> None:
+    pass
+
+
+def in_a_process(asked: argparse.Namespace, *step: str) -> dict[str, Any]:
+    """Run one measurement by itself and enter it into OUT/large-model.json."""
+    code = [sys.executable, __file__, asked.verb, "--out", str(asked.out), "--model", str(asked.model)]
+    code += ["--px", str(asked.px), "--device", asked.device, "--step", *step]
+    done = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    file = asked.out / "large-model.json"
+    fresh: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else fresh
+    known.setdefault(asked.verb, {})[" ".join(step)] = found
+    known["px"] = asked.px
+    write_json(file, known)
+    print(asked.verb, *step, json.dumps(found), flush=True)
+    return found
+
+
+def main() -> None:
+    """One verb; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("write", "memory", "resume", "export", "inspect"))
+    parser.add_argument("--model", type=Path, default=Path("large-model"))
+    parser.add_argument("--out", type=Path, default=Path("out/large"))
+    parser.add_argument("--px", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="some of the verb's measurements, by number or name, with commas")
+    parser.add_argument("--step", nargs="+", default=None, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    steps: dict[str, list[str]] = {
+        "write": [],
+        "memory": [str(number) for number in range(len(OPTIONS))],
+        "resume": ["broken", "on"],
+        "export": ["fp32", "fp16"],
+        "inspect": ["torch", "cpu", "cpu:fp16"],
+    }
+    if asked.verb == "write":
+        write(asked.model)
+    elif asked.step is None:
+        for step in asked.only.split(",") if asked.only else steps[asked.verb]:
+            in_a_process(asked, step)
+    else:
+        step = asked.step[0]
+        bodies: dict[str, Any] = {
+            "memory": lambda: memory(asked, int(step)),
+            "resume": lambda: resume(asked, step),
+            "export": lambda: export(asked) if step == "fp32" else half(asked),
+            "inspect": lambda: inspect(asked, step),
+        }
+        print(json.dumps(bodies[asked.verb]()))
+
+
+if __name__ == "__main__":
+    main()
