@@ -33,6 +33,8 @@ def examine() -> list[Finding]:
         *_onnxruntime(),
         *engines.examine(),
         _packages("sign, require signatures", ("cryptography",), "sign", since=(3, 10)),
+        _packages("push, pull, fleet status", ("fsspec", "prometheus-client"), "fleet", since=(3, 10)),
+        _packages("--ray", ("ray",), "ray", since=(3, 10)),
     ]
 
 

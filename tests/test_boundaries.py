@@ -149,6 +149,16 @@ def test_rooms_keep_their_doors_shut(folder: Path, locked: tuple[str, ...]) -> N
         assert wrong == [], f"{file} imports {wrong}"
 
 
+def test_engines_of_many_machines_are_imported_where_they_are_used() -> None:
+    """Ray, fsspec and Triton's interface come with extras: no module may need them to be imported."""
+    for file in [*root_sources(), *sources(RUNTIME), *sources(EXPORT)]:
+        tree = parsed(file)
+        found = [name for name in at_import_time(tree) if reaches(name, "ray", "fsspec", "triton_python_backend_utils")]
+        assert found == [], f"{file} imports {found} when it is imported"
+        if file.parent.name != "distributed":
+            assert not any(reaches(name, "ray", "triton_python_backend_utils") for name in imports(tree)), file
+
+
 def test_nobody_imports_the_folders() -> None:
     """`import export` would make a second copy of every class beside anomalysd_export."""
     rooms = [ROOT, EXPORT, RUNTIME, HOUSE / "tests", *(f for f in [HOUSE / "benchmarks"] if list(f.rglob("*.py")))]

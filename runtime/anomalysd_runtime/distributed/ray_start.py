@@ -57,7 +57,8 @@ def ray_running(address: str, cpus: int) -> Iterator[Any]:
     except Exception as error:  # a start that takes too long is a bare Exception of Ray's
         where = "on this machine" if address == LOCAL else f"at {address}"
         raise BackendError(
-            f"Ray {where} does not answer ({error}); start one with 'ray start --head', or use --ray local"
+            f"Ray {where} does not answer ({error}); start one with 'ray start --head', set RAY_AUTH_MODE=token where "
+            "it asks for its token, or use --ray local"
         ) from error
     try:
         yield ray
