@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -249,7 +250,9 @@ def test_bad_input(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path
 
 
 def test_bases_that_cannot_be_used(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"hf download owner/no-such-model --local-dir FOLDER.*name it as the base"):
+        load_base("owner/no-such-model")
     with pytest.raises(InputError, match=r"neither nano nor a folder nor a \.safetensors file nor a hub id"):
         load_base("no-such-base")
     with pytest.raises(InputError, match="has no unet"):
@@ -264,6 +267,7 @@ def test_bases_that_cannot_be_used(tmp_path: Path, base_folder: Path, monkeypatc
     save_file(weights, four / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(InputError, match="4 input channels, expected 9"):
         load_base(str(four))
+    (four / "unet" / "config.json").write_text(json.dumps(config))
     (four / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_base(str(four))

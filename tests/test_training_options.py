@@ -353,6 +353,7 @@ def test_settings_by_word() -> None:
     for wrong, said in (("accumulate=two", "a whole number"), ("ema", "NAME=VALUE"), ("base=x", "NAME=VALUE")):
         with pytest.raises(SettingsError, match=said):
             settings_of([wrong])
-    assert graphs_of("fp32,fp16", None, "1,4") == {"precisions": ("fp32", "fp16"), "size_px": 0, "batches": (1, 4)}
+    graphs = graphs_of("fp32,fp16", None, "1,4")
+    assert (graphs["precisions"], graphs["size_px"], graphs["batches"]) == (("fp32", "fp16"), 0, (1, 4))
     with pytest.raises(SettingsError, match="expected dynamic or whole numbers"):
         graphs_of("fp32", None, "many")
