@@ -20,7 +20,8 @@ class Bank:
     def distance(self, features: F32, floor_rows: int = 1024) -> F32:
         """(D,f,f) unit features -> (f,f) float32 distance in [0,2]: 1 - cosine to the nearest prototype."""
         depth, height, width = features.shape
-        query = features.reshape(depth, height * width).T
+        # Contiguous rows: the product takes half as long as with a transposed view.
+        query = np.ascontiguousarray(features.reshape(depth, height * width).T)
         nearest = np.full(len(query), -1.0, np.float32)
         # Bank rows in pieces: the full similarity matrix of a 512 px photo would not fit a small box.
         for start in range(0, len(self.vectors), floor_rows):
@@ -36,7 +37,7 @@ def self_distance(features: F32, share: float, most: int = 1024) -> F32:
     patches only every n-th is compared with: the answer is a quantile.
     """
     depth, height, width = features.shape
-    query = features.reshape(depth, height * width).T
+    query = np.ascontiguousarray(features.reshape(depth, height * width).T)
     others = query[:: -(-len(query) // most)]
     rank = min(len(others) - 1, max(1, int(share * len(others))))  # rank 0 is the patch itself
     apart = 1 - query @ others.T

@@ -116,7 +116,7 @@ def parts(
             row({"in_flight": n}, replace(base, in_flight=n, rounds=max(2, 16 // n))) for n in FLIGHTS
         ],
         "classes": classes,
-        "photos": lambda: [row({"photos": n}, replace(base, rounds=n)) for n in (4, 32, 128)],
+        "photos": lambda: [row({"photos": n}, replace(base, rounds=n)) for n in (4, 16, 64)],
     }
 
 

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.5 inpainting's size with random weights: LoRA steps, resume, export, one photo, on a CPU.
 
+    python benchmarks/large_model.py estimate --out OUT                   # what training foretells; needs no model
     python benchmarks/large_model.py write  --model FOLDER
     python benchmarks/large_model.py memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
     python benchmarks/large_model.py resume --model FOLDER --out OUT     # stopped after step 4, gone on
@@ -45,26 +46,63 @@ LORA: dict[str, Any] = {
 }  # fmt: skip
 
 
+def networks() -> tuple[Any, Any]:
+    """UNet and autoencoder of Stable Diffusion 1.5 inpainting."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=64, in_channels=9, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
+        block_out_channels=(320, 640, 1280, 1280),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+        scaling_factor=0.18215,
+    )  # fmt: skip
+    return unet, vae
+
+
+def estimate(asked: argparse.Namespace) -> None:
+    """What a training of this size is foretold to take, option by option, without the model and without running it."""
+    import torch
+
+    from anomalysd_edge.training.base import Base
+    from anomalysd_edge.training.memory import estimate as foretell
+    from anomalysd_edge.training.settings import TrainSettings
+
+    with torch.device("meta"):
+        unet, vae = networks()
+    base = Base(unet, vae, None, None, scheduler={}, name="", sha256="", folder=asked.out)
+    full = {**LORA, "lora_rank": 0, "ema": 0.999}
+    rows: dict[str, float] = {"all weights, ema, float32": 0.0}
+    settings = [{**full}, {**full, "optimizer": "adamw8bit", "ema": 0.0, "gradient_checkpointing": True}]
+    names = ["all weights, ema, float32", "all weights, 8-bit Adam, gradient_checkpointing, no ema"]
+    changes: dict[str, Any] = {}
+    for name, more in OPTIONS:
+        changes.update(more)
+        names.append(name)
+        settings.append({**LORA, **changes})
+    for name, values in zip(names, settings, strict=True):
+        told = TrainSettings.for_base("large", **{**values, "device": asked.device})
+        rows[name] = foretell(base, told, asked.px).unet / GIB
+        print(f"{rows[name]:6.2f} GiB  {name}")
+    enter(asked, "estimate_gib", f"{asked.px} px, batch {BATCH}", rows)
+
+
 def write(folder: Path) -> None:
     """The model in diffusers' layout, float32, random weights, 4.3 GB."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from anomalysd_edge.training.base import load_base
 
     torch.manual_seed(0)
+    unet, vae = networks()
     words = load_base("nano").tokenizer  # the published vocabulary is a download; any other has the same cost
     StableDiffusionInpaintPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=64, in_channels=9, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
-            scaling_factor=0.18215,
-        ),
+        unet=unet,
+        vae=vae,
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=49408, hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12,
@@ -115,7 +153,14 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
     began = time.monotonic()
     trainer = trainer_of(asked, changes, asked.out / f"memory-{number}.partial")
     loaded = time.monotonic()
-    trainer.progress = lambda *told: print(f"{time.monotonic() - began:.0f} s", *told, file=sys.stderr, flush=True)
+    name = OPTIONS[number][0]
+
+    def note(_phase: str, done: int, total: int, _detail: str) -> None:
+        # Kept at every step: a measurement that is cut off has told its peak.
+        peak = peak_bytes(asked.device) / GIB
+        write_json(asked.out / f"memory-{number}.json", {"options": name, "step": done, "of": total, "peak_gib": peak})
+
+    trainer.progress = note
     trainer.foresee(None)
     reset_peak()
     foreseen = time.monotonic()
@@ -288,20 +333,24 @@ def in_a_process(asked: argparse.Namespace, *step: str) -> dict[str, Any]:
     code += ["--px", str(asked.px), "--device", asked.device, "--step", *step]
     done = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    enter(asked, asked.verb, " ".join(step), found)
+    print(asked.verb, *step, json.dumps(found), flush=True)
+    return found
+
+
+def enter(asked: argparse.Namespace, verb: str, step: str, found: dict[str, Any]) -> None:
+    """Put a figure into OUT/large-model.json."""
     file = asked.out / "large-model.json"
     fresh: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else fresh
-    known.setdefault(asked.verb, {})[" ".join(step)] = found
-    known["px"] = asked.px
+    known.setdefault(verb, {})[step] = found
     write_json(file, known)
-    print(asked.verb, *step, json.dumps(found), flush=True)
-    return found
 
 
 def main() -> None:
     """One verb; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("write", "memory", "resume", "export", "inspect"))
+    parser.add_argument("verb", choices=("estimate", "write", "memory", "resume", "export", "inspect"))
     parser.add_argument("--model", type=Path, default=Path("large-model"))
     parser.add_argument("--out", type=Path, default=Path("out/large"))
     parser.add_argument("--px", type=int, default=256)
@@ -319,6 +368,8 @@ def main() -> None:
     }
     if asked.verb == "write":
         write(asked.model)
+    elif asked.verb == "estimate":
+        estimate(asked)
     elif asked.step is None:
         for step in asked.only.split(",") if asked.only else steps[asked.verb]:
             in_a_process(asked, step)
