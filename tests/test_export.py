@@ -210,7 +210,9 @@ def test_a_frozen_batch_is_found(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_an_export_that_fails(trained: Trained, tmp_path: Path) -> None:
-    broken = dataclasses.replace(trained, base=dataclasses.replace(trained.base, unet=Half(float("nan"))))
+    unet = Half(float("nan"))
+    unet.config = trained.base.unet.config
+    broken = dataclasses.replace(trained, base=dataclasses.replace(trained.base, unet=unet))
     with pytest.raises(RunError, match=r"cannot export the run's network 'unet' \(.*return_dict"):
         export_trained(broken, tmp_path / "bundle", presets=PRESETS)
     assert list(tmp_path.iterdir()) == []

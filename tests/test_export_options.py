@@ -45,6 +45,8 @@ class SmallDistance(nn.Module):
 class SmallFeatures(nn.Module):
     """In EfficientNet's place: unit vectors of 8 x 8 blocks."""
 
+    side = 256
+
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Conv2d(3, 12, 8, stride=8)
