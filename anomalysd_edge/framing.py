@@ -60,15 +60,23 @@ class Frame:
 
     def resize(self, photo: U8, size_px: int) -> U8:
         """(H,W,3) -> (size_px,size_px,3): images.resize, or the photo in the middle with mirrored content around it."""
+        return self.squares(photo, (size_px,))[0]
+
+    def squares(self, photo: U8, sizes_px: Sequence[int]) -> list[U8]:
+        """The same for several sizes at once: a large photo's pixels are read together."""
+        spans = [(self._span(self.share_y, size), self._span(self.share_x, size)) for size in sizes_px]
+        shapes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in spans]
+        found = images.resize_to(photo, shapes)
         if self.fills:
-            return images.resize(photo, size_px)
-        images.check_photo(photo)
-        rows, columns = self._span(self.share_y, size_px), self._span(self.share_x, size_px)
-        small = Image.fromarray(photo).resize(
-            (columns.stop - columns.start, rows.stop - rows.start), Image.Resampling.BICUBIC
-        )
-        around = ((rows.start, size_px - rows.stop), (columns.start, size_px - columns.stop), (0, 0))
-        return np.pad(np.asarray(small), around, mode="symmetric")
+            return found
+        return [
+            np.pad(
+                small,
+                ((rows.start, size - rows.stop), (columns.start, size - columns.stop), (0, 0)),
+                mode="symmetric",
+            )
+            for small, size, (rows, columns) in zip(found, sizes_px, spans, strict=True)
+        ]
 
     def cut(self, plane: F32) -> F32:
         """(S,S) of the square -> (S,S) of the photo alone, bilinear."""

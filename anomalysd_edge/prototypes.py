@@ -40,8 +40,10 @@ def self_distance(features: F32, share: float, most: int = 1024) -> F32:
     query = np.ascontiguousarray(features.reshape(depth, height * width).T)
     others = query[:: -(-len(query) // most)]
     rank = min(len(others) - 1, max(1, int(share * len(others))))  # rank 0 is the patch itself
-    apart = 1 - query @ others.T
-    return np.asarray(np.partition(apart, rank, axis=1)[:, rank], dtype=np.float32).reshape(height, width)
+    alike = query @ others.T
+    at = len(others) - 1 - rank  # from the least alike; partitioned in place: the matrix is a photo's largest array
+    alike.partition(at, axis=1)
+    return np.asarray(1 - alike[:, at], dtype=np.float32).reshape(height, width)
 
 
 def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32:

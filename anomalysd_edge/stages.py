@@ -76,15 +76,19 @@ class Stages:
         sizes, clock = self.networks.sizes, _Clock()
         with clock.stage("preprocess"):
             frames = [Frame.of(photo.shape[:2], known.aspect) for photo, known in zip(photos, constants, strict=True)]
+            squares = [
+                frame.squares(photo, (sizes.size_px, *self._features_side(known)))
+                for photo, frame, known in zip(photos, frames, constants, strict=True)
+            ]
             work = [
-                PhotoWork(known, name, list(self.plan.slots), frame, frame.resize(photo, sizes.size_px))
-                for photo, name, known, frame in zip(photos, names, constants, frames, strict=True)
+                PhotoWork(known, name, list(self.plan.slots), frame, square[0])
+                for name, known, frame, square in zip(names, constants, frames, squares, strict=True)
             ]
             if self.settings.foreground:
                 for photo in work:
                     if photo.constants.kind == "object":
                         photo.foreground = dilate(foreground(photo.seen, "object"), max(1, sizes.size_px // 32))
-        self._prototypes(work, photos, clock)
+        self._prototypes(work, squares, clock)
         with clock.stage("score"):
             for photo in work:
                 self._choose_slots(photo)
@@ -96,24 +100,28 @@ class Stages:
         met = None if deadline is None else time.monotonic() <= deadline
         return [conclude(photo, self.settings, sizes, self.mode, timings, self.networks.backend, met) for photo in work]
 
-    def _prototypes(self, work: list[PhotoWork], photos: Sequence[U8], clock: _Clock) -> None:
-        """Prototype distance of each photo that has a bank, and the guided slot that follows from it."""
-        sizes = self.networks.sizes
-        chosen = [i for i, photo in enumerate(work) if photo.constants.bank is not None]
-        if not chosen or not sizes.features_px:
+    def _features_side(self, constants: ClassConstants) -> tuple[int, ...]:
+        """Side in pixels of the square that prototypes are looked for in; nothing without a bank."""
+        side = self.networks.sizes.features_px
+        return (tiled_side(side, constants.tiles),) if side and constants.bank is not None else ()
+
+    def _prototypes(self, work: list[PhotoWork], squares: Sequence[Sequence[U8]], clock: _Clock) -> None:
+        """Prototype distance of each photo that has a bank; its second square is what the network sees."""
+        chosen = [i for i, mine in enumerate(squares) if len(mine) > 1]
+        if not chosen:
             return
         found: dict[int, F32] = {}
         with clock.stage("features"):
             for tiles in sorted({work[i].constants.tiles for i in chosen}):
                 alike = [i for i in chosen if work[i].constants.tiles == tiles]
-                framed = [work[i].frame.resize(photos[i], tiled_side(sizes.features_px, tiles)) for i in alike]
-                found |= zip(alike, dense_features(self.networks, framed, tiles), strict=True)
+                dense = dense_features(self.networks, [squares[i][1] for i in alike], tiles)
+                found |= zip(alike, dense, strict=True)
         with clock.stage("prototypes"):
-            for i, dense in sorted(found.items()):
+            for i, field in sorted(found.items()):
                 photo = work[i]
                 assert photo.constants.bank is not None
                 share = photo.constants.own_share(self.settings)
-                photo.prototype_map = prototype_distance(photo.constants.bank, dense, share)
+                photo.prototype_map = prototype_distance(photo.constants.bank, field, share)
 
     def _choose_slots(self, photo: PhotoWork) -> None:
         """What of the plan this photo needs, by its prototypes, and the guided slot that follows from them."""
