@@ -9,8 +9,9 @@
 
 Weights are random, so only cost and agreement are measured, never a score's worth. Every measurement runs in a process
 of its own; peak memory is the most that the process had of its own once the model was loaded, and with the pages of
-weight files that it had mapped. OUT takes about 12 GB. Figures go to OUT/large-model.json, piece by piece. With --px
-and --device the same at 512 px on a GPU.
+weight files that it had mapped. "memory" also lets go of those pages after the first step: what is there in the steps
+that follow ("in use") is what they need. OUT takes about 12 GB. Figures go to OUT/large-model.json, piece by piece.
+With --px and --device the same at 512 px on a GPU.
 """
 
 from __future__ import annotations
@@ -161,17 +162,24 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
         # Kept at every step: a measurement that is cut off has told its peak.
         found = {"options": name, "step": done, "of": total, **peaks(asked.device, resident)}
         write_json(asked.out / f"memory-{number}.json", found)
+        if done == 1:
+            drop_mapped_pages()
+            first_step.update(peaks(asked.device, resident))
+            resident.reset()
 
+    first_step: dict[str, float] = {}
     trainer.progress = note
     trainer.foresee(None)
     resident.reset()
     foreseen = time.monotonic()
     trainer.run(False)
+    later = peaks(asked.device, resident)
     log = [json.loads(line) for line in (trainer.work / "log.jsonl").read_text().splitlines()]
     return {
         "options": OPTIONS[number][0],
         "estimate_gib": trainer.foreseen.peak / GIB,
-        **peaks(asked.device, resident),
+        **{key: max(first_step[key], value) for key, value in later.items()},
+        "in_use_gib": later.get("with_mapped_files_gib", later["peak_gib"]),
         "load_s": loaded - began,
         "estimate_s": foreseen - loaded,
         "step_s": (log[-1]["seconds"] - log[0]["seconds"]) / (len(log) - 1),
@@ -331,6 +339,20 @@ class Resident(threading.Thread):
     def reset(self) -> None:
         """Forget what was: loading is not what is measured."""
         self.own = self.mapped = 0
+
+
+def drop_mapped_pages() -> None:
+    """Let go of every page of the weight files: what is mapped afterwards is what is asked for again.
+
+    Nothing here changes weights in place, so no page of these files is this process's own.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            begin, end = (int(word, 16) for word in line.split()[0].split("-"))
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), 4)  # MADV_DONTNEED
 
 
 def kib_of(field: str) -> int:

@@ -52,6 +52,9 @@ def lower_frozen(unet: Any, settings: TrainSettings) -> None:
             for weight in module.parameters(recurse=False):
                 if not weight.requires_grad:
                     weight.data = weight.data.to(half)
+    for weight in unet.parameters():
+        if weight.dtype == torch.float32 and not weight.requires_grad:
+            weight.data = weight.data.clone()  # one view left would keep the whole weight file mapped
 
 
 def restore_frozen(unet: Any, fresh: Any) -> None:
