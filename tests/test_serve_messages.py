@@ -10,10 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -22,12 +24,15 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from anomalysd_runtime.server.mqtt import MqttDoor
-from anomalysd_runtime.server.record import Record
+from anomalysd_runtime.server.course import Ask
+from anomalysd_runtime.server.mqtt import MqttDoor, Trigger
+from anomalysd_runtime.server.record import Entry, Record
 from anomalysd_runtime.server.settings import MqttSettings, RecordSettings, WebhookSettings
+from anomalysd_runtime.server.verdicts import Told
 from anomalysd_runtime.server.webhook import Webhook, signature
 from tests.serving import Box, free_port, open_touchy, png, running_box, small_settings
 from tests.small_graphs import small_bundle
+from tests.test_serve_record import verdict
 
 MOSQUITTO = shutil.which("mosquitto") or (shutil.which("mosquitto", path="/usr/sbin"))
 needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here: apt-get install mosquitto")
@@ -190,13 +195,95 @@ def test_the_last_will_and_what_came_meanwhile(bundle: Path, broker: Broker, tmp
         assert box.service.record is not None
         assert len(box.service.record.select("request_key = ?", ("mqtt:a",))) == 1
         assert again["request_key"] == "a"
-    for number in range(5):  # while no box is there at all
-        plc.trigger("bottle", png(number), request_key=f"c{number}")
+    waiting = {f"c{number}" for number in range(5)}
+    for number, key in enumerate(sorted(waiting)):  # while no box is there at all
+        plc.trigger("bottle", png(number), request_key=key)
     with mqtt_box(bundle, broker, tmp_path):
-        assert sorted(plc.next("sd-edge/verdict/bottle")["request_key"] for _ in range(5)) == [
-            f"c{n}" for n in range(5)
-        ]
+        while waiting:
+            waiting.discard(plc.next("sd-edge/verdict/bottle")["request_key"])
     plc.close()
+
+
+@needs_broker
+def test_a_retained_trigger_is_judged_once(bundle: Path, broker: Broker, tmp_path: Path) -> None:
+    """A broker gives retained messages to whoever subscribes: it would come anew with every connection."""
+    plc = Plc(broker.port)
+    with mqtt_box(bundle, broker, tmp_path):
+        plc.client.publish("sd-edge/inspect/bottle", png(1), 1, retain=True)
+        plc.next("sd-edge/verdict/bottle")
+    with mqtt_box(bundle, broker, tmp_path) as (box, _):
+        plc.trigger("bottle", png(2), request_key="later")
+        assert plc.next("sd-edge/verdict/bottle")["request_key"] == "later"
+        assert box.service.record is not None
+        assert len(box.service.record.select()) == 2
+    plc.close()
+
+
+class Quick:
+    """A service that answers at once, from four threads, as the real one's pool does."""
+
+    settings = SimpleNamespace(engine=SimpleNamespace(queue=64), security=SimpleNamespace(max_body_bytes=1 << 20))
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(4)
+
+    def reserve(self) -> None:
+        """There is always room."""
+
+    def inspect(self, ask: Ask) -> Future[Told]:
+        told = Told(replace(verdict(1), source="mqtt", request_key=ask.request_key))
+        return self.pool.submit(lambda: told)
+
+
+@needs_broker
+def test_verdicts_and_confirmations_cross_without_a_jam(broker: Broker) -> None:
+    """paho confirms under its own lock, and publish() takes the same one: ours must not be held around either."""
+    plc = Plc(broker.port)
+    door = MqttDoor(Quick(), MqttSettings("127.0.0.1", broker.port, client_id="box"))  # type: ignore[arg-type]
+    door.start()
+    assert door.connected.wait(10)
+    keys = {f"k{number}" for number in range(400)}
+    for key in keys:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.UserProperty = [("request_key", key)]
+        plc.client.publish("sd-edge/inspect/bottle", b"photo", 1, properties=properties)
+    while keys:
+        keys.discard(plc.next("sd-edge/verdict/bottle")["request_key"])
+    door.stop()
+    assert door._halves == {}
+    plc.close()
+
+
+class Crossed:
+    """A client whose confirmation comes, on another thread, before publish() returns."""
+
+    def __init__(self, door: MqttDoor) -> None:
+        self.door = door
+        self.acknowledged: list[int] = []
+
+    def publish(self, *_: Any) -> Any:
+        good = SimpleNamespace(is_failure=False)
+        network = threading.Thread(target=self.door._published, args=(None, None, 7, good, None), daemon=True)
+        network.start()
+        network.join(10)
+        assert not network.is_alive(), "the network's thread waits for us while we wait for it"
+        return SimpleNamespace(mid=7, rc=paho.MQTT_ERR_SUCCESS)
+
+    def ack(self, mid: int, _: int) -> None:
+        self.acknowledged.append(mid)
+
+
+def test_a_confirmation_may_come_before_publish_returns() -> None:
+    door = MqttDoor(Quick(), MqttSettings("127.0.0.1"))  # type: ignore[arg-type]
+    client = door._client = Crossed(door)  # type: ignore[assignment]
+    message = SimpleNamespace(mid=3, qos=1)
+    door._publish("a", {}, Trigger(message, door._connection))
+    assert client.acknowledged == [3]
+    door._publish("a", {}, Trigger(message, door._connection - 1))
+    assert client.acknowledged == [3], "over a new connection the number may be another trigger's"
+    door._publish("a", {}, None)
+    assert client.acknowledged == [3]
+    assert door._halves == {}
 
 
 @needs_broker
@@ -291,9 +378,6 @@ def test_a_webhook_follows_no_redirect_and_gives_up_in_the_end(tmp_path: Path) -
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     record = Record(tmp_path / "r.sqlite")
-    from anomalysd_runtime.server.record import Entry
-    from tests.test_serve_record import verdict
-
     record.add(Entry(verdict(1), publish=True)).result()
     hook = Webhook(record, WebhookSettings(f"http://127.0.0.1:{server.server_port}/", attempts=1))
     assert hook.waiting() == 1

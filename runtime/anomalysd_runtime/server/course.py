@@ -47,6 +47,20 @@ class Ask:
     began: float = field(default_factory=time.monotonic)
     """time.monotonic() of its arrival."""
 
+    def __post_init__(self) -> None:
+        """JSON may carry halves of surrogate pairs, which no file and no database takes: a name shows '?' for them."""
+        self.name = self.name.encode("utf-8", "replace").decode()
+        if self.request_key is not None and not _is_text(self.request_key):
+            raise BadRequest("the request key is no text: it holds half of a surrogate pair")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 @dataclass
 class Course:

@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from anomalysd_runtime.server.course import Ask
 from anomalysd_runtime.server.jobs import BadRequest, DeadlineMissed, QueueFull, ServeError, TooLarge, Unavailable
@@ -37,6 +41,24 @@ SESSION_S = 7 * 86_400
 """How long the broker keeps our session, with its unacknowledged triggers, while we are away."""
 AGAIN_S = 0.5
 """Pause before a trigger is tried again that met a full queue."""
+FAREWELL_S = 5.0
+"""How long a stop waits for what is to be told before the connection is closed."""
+IN_FLIGHT = 10
+"""Messages of ours that may be on their way to the broker at once: the least that a common broker takes by default."""
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A message that came, and the connection that it came over: over another one it cannot be acknowledged."""
+
+    message: Any
+    """paho's."""
+    connection: int
+    """Of MqttDoor's count."""
+
+
+CONFIRMED = Trigger(None, -1)
+"""Stands for the broker's confirmation of something that we published, whatever it was."""
 
 
 class MqttDoor:
@@ -50,6 +72,9 @@ class MqttDoor:
         )
         client.will_set(self._topic("status"), json.dumps({"status": "offline"}), qos=1, retain=True)
         client.max_queued_messages_set(10_000)
+        client.max_inflight_messages_set(IN_FLIGHT)
+        client.enable_logger(log.getChild("paho"))
+        client.suppress_exceptions = True  # logged; a fault in one of our calls would else end the network's thread
         client.reconnect_delay_set(1, 30)
         if settings.user is not None:
             client.username_pw_set(settings.user, settings.password)
@@ -57,8 +82,12 @@ class MqttDoor:
             client.tls_set(ca_certs=str(settings.ca))
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_message, client.on_publish = self._triggered, self._published
-        self._to_ack: dict[int, Any] = {}
-        self._lock = threading.RLock()
+        self._connection = 0
+        self._halves: dict[int, Trigger | None] = {}
+        # Never held while paho is called: it calls _published under a lock of its own, which its publish() takes, too.
+        self._lock = threading.Lock()
+        self._judged = threading.Condition(self._lock)
+        self._with_service = 0
         self._stopping = threading.Event()
         self.connected = threading.Event()
 
@@ -76,8 +105,12 @@ class MqttDoor:
     def stop(self) -> None:
         """Say offline, and go; the session stays at the broker."""
         self._stopping.set()
+        with self._judged:  # what the service has finished is still told
+            self._judged.wait_for(lambda: self._with_service == 0, timeout=FAREWELL_S)
         if self.connected.is_set():
-            self._client.publish(self._topic("status"), json.dumps({"status": "offline"}), 1, True).wait_for_publish(5)
+            said = self._publish(self._topic("status"), {"status": "offline"}, None, retain=True)
+            with contextlib.suppress(RuntimeError, ValueError):  # the connection went just now: the last will tells
+                said.wait_for_publish(FAREWELL_S)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -93,37 +126,41 @@ class MqttDoor:
         if reason.is_failure:
             log.warning("the broker refuses: %s", reason)
             return
-        client.subscribe([(self._topic("inspect"), 1), (self._topic("inspect", "+"), 1)])
-        client.publish(self._topic("status"), json.dumps({"status": "online"}), 1, retain=True)
+        # A retained trigger would come anew with every connection, and its part be judged anew.
+        how = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+        client.subscribe([(self._topic("inspect"), how), (self._topic("inspect", "+"), how)])
+        self._publish(self._topic("status"), {"status": "online"}, None, retain=True)
         self.connected.set()
         log.info("connected to the broker %s:%d", self._settings.host, self._settings.port)
 
     def _disconnected(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
         self.connected.clear()
+        self._connection += 1
         if not self._stopping.is_set():
             log.warning("the broker is gone (%s); trying again", reason)
 
     def _triggered(self, _: Any, __: Any, message: Any) -> None:
         """A photo came. Whatever is wrong with it is told on PREFIX/error, and the trigger is acknowledged."""
         given: dict[str, Any] = {}
+        trigger = Trigger(message, self._connection)
         try:
             ask = self._ask(message, given)
         except ServeError as error:
-            self._refuse(message, given, error)
+            self._refuse(trigger, given, error)
             return
-        self._try(message, given, ask)
+        self._try(trigger, given, ask)
 
-    def _try(self, message: Any, given: dict[str, Any], ask: Ask) -> None:
+    def _try(self, trigger: Trigger, given: dict[str, Any], ask: Ask) -> None:
         if self._stopping.is_set():
             return  # not acknowledged: it comes again after the restart
         try:
             self._service.reserve()
         except (QueueFull, Unavailable):
-            again = threading.Timer(AGAIN_S, self._try, (message, given, ask))
-            again.daemon = True
-            again.start()
+            _later(self._try, trigger, given, ask)
             return
-        self._service.inspect(ask).add_done_callback(lambda done: self._answer(message, given, ask, done))
+        with self._lock:
+            self._with_service += 1
+        self._service.inspect(ask).add_done_callback(lambda done: self._answered(trigger, given, ask, done))
 
     def _ask(self, message: Any, given: dict[str, Any]) -> Ask:
         class_name: str | None = None
@@ -152,42 +189,68 @@ class MqttDoor:
             name=(texts["name"] or "")[:200], request_key=f"mqtt:{key}" if key else None,
         )  # fmt: skip
 
-    def _answer(self, message: Any, given: dict[str, Any], ask: Ask, done: Future[Told]) -> None:
+    def _answered(self, trigger: Trigger, given: dict[str, Any], ask: Ask, done: Future[Told]) -> None:
+        try:
+            self._answer(trigger, given, ask, done)
+        finally:
+            with self._judged:
+                self._with_service -= 1
+                self._judged.notify_all()
+
+    def _answer(self, trigger: Trigger, given: dict[str, Any], ask: Ask, done: Future[Told]) -> None:
         if done.cancelled():
             return  # the box stops: not acknowledged, it comes again
         error = done.exception()
         if error is None:
-            self._publish_verdict(done.result().verdict, message)
+            self._publish_verdict(done.result().verdict, trigger)
         elif isinstance(error, (Unavailable, QueueFull, DeadlineMissed)):
             log.warning("a trigger waits: %s", error)
             ask.deadline = 0.0
-            again = threading.Timer(AGAIN_S, self._try, (message, given, ask))
-            again.daemon = True
-            again.start()
+            _later(self._try, trigger, given, ask)
         else:
-            self._refuse(message, given, error)
+            self._refuse(trigger, given, error)
 
-    def _refuse(self, message: Any, given: dict[str, Any], error: BaseException) -> None:
+    def _refuse(self, trigger: Trigger, given: dict[str, Any], error: BaseException) -> None:
         status = error.status if isinstance(error, ServeError) else 500
-        self._publish(self._topic("error"), {"error": str(error), "status": status, **given}, message)
+        self._publish(self._topic("error"), {"error": str(error), "status": status, **given}, trigger)
 
-    def _publish_verdict(self, verdict: Verdict, message: Any) -> None:
+    def _publish_verdict(self, verdict: Verdict, trigger: Trigger | None) -> None:
         told = verdict.to_json()
         if verdict.request_key is not None:
             told["request_key"] = verdict.request_key.removeprefix("mqtt:")
-        self._publish(self._topic("verdict", _level(verdict.class_name)), told, message)
+        self._publish(self._topic("verdict", _level(verdict.class_name)), told, trigger)
 
-    def _publish(self, topic: str, told: dict[str, Any], trigger: Any) -> None:
-        with self._lock:
-            sent = self._client.publish(topic, json.dumps(told, allow_nan=False), qos=1)
-            if trigger is not None:
-                self._to_ack[sent.mid] = trigger
+    def _publish(self, topic: str, told: dict[str, Any], trigger: Trigger | None, retain: bool = False) -> Any:
+        """Send, or leave it to paho until the connection is back. The trigger is acknowledged when it has arrived."""
+        sent = self._client.publish(topic, json.dumps(told, allow_nan=False), 1, retain)
+        if sent.rc != paho.MQTT_ERR_QUEUE_SIZE:
+            self._meet(sent.mid, trigger)
+        elif trigger is not None and not self._stopping.is_set():  # too much waits for a broker that is away
+            _later(self._publish, topic, told, trigger)
+        return sent
 
-    def _published(self, _: Any, __: Any, mid: int, ___: Any, ____: Any) -> None:
+    def _published(self, _: Any, __: Any, mid: int, reason: Any, ____: Any) -> None:
+        if reason.is_failure:
+            log.warning("the broker refuses a message of ours: %s", reason)
+        self._meet(mid, CONFIRMED)
+
+    def _meet(self, mid: int, half: Trigger | None) -> None:
+        """Who published `mid` and who heard that it arrived come here in either order; the second one acknowledges."""
         with self._lock:
-            trigger = self._to_ack.pop(mid, None)
-        if trigger is not None and trigger.qos > 0:
-            self._client.ack(trigger.mid, trigger.qos)
+            if mid not in self._halves:
+                self._halves[mid] = half
+                return
+            other = self._halves.pop(mid)
+        trigger = other if half is CONFIRMED else half
+        # Over a newer connection the broker has sent the trigger once more, and perhaps its number to another one.
+        if trigger is not None and trigger.message.qos > 0 and trigger.connection == self._connection:
+            self._client.ack(trigger.message.mid, trigger.message.qos)
+
+
+def _later(what: Callable[..., None], *given: Any) -> None:
+    again = threading.Timer(AGAIN_S, what, given)
+    again.daemon = True
+    again.start()
 
 
 def _level(name: str) -> str:

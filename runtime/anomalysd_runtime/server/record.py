@@ -209,12 +209,13 @@ class Record:
                 results = [what(db) for what, _ in work]
                 db.execute("COMMIT")
         except Exception as error:
-            if len(work) > 1 and isinstance(error, sqlite3.IntegrityError):
+            own = _entrys_own(error)
+            if len(work) > 1 and own:
                 for one in work:  # one of them is at fault, the others go through
                     self._commit([one])
                 return
             sentence = f"the record {self.path} cannot be written ({error}), so the verdict is not acknowledged"
-            if not isinstance(error, sqlite3.IntegrityError):
+            if not own:
                 self.failing = sentence
                 log.error("%s", sentence)
             for _, done in work:
@@ -223,6 +224,13 @@ class Record:
         self.failing = None
         for (_, done), result in zip(work, results, strict=True):
             done.set_result(result)
+
+
+def _entrys_own(error: Exception) -> bool:
+    """Whether what was to be written is at fault, and not the file: others can be written."""
+    if isinstance(error, sqlite3.Error):
+        return isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError)
+    return isinstance(error, ValueError | TypeError)
 
 
 def verdict_of(row: Mapping[str, Any] | sqlite3.Row) -> Verdict:
