@@ -68,6 +68,14 @@ def test_a_request_key_is_recorded_once(record: Record) -> None:
     assert record.failing is None
 
 
+def test_what_cannot_be_stored_costs_nobody_else(record: Record) -> None:
+    """Half of a surrogate pair: JSON carries it, SQLite takes no such text."""
+    asked = [record.add(Entry(verdict(n, photo="\ud800" if n == 1 else "fine"))) for n in range(3)]
+    failed = [each.exception() for each in asked]
+    assert [error is None for error in failed] == [True, False, True]
+    assert record.failing is None
+
+
 def test_many_writers_lose_nothing(record: Record) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: record.add(Entry(verdict(n))).result(), range(300)))

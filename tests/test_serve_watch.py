@@ -15,6 +15,7 @@ import pytest
 
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_runtime.server import running
+from anomalysd_runtime.server import watch as room
 from anomalysd_runtime.server.record import Record
 from anomalysd_runtime.server.service import Service
 from anomalysd_runtime.server.settings import EngineSettings, RecordSettings, ServeSettings
@@ -84,6 +85,42 @@ def test_the_same_name_again_overwrites_nothing(bundle: Path, tmp_path: Path) ->
     assert sorted(p.read_bytes() for p in moved) == sorted(png(seed) for seed in (1, 2, 3))
 
 
+def test_a_name_that_is_no_text_is_judged_as_well(bundle: Path, tmp_path: Path) -> None:
+    """Shares hold names of other systems; SQLite and JSON take text only."""
+    odd = os.fsdecode(b"teil-\xfc.png")
+    (tmp_path / odd).write_bytes(png(1))
+    assert running.watch(settings(bundle, tmp_path), WatchSettings(tmp_path, settle_s=0.05), once=True) == 1
+    assert [p.name for place in ("ok", "ng") for p in (tmp_path / place).glob("*.png")] == [odd]
+    record = Record(tmp_path / ".sd-edge" / "record.sqlite")
+    assert [v.photo for v in record.select()] == ["teil-?.png"]
+    record.close()
+
+
+def test_a_place_that_cannot_be_written_is_tried_again(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or a share that is away for a moment ends neither the watch nor a photo."""
+    failures = iter([OSError(28, "No space left on device")] * 3)
+    write = room.write_json
+
+    def sometimes(path: Path, told: object) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        write(path, told)
+
+    monkeypatch.setattr(room, "write_json", sometimes)
+    monkeypatch.setattr(room, "AGAIN_S", 0.05)
+    (tmp_path / "part.png").write_bytes(png(1))
+    (tmp_path / "cut.png").write_bytes(png(1)[:100])
+    where = WatchSettings(tmp_path, poll_s=0.05, settle_s=0.05)
+    assert running.watch(settings(bundle, tmp_path), where, once=True) == 2
+    found = files(tmp_path)
+    assert found["ok"] + found["ng"] == found["error"] == 1
+    record = Record(tmp_path / ".sd-edge" / "record.sqlite")
+    assert len(record.select()) == 1
+    record.close()
+
+
 def test_a_file_that_still_grows_is_left_alone(bundle: Path, tmp_path: Path) -> None:
     service = Service(small_settings(bundle))
     watch = FolderWatch(service, WatchSettings(tmp_path, settle_s=0.15))
@@ -116,6 +153,7 @@ RUN = """
 import sys
 from pathlib import Path
 from anomalysd_runtime.server import running
+from anomalysd_runtime.server import watch as room
 from anomalysd_runtime.server.watch import WatchSettings
 from tests.test_serve_watch import settings
 

@@ -34,6 +34,8 @@ PLACES = {"good": "ok", "anomalous": "ng", "unknown": "unknown"}
 ERROR = "error"
 HIDDEN = ".sd-edge"
 DEADLINE_S = 3600.0
+AGAIN_S = 1.0
+"""Pause after the folder could not be read or written: a share that is away, a full disk."""
 TEMPORARY = (QueueFull, Unavailable, DeadlineMissed)
 """What may be otherwise in a moment; everything else is the photo's own fault."""
 
@@ -85,7 +87,11 @@ class FolderWatch:
         if pending:
             log.info("%d photos were claimed before the last end: they come first", len(pending))
         while not self._end.is_set():
-            pending += self._claim_new()
+            try:
+                pending += self._claim_new()
+            except OSError as error:
+                log.error("%s cannot be looked through (%s); trying again", self._settings.folder, error)
+                self._end.wait(AGAIN_S)
             pending = self._begin(pending)
             self._collect(pending)
             if once and not pending and not self._running and not self._seen:
@@ -153,7 +159,9 @@ class FolderWatch:
         target.parent.mkdir(parents=True)
         try:
             path.rename(target)
-        except FileNotFoundError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # otherwise somebody else took it
+                log.error("%s cannot be moved (%s); trying again", relative, error)
             _remove_empty(target.parent, self._work)
             return None
         return Claimed(uid, target, relative)
@@ -192,14 +200,20 @@ class FolderWatch:
                 continue
             del self._running[uid]
             error = future.exception()
-            if error is None:
-                self._place(claimed, future.result().verdict)
-            elif isinstance(error, TEMPORARY):
+            if isinstance(error, TEMPORARY):
                 log.warning("%s waits: %s", claimed.relative, error)
                 pending.append(claimed)
                 self._end.wait(0.2)
-            else:
-                self._refuse(claimed, str(error), error.status if isinstance(error, ServeError) else 500)
+                continue
+            try:
+                if error is None:
+                    self._place(claimed, future.result().verdict)
+                else:
+                    self._refuse(claimed, str(error), error.status if isinstance(error, ServeError) else 500)
+            except OSError as why:  # asked again under the same key, the record answers
+                log.error("%s cannot be put in its place (%s); trying again", claimed.relative, why)
+                pending.append(claimed)
+                self._end.wait(AGAIN_S)
 
     def _place(self, claimed: Claimed, verdict: Verdict) -> None:
         self._move(claimed, PLACES[verdict.verdict], verdict.to_json())
