@@ -219,7 +219,11 @@ def verify(
 @app.command()
 def calibrate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; it is replaced unless --out says otherwise.")],
-    photos: Annotated[Path, typer.Option(help="Good photos: the run that it came from, or a data set.")],
+    photos: Annotated[Path | None, typer.Option(help="Good photos: the run that it came from, or a data set.")] = None,
+    from_history: Annotated[
+        Path | None,
+        typer.Option(help="A box's record: propose thresholds from operators' corrections, change nothing."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the new bundle there.")] = None,
     shots: Annotated[
         int | None, typer.Option(help="Good photos per class; the bundle's own number if left out.")
@@ -245,6 +249,13 @@ def calibrate(
     from anomalysd_edge.opening import Opening
     from anomalysd_edge.recalibrating import CalibrateRequest, recalibrate
 
+    if from_history is not None:
+        from anomalysd_edge.serving_verbs import propose_for
+
+        propose_for(bundle, from_history, as_json)
+        return
+    if photos is None:
+        raise InputError("name good photos with --photos, or a box's record with --from-history")
     how = CalibrationSettings(false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8)
     with progress_bars(quiet) as progress:
         found = recalibrate(CalibrateRequest(bundle, photos, out, shots, preset, how, threads), progress)

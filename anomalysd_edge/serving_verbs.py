@@ -7,9 +7,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -241,6 +242,42 @@ def propose(
     ]
     title = f"{class_name}, bundle {told.bundle_id}: {told.ok} photos OK, {told.ng} NG"
     show_table(title, ("", "threshold", "missed", "false alarms"), rows)
+
+
+def propose_for(bundle: Path, file: Path, as_json: bool) -> None:
+    """`calibrate --from-history`: for every class of a bundle what `history propose` says of its verdicts."""
+    from anomalysd_edge.bundle import MANIFEST, read_bundle
+    from anomalysd_edge.errors import InputError
+    from anomalysd_edge.files import sha256_file
+    from anomalysd_runtime.server import history as room
+
+    if not file.is_file():
+        raise InputError(f"there is no record {file}; name the file that 'sd-edge serve --record' writes")
+    bundle_id = sha256_file(bundle / MANIFEST)[:16]
+    told: list[dict[str, Any]] = []
+    with opened(file) as found:
+        for name in sorted(read_bundle(bundle, verify=False).manifest.classes):
+            try:
+                told.append(asdict(room.propose(found, name, bundle_id=bundle_id)))
+            except InputError as error:
+                told.append({"class_name": name, "error": str(error)})
+    if as_json:
+        show_json(told)
+        return
+    rows = [
+        (each["class_name"], "-", "-", "", "", each["error"])
+        if "error" in each
+        else (
+            each["class_name"], "-" if each["current"] is None else f"{each['current']:.4f}", f"{each['proposed']:.4f}",
+            " -> ".join(map(str, each["missed"])), " -> ".join(map(str, each["false_alarms"])),
+            f"{each['ok']} OK, {each['ng']} NG",
+        )
+        for each in told
+    ]  # fmt: skip
+    show_table(
+        f"Thresholds by operators' corrections, bundle {bundle_id}",
+        ("class", "now", "proposed", "missed", "false alarms", "judged"), rows,
+    )  # fmt: skip
 
 
 @contextmanager

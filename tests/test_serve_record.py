@@ -242,6 +242,12 @@ def test_history_from_the_command_line(tmp_path: Path) -> None:
     assert "the same" in again.stderr
     told = json.loads(sd_edge("history", "propose", record, "--class", "bottle", "--json", cwd=tmp_path).stdout)
     assert told["false_alarms"][1] == told["missed"][1] == 0
+    for_all = sd_edge("calibrate", bundle, "--from-history", record, "--json", cwd=tmp_path)
+    assert json.loads(for_all.stdout) == [told]
+    assert "bottle" in sd_edge("calibrate", bundle, "--from-history", record, cwd=tmp_path).stdout
+    neither = sd_edge("calibrate", bundle, cwd=tmp_path, check=False)
+    assert neither.returncode == 2
+    assert "--from-history" in neither.stderr
     wrong = sd_edge("history", "list", record, "--since", "yesterday", cwd=tmp_path, check=False)
     assert wrong.returncode == 2
     assert "yesterday" in wrong.stderr

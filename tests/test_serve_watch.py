@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from anomalysd_edge.errors import InputError, SettingsError
+from anomalysd_edge.files import write_json
 from anomalysd_runtime.server import running
 from anomalysd_runtime.server import watch as room
 from anomalysd_runtime.server.record import Record
@@ -101,12 +102,10 @@ def test_a_place_that_cannot_be_written_is_tried_again(
 ) -> None:
     """A full disk or a share that is away for a moment ends neither the watch nor a photo."""
     failures = iter([OSError(28, "No space left on device")] * 3)
-    write = room.write_json
-
     def sometimes(path: Path, told: object) -> None:
         if (error := next(failures, None)) is not None:
             raise error
-        write(path, told)
+        write_json(path, told)
 
     monkeypatch.setattr(room, "write_json", sometimes)
     monkeypatch.setattr(room, "AGAIN_S", 0.05)

@@ -141,17 +141,24 @@ def threshold_from_corrections(
     return best[0]
 
 
-def propose(record: Record, class_name: str, missed_cost: float = 1.0, rest_is_right: bool = False) -> Proposal:
-    """A threshold from the corrections of a class, for the bundle and preset that judged it last.
+def propose(
+    record: Record,
+    class_name: str,
+    missed_cost: float = 1.0,
+    rest_is_right: bool = False,
+    bundle_id: str | None = None,
+) -> Proposal:
+    """A threshold from the corrections of a class, for the bundle and preset that judged it last, or for a bundle.
 
     Scores of different bundles are not comparable, so older bundles' verdicts stay out. With `rest_is_right` a verdict
     that nobody corrected counts as right: operators often correct only what is wrong. Nothing is changed.
     """
     if not missed_cost > 0:
         raise SettingsError(f"the cost of a missed defect is {missed_cost}; expected more than 0")
-    found = find(record, Wanted(class_name=class_name))
+    found = [v for v in find(record, Wanted(class_name=class_name)) if bundle_id in (None, v.bundle_id)]
     if not found:
-        raise InputError(f"the record has no verdict of the class {class_name!r}")
+        by = "" if bundle_id is None else f" by the bundle {bundle_id}"
+        raise InputError(f"the record has no verdict of the class {class_name!r}{by}")
     bundle_id, preset = found[0].bundle_id, found[0].preset
     judged: list[tuple[float, bool]] = []
     for verdict in found:
