@@ -76,6 +76,18 @@ def test_what_cannot_be_stored_costs_nobody_else(record: Record) -> None:
     assert record.failing is None
 
 
+def test_a_record_that_was_taken_away_is_begun_anew(record: Record) -> None:
+    """An open connection would go on writing into a file that nobody finds any more."""
+    record.add(Entry(verdict(1))).result()
+    for path in record.path.parent.glob("record.sqlite*"):
+        path.rename(path.with_name(f"away-{path.name}"))
+    record.add(Entry(verdict(2))).result()
+    assert [v.uid for v in record.select()] == [verdict(2).uid]
+    away = Record(record.path.with_name("away-record.sqlite"))
+    assert [v.uid for v in away.select()] == [verdict(1).uid]
+    away.close()
+
+
 def test_many_writers_lose_nothing(record: Record) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: record.add(Entry(verdict(n))).result(), range(300)))
@@ -107,31 +119,16 @@ def test_a_full_disk_is_told_and_nothing_is_acknowledged(tmp_path: Path) -> None
         assert box.inspect(png(1)).status == 200
         record = box.service.record
         assert record is not None
-        connection = record.connection
-
-        def small() -> object:
-            opened = connection()
-            db = opened.__enter__()
+        with record.connection() as db:
             pages = db.execute("PRAGMA page_count").fetchone()[0]
-            db.execute(f"PRAGMA max_page_count = {pages}")
-
-            class Kept:
-                def __enter__(self) -> sqlite3.Connection:
-                    return db
-
-                def __exit__(self, *found: object) -> None:
-                    opened.__exit__(None, None, None)
-
-            return Kept()
-
-        record.connection = small  # type: ignore[method-assign, assignment]
+        record.write(f"PRAGMA max_page_count = {pages}").result()
         refused = [box.inspect(png(seed, side=60)) for seed in range(3)]
         assert {answer.status for answer in refused} == {503}
         assert "full" in refused[0].json["error"]
         health = box.get("/health").json
         assert health["status"] == "degraded"
         assert "full" in health["reasons"][0]
-        record.connection = connection  # type: ignore[method-assign]
+        record.write("PRAGMA max_page_count = 1000000").result()
         assert box.inspect(png(5)).status == 200
         assert box.get("/health").json["status"] == "ok"
         assert len(record.select()) == 2

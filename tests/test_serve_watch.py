@@ -102,6 +102,7 @@ def test_a_place_that_cannot_be_written_is_tried_again(
 ) -> None:
     """A full disk or a share that is away for a moment ends neither the watch nor a photo."""
     failures = iter([OSError(28, "No space left on device")] * 3)
+
     def sometimes(path: Path, told: object) -> None:
         if (error := next(failures, None)) is not None:
             raise error

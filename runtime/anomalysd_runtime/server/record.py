@@ -96,16 +96,7 @@ class Record:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.connection() as db:
-                # auto_vacuum must be chosen before the first table: retention by size gives pages back with it.
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                db.execute("PRAGMA journal_mode = WAL")
-                version = db.execute("PRAGMA user_version").fetchone()[0]
-                if version not in (0, VERSION):
-                    raise RecordError(
-                        f"{path} is a record of version {version}, this release reads {VERSION}: update it"
-                    )
-                db.executescript(SCHEMA)
-                db.execute(f"PRAGMA user_version = {VERSION}")
+                self._prepare(db)
         except (OSError, sqlite3.Error) as error:
             raise RecordError(f"the record {path} cannot be opened ({error}); check the path and its rights") from error
         self._thread = threading.Thread(target=self._write_all, name="sd-edge-record", daemon=True)
@@ -114,10 +105,7 @@ class Record:
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection of the caller's own, closed at the end."""
-        with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as db:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("PRAGMA synchronous = FULL")
+        with closing(self._open()) as db:
             yield db
 
     def add(self, entry: Entry) -> Future[int]:
@@ -166,6 +154,24 @@ class Record:
         side = round(len(values) ** 0.5)
         return values.reshape(side, side)
 
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Tables and settings of the file, where they are not there. Raises RecordError for another version."""
+        # auto_vacuum must be chosen before the first table: retention by size gives pages back with it.
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("PRAGMA journal_mode = WAL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, VERSION):
+            raise RecordError(f"{self.path} is a record of version {version}, this release reads {VERSION}: update it")
+        db.executescript(SCHEMA)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+
     def _stored(self, uid: str, kind: str) -> bytes | None:
         sql = "SELECT data FROM stored JOIN verdicts ON id = verdict_id WHERE uid = ? AND kind = ?"
         with self._reading() as db:
@@ -191,7 +197,11 @@ class Record:
         return done
 
     def _write_all(self) -> None:
-        """The writer's thread: takes all that waits into one transaction, so that a slow disk costs one flush."""
+        """The writer's thread: takes all that waits into one transaction, so that a slow disk costs one flush.
+
+        Its connection stays open: closing the last one makes SQLite copy its log into the file and remove it.
+        """
+        writer = _Writer(self)
         ended = False
         while not ended:
             batch = [self._queue.get()]
@@ -200,19 +210,18 @@ class Record:
             ended = None in batch
             work = [item for item in batch if item is not None]
             if work:
-                self._commit(work)
+                self._commit(writer, work)
+        writer.close()
 
-    def _commit(self, work: list[tuple[Any, Future[Any]]]) -> None:
+    def _commit(self, writer: _Writer, work: list[tuple[Any, Future[Any]]]) -> None:
         try:
-            with self.connection() as db:
-                db.execute("BEGIN IMMEDIATE")
+            with writer.transaction() as db:
                 results = [what(db) for what, _ in work]
-                db.execute("COMMIT")
         except Exception as error:
             own = _entrys_own(error)
             if len(work) > 1 and own:
                 for one in work:  # one of them is at fault, the others go through
-                    self._commit([one])
+                    self._commit(writer, [one])
                 return
             sentence = f"the record {self.path} cannot be written ({error}), so the verdict is not acknowledged"
             if not own:
@@ -224,6 +233,62 @@ class Record:
         self.failing = None
         for (_, done), result in zip(work, results, strict=True):
             done.set_result(result)
+
+
+class _Writer:
+    """The writing thread's connection, opened anew where the file at the path is another one."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Committed at the end, taken back where something is raised."""
+        if self._db is None or _identity(self._record.path) != self._file:
+            self._reopen()
+        db = self._db
+        assert db is not None
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except BaseException:
+            try:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            except sqlite3.Error:
+                self.close()
+            raise
+
+    def close(self) -> None:
+        """Until the next transaction."""
+        if self._db is not None:
+            self._db.close()
+        self._db = None
+
+    def _reopen(self) -> None:
+        if self._db is not None:
+            log.error("%s was taken away or replaced; what is there now is written on", self._record.path)
+        self.close()
+        db = self._record._open()
+        try:
+            self._record._prepare(db)
+            self._file = _identity(self._record.path)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _entrys_own(error: Exception) -> bool:
