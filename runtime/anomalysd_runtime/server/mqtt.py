@@ -82,6 +82,7 @@ class MqttDoor:
             client.tls_set(ca_certs=str(settings.ca))
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_message, client.on_publish = self._triggered, self._published
+        client.on_subscribe = self._subscribed
         self._connection = 0
         self._halves: dict[int, Trigger | None] = {}
         # Never held while paho is called: it calls _published under a lock of its own, which its publish() takes, too.
@@ -129,6 +130,12 @@ class MqttDoor:
         # A retained trigger would come anew with every connection, and its part be judged anew.
         how = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
         client.subscribe([(self._topic("inspect"), how), (self._topic("inspect", "+"), how)])
+
+    def _subscribed(self, _: Any, __: Any, ___: Any, reasons: Any, ____: Any) -> None:
+        """Online means that triggers arrive: only now."""
+        if refused := [str(reason) for reason in reasons if reason.is_failure]:
+            log.error("the broker refuses to send triggers of %s (%s)", self._topic("inspect"), ", ".join(refused))
+            return
         self._publish(self._topic("status"), {"status": "online"}, None, retain=True)
         self.connected.set()
         log.info("connected to the broker %s:%d", self._settings.host, self._settings.port)
