@@ -362,10 +362,13 @@ def test_bundles_beyond_the_memory_limit_are_opened_when_asked_for(bundle: Path,
             return [b["name"] for b in box.get("/bundles").json["bundles"] if b["loaded"]]
 
         assert len(loaded()) == 1
+        assert [list(b["classes"]) for b in box.get("/bundles").json["bundles"]] == [["bottle"], ["bottle"]]
         for name in ("line1", "line2", "line1"):
             assert box.inspect(png(1), f"?bundle={name}").json["bundle"] == name
         assert loaded() == ["line1"]
-        assert "say which" in box.form("/inspect", [("photo", png(1)), ("class", "x")]).json["error"]
+        for class_name in ("x", "bottle"):  # in none of them; in both, of which one is closed
+            told = box.form("/inspect", [("photo", png(1)), ("class", class_name)])
+            assert "say which" in told.json["error"]
 
 
 def test_the_openapi_document_names_every_door(box: Box) -> None:

@@ -118,7 +118,7 @@ def test_the_threshold_is_moved_with_the_mouse(browser: Any, box: Box) -> None:
     press(browser, "t\ue014\ue014")
     assert float(plot.get_attribute("aria-valuenow")) > low
     one(browser, "#reset").click()
-    assert "dashed" in one(browser, "#trial").text
+    assert "own" in one(browser, "#trial").text
 
 
 @needs_browser

@@ -253,7 +253,7 @@ def _item(ask: Ask, found: Told | ServeError, wanted: tuple[str, ...]) -> dict[s
 def _bundle(service: Service, name: str) -> dict[str, Any]:
     loaded = service.bundles.known(name)
     if loaded is None:
-        return {"name": name, "loaded": False}
+        return {"name": name, "loaded": False, "classes": service.bundles.classes(name)}
     return {
         "name": name,
         "loaded": True,

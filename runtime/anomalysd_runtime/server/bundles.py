@@ -59,6 +59,7 @@ class BundleStore:
         self._signature_key = signature_key
         self._loaded: dict[str, Loaded] = {}
         self._all: dict[str, Loaded] = {}
+        self._classes: dict[str, dict[str, dict[str, Any]]] = {}
         self._loads = 0
         self._lock = threading.RLock()
         self._loading = threading.Lock()
@@ -70,6 +71,10 @@ class BundleStore:
     def known(self, name: str) -> Loaded | None:
         """The opened bundle of this name, if it is open."""
         return self._loaded.get(name)
+
+    def classes(self, name: str) -> dict[str, dict[str, Any]]:
+        """Class -> kind, shots, threshold of a bundle as it was last open: one that was closed is opened when asked."""
+        return self._classes.get(name, {})
 
     def loaded(self) -> list[Loaded]:
         """Those that are open, retired ones included."""
@@ -84,7 +89,8 @@ class BundleStore:
             return name
         if len(self.paths) == 1:
             return next(iter(self.paths))
-        holding = [n for n in self.names() if (known := self._loaded.get(n)) and class_name in known.classes]
+        # Closed ones count, too: who answers must not depend on what is in memory just now.
+        holding = [n for n in self.names() if class_name in self.classes(n)]
         if len(holding) == 1:
             return holding[0]
         raise NotFound(f"say which bundle judges the photo; there are: {', '.join(self.names())}")
@@ -139,6 +145,7 @@ class BundleStore:
             with self._lock:
                 old = self._loaded.get(name)
                 self._loaded[name] = self._all[fresh.key] = fresh
+                self._classes[name] = fresh.classes
             if old is not None:
                 self._retire(old)
             self._shrink(keep=fresh)

@@ -110,6 +110,9 @@ async function poll() {
     const told = await json(`/verdicts?limit=${limit}`);
     $("source").textContent = told.recorded ? "from the record" : "in memory only";
     const known = new Map(state.verdicts.map((v) => [v.uid, v.correction]));
+    if (known.size && told.verdicts.length === limit && !told.verdicts.some((v) => known.has(v.uid))) {
+      told.verdicts = (await json(`/verdicts?limit=${KEEP}`)).verdicts; // more came than one look brings
+    }
     if (told.verdicts.some((v) => !known.has(v.uid) || known.get(v.uid) !== v.correction)) {
       const following = !state.selected || state.selected === state.verdicts[0]?.uid;
       merge(told.verdicts);
@@ -190,10 +193,9 @@ function showView() {
   $("repaint").style.clipPath = `inset(0 0 0 ${state.wipe}%)`;
   $("split").hidden = !wiping;
   $("split").style.left = `${state.wipe}%`;
-  // The pictures are squares of the map's size, fitted into the frame; the boxes lie over them in the same way.
+  // The pictures are squares of the map's size, stretched to the photo's shape, and the boxes with them.
+  $("frame").style.setProperty("--shape", verdict.width_px / verdict.height_px);
   const boxes = $("boxes");
-  boxes.setAttribute("viewBox", "0 0 1 1");
-  boxes.setAttribute("preserveAspectRatio", "xMidYMid meet");
   boxes.replaceChildren();
   if (state.view === "overlay" || state.view === "photo") {
     for (const region of verdict.regions.slice(0, 12)) {
@@ -262,20 +264,20 @@ function showTable() {
     element("td", {}, name, row);
     element("td", {}, ok, row);
     element("td", {}, ng, row);
-    element("td", {}, `${(100 * ng / mine.length).toFixed(0)} %`, row);
+    element("td", {}, (100 * ng / mine.length).toFixed(0), row);
     element("td", {}, null, row).append(trend(mine.slice(0, 60).reverse()));
     const took = mine.map((v) => (v.timings_ms.waited_ms || 0) + (v.timings_ms.group_ms || 0));
-    element("td", {}, `${quantile(took, 0.5).toFixed(0)} ms`, row);
-    element("td", {}, `${quantile(took, 0.95).toFixed(0)} ms`, row);
+    element("td", {}, quantile(took, 0.5).toFixed(0), row);
+    element("td", {}, quantile(took, 0.95).toFixed(0), row);
     return row;
   }));
 }
 
 function trend(verdicts) {
   const limit = verdicts[0].threshold;
-  const high = Math.max(...verdicts.map((v) => v.pred_score), limit ?? 0) * 1.05 || 1;
-  const low = Math.min(0, ...verdicts.map((v) => v.pred_score));
-  const y = (value) => 25 - 24 * (value - low) / (high - low);
+  const shown = [...verdicts.map((v) => v.pred_score), ...(limit === null ? [] : [limit])];
+  const [low, high] = [Math.min(...shown), Math.max(...shown)];
+  const y = (value) => 24 - 22 * (value - low) / (high - low || 1);
   const drawing = element("svg:svg", { viewBox: "0 0 110 26", role: "img", "aria-label": "Trend of the scores" });
   if (limit !== null) element("svg:line", { x1: 0, x2: 110, y1: y(limit), y2: y(limit) }, null, drawing);
   const step = 110 / Math.max(1, verdicts.length - 1);
@@ -285,7 +287,7 @@ function trend(verdicts) {
 
 // ---- the threshold ---------------------------------------------------------------------------------------------
 
-const plot = { low: 0, high: 1, name: null };
+const plot = { low: 0, high: 1, name: null, width: 600 };
 
 function showThreshold() {
   const name = selected()?.class || $("class").value;
@@ -303,9 +305,11 @@ function showThreshold() {
   const limit = state.trial[name] ?? own;
   const scores = mine.map((v) => v.pred_score);
   const span = Math.max(...scores, own) - Math.min(...scores, own) || 1;
-  Object.assign(plot, { name, low: Math.min(...scores, own) - 0.12 * span, high: Math.max(...scores, own) + 0.12 * span });
-  const x = (value) => 10 + 580 * (value - plot.low) / (plot.high - plot.low);
-  element("svg:line", { class: "axis", x1: 10, x2: 590, y1: 140, y2: 140 }, null, drawing);
+  const width = Math.max(240, drawing.clientWidth); // drawn in the page's own pixels, so that a phone can read it
+  drawing.setAttribute("viewBox", `0 0 ${width} 170`);
+  Object.assign(plot, { name, width, low: Math.min(...scores, own) - 0.12 * span, high: Math.max(...scores, own) + 0.12 * span });
+  const x = (value) => 10 + (width - 20) * (value - plot.low) / (plot.high - plot.low);
+  element("svg:line", { class: "axis", x1: 10, x2: width - 10, y1: 140, y2: 140 }, null, drawing);
   const columns = new Map(); // dots are stacked, so that every part stays visible
   for (const verdict of [...mine].reverse()) {
     const column = Math.round(x(verdict.pred_score) / 9);
@@ -320,17 +324,17 @@ function showThreshold() {
   element("svg:line", { class: "try", x1: x(limit), x2: x(limit), y1: 14, y2: 146 }, null, drawing);
   element("svg:circle", { class: "grip", cx: x(limit), cy: 14, r: 9 }, null, drawing);
   element("svg:text", { x: 10, y: 163 }, plot.low.toFixed(2), drawing);
-  element("svg:text", { x: 590, y: 163, "text-anchor": "end" }, plot.high.toFixed(2), drawing);
-  element("svg:text", { x: Math.min(520, Math.max(60, x(limit))), y: 163, "text-anchor": "middle" }, limit.toFixed(3), drawing);
+  element("svg:text", { x: width - 10, y: 163, "text-anchor": "end" }, plot.high.toFixed(2), drawing);
+  element("svg:text", { x: Math.min(width - 75, Math.max(75, x(limit))), y: 163, "text-anchor": "middle" }, limit.toFixed(3), drawing);
   for (const [key, value] of Object.entries({ min: plot.low, max: plot.high, now: limit })) drawing.setAttribute(`aria-value${key}`, value.toFixed(4));
   const ng = mine.filter((v) => v.pred_score >= limit).length;
   const now = mine.filter((v) => v.pred_score >= own).length;
   const missed = mine.filter((v) => v.correction === "ng" && v.pred_score < limit).length;
   const alarms = mine.filter((v) => v.correction === "ok" && v.pred_score >= limit).length;
   const said = mine.filter((v) => v.correction).length;
-  const by = said ? `; of ${said} that an operator judged, ${missed} missed and ${alarms} false alarms` : "";
+  const by = said ? `; of ${said} that an operator judged, ${missed} missed, ${alarms} false alarm${alarms === 1 ? "" : "s"}` : "";
   $("effect").textContent = `At ${limit.toFixed(3)}: ${mine.length - ng} OK, ${ng} NG of the last ${mine.length} (now ${now} NG)${by}.`;
-  $("trial").textContent = limit === own ? "dashed: the bundle's threshold" : "a trial on this page only; verdicts go on by the bundle's";
+  $("trial").textContent = limit === own ? "the bundle's own threshold" : "a trial on this page only; verdicts go on by the bundle's (dashed)";
 }
 
 function tryThreshold(value) {
@@ -342,8 +346,8 @@ function tryThreshold(value) {
 
 function dragTo(event) {
   const frame = $("plot").getBoundingClientRect();
-  const at = (event.clientX - frame.left) / frame.width * 600;
-  tryThreshold(plot.low + (at - 10) / 580 * (plot.high - plot.low));
+  const at = (event.clientX - frame.left) / frame.width * plot.width;
+  tryThreshold(plot.low + (at - 10) / (plot.width - 20) * (plot.high - plot.low));
 }
 
 function showAll() {
@@ -418,4 +422,5 @@ document.addEventListener("keydown", (event) => {
     action();
   }
 });
+addEventListener("resize", showThreshold);
 poll();
