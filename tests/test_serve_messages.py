@@ -284,6 +284,8 @@ def test_a_confirmation_may_come_before_publish_returns() -> None:
     door._publish("a", {}, None)
     assert client.acknowledged == [3]
     assert door._halves == {}
+    door._subscribed(None, None, None, [SimpleNamespace(is_failure=True)], None)
+    assert not door.connected.is_set(), "no trigger arrives where the broker's access list is against it"
 
 
 @needs_broker
@@ -291,9 +293,11 @@ def test_a_broker_that_goes_away_comes_back(bundle: Path, broker: Broker, tmp_pa
     with mqtt_box(bundle, broker, tmp_path) as (box, door):
         broker.stop()
         until(lambda: not door.connected.is_set(), "the loss is noticed")
+        assert b"sd_edge_mqtt_connected 0.0" in box.get("/metrics").body
         assert box.inspect(png(3)).status == 200, "the box goes on without its broker"
         broker.start()
         until(door.connected.is_set, "connected again")
+        assert b"sd_edge_mqtt_connected 1.0" in box.get("/metrics").body
         plc = Plc(broker.port)
         plc.trigger("bottle", png(4), request_key="later")
         while plc.next("sd-edge/verdict/bottle")["request_key"] != "later":

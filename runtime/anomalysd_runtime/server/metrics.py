@@ -30,6 +30,7 @@ class Metrics:
         self.loaded = Gauge("sd_edge_bundle_loaded", "Whether a bundle is open", ["bundle"], registry=own)
         self.ready = Gauge("sd_edge_ready", "Whether the box takes photos", registry=own)
         self.degraded = Gauge("sd_edge_degraded", "Whether something is not as asked for; see /health", registry=own)
+        self.mqtt = Gauge("sd_edge_mqtt_connected", "Whether triggers of a broker arrive", registry=own)
         self.outbox = Gauge("sd_edge_webhook_outbox", "Webhook calls that are not delivered yet", registry=own)
 
     def told(self, verdict: Verdict, seconds: float) -> None:

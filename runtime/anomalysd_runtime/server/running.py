@@ -82,6 +82,7 @@ def connect(service: Service) -> list[Any]:
 
         mqtt = MqttDoor(service, settings.mqtt)
         service.listeners.append(mqtt.heard)
+        service.metrics.mqtt.set_function(mqtt.connected.is_set)
         doors.append(mqtt)
     return doors
 
