@@ -40,7 +40,8 @@ log = logging.getLogger("sd-edge.mqtt")
 SESSION_S = 7 * 86_400
 """How long the broker keeps our session, with its unacknowledged triggers, while we are away."""
 AGAIN_S = 0.5
-"""Pause before a trigger is tried again that met a full queue."""
+"""Pause before a trigger is tried again that met a full queue; doubled each time while it cannot be judged at all."""
+DOUBLINGS = 4
 FAREWELL_S = 5.0
 """How long a stop waits for what is to be told before the connection is closed."""
 IN_FLIGHT = 10
@@ -157,17 +158,17 @@ class MqttDoor:
             return
         self._try(trigger, given, ask)
 
-    def _try(self, trigger: Trigger, given: dict[str, Any], ask: Ask) -> None:
+    def _try(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int = 0) -> None:
         if self._stopping.is_set():
             return  # not acknowledged: it comes again after the restart
         try:
             self._service.reserve()
         except (QueueFull, Unavailable):
-            _later(self._try, trigger, given, ask)
+            _later(AGAIN_S, self._try, trigger, given, ask, tries)
             return
         with self._lock:
             self._with_service += 1
-        self._service.inspect(ask).add_done_callback(lambda done: self._answered(trigger, given, ask, done))
+        self._service.inspect(ask).add_done_callback(lambda done: self._answered(trigger, given, ask, tries, done))
 
     def _ask(self, message: Any, given: dict[str, Any]) -> Ask:
         class_name: str | None = None
@@ -196,15 +197,15 @@ class MqttDoor:
             name=(texts["name"] or "")[:200], request_key=f"mqtt:{key}" if key else None,
         )  # fmt: skip
 
-    def _answered(self, trigger: Trigger, given: dict[str, Any], ask: Ask, done: Future[Told]) -> None:
+    def _answered(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int, done: Future[Told]) -> None:
         try:
-            self._answer(trigger, given, ask, done)
+            self._answer(trigger, given, ask, tries, done)
         finally:
             with self._judged:
                 self._with_service -= 1
                 self._judged.notify_all()
 
-    def _answer(self, trigger: Trigger, given: dict[str, Any], ask: Ask, done: Future[Told]) -> None:
+    def _answer(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int, done: Future[Told]) -> None:
         if done.cancelled():
             return  # the box stops: not acknowledged, it comes again
         error = done.exception()
@@ -213,7 +214,7 @@ class MqttDoor:
         elif isinstance(error, (Unavailable, QueueFull, DeadlineMissed)):
             log.warning("a trigger waits: %s", error)
             ask.deadline = 0.0
-            _later(self._try, trigger, given, ask)
+            _later(AGAIN_S * 2 ** min(tries, DOUBLINGS), self._try, trigger, given, ask, tries + 1)
         else:
             self._refuse(trigger, given, error)
 
@@ -233,7 +234,7 @@ class MqttDoor:
         if sent.rc != paho.MQTT_ERR_QUEUE_SIZE:
             self._meet(sent.mid, trigger)
         elif trigger is not None and not self._stopping.is_set():  # too much waits for a broker that is away
-            _later(self._publish, topic, told, trigger)
+            _later(AGAIN_S, self._publish, topic, told, trigger)
         return sent
 
     def _published(self, _: Any, __: Any, mid: int, reason: Any, ____: Any) -> None:
@@ -254,8 +255,8 @@ class MqttDoor:
             self._client.ack(trigger.message.mid, trigger.message.qos)
 
 
-def _later(what: Callable[..., None], *given: Any) -> None:
-    again = threading.Timer(AGAIN_S, what, given)
+def _later(pause_s: float, what: Callable[..., Any], *given: Any) -> None:
+    again = threading.Timer(pause_s, what, given)
     again.daemon = True
     again.start()
 
