@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.bundle import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle, write_bundle
-from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings
+from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings, reading_of
 from anomalysd_edge.bundle_update import LOCK
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.classes import ClassSpec, check_name, class_spec, load_classes
@@ -107,6 +107,7 @@ def add_class(asked: AddRequest, progress: Report) -> Added:
                 asked.settings,
                 bundle.constants[NEGATIVE_PROMPT],
                 progress,
+                reading=reading_of(bundle),
             )[asked.name]
     out = asked.out or asked.bundle
     _write(bundle, out, spec, len(photos), found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle import NEGATIVE_PROMPT, Array, Bundle, prompt_key, prototypes_key
+from anomalysd_edge.bundle import CONSTANTS, NEGATIVE_PROMPT, Array, Bundle, prompt_key, prototypes_key
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import BundleError, SettingsError
@@ -15,6 +16,7 @@ from anomalysd_edge.inspection import ClassConstants, InspectSettings
 from anomalysd_edge.manifest import CalibrationRecord, ClassRecord, PromptPair
 from anomalysd_edge.networks import F32, Networks
 from anomalysd_edge.prototypes import Bank
+from anomalysd_edge.reading import Reading
 from anomalysd_edge.schedule import NoiseSchedule
 
 
@@ -33,24 +35,33 @@ def preset_settings(bundle: Bundle, preset: str) -> InspectSettings:
 def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
     """What the bundle knows of each class under `preset`; without a calibration for it there is no threshold."""
     found: dict[str, ClassConstants] = {}
+    reading, settings = reading_of(bundle), preset_settings(bundle, preset)
     for name, record in bundle.manifest.classes.items():
         levels = {level: bundle.prompt_states(name, level) for level in ("whole", "detail")}
         vectors = bundle.prototypes(name)
         calibration = record.calibration.get(preset, CalibrationRecord())
-        found[name] = ClassConstants(
+        known = ClassConstants(
             prompts={level: states for level, states in levels.items() if states is not None},
             kind=record.kind,
             aspect=record.aspect,
             tiles=record.tiles,
             bank=None if vectors is None else Bank(vectors),
-            guided_threshold=record.guided_threshold,
+            reading=reading,
+            guided=record.guided,
             scales=calibration.scales,
             choices=_choices(bundle, preset, calibration),
             threshold=calibration.threshold,
             pixel_threshold=calibration.pixel_threshold,
             clear=calibration.clear,
         )
+        guided = record.guided.get(known.map_kind(settings), record.guided_threshold)
+        found[name] = replace(known, guided_threshold=guided)
     return found
+
+
+def reading_of(bundle: Bundle) -> Reading | None:
+    """What reads the distances of the bundle's features; None in a bundle without one. Raises BundleError."""
+    return Reading.of_tensors(bundle.constants, bundle.path / CONSTANTS)
 
 
 def _choices(bundle: Bundle, preset: str, calibration: CalibrationRecord) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Det
 def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassConstants]) -> ClassRecord:
     """What the manifest says of a class; `calibrated` holds its constants by preset."""
     prompts = spec.prompts()
-    guided = [found.guided_threshold for found in calibrated.values() if found.guided_threshold is not None]
+    guided = {kind: value for found in calibrated.values() for kind, value in found.guided.items()}
     aspects = [found.aspect for found in calibrated.values() if found.aspect is not None]
     tiles = [found.tiles for found in calibrated.values()]
     return ClassRecord(
@@ -96,7 +107,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         symmetries=spec.symmetries,
         tiles=tiles[0] if tiles else 1,
         aspect=aspects[0] if aspects else None,
-        guided_threshold=guided[0] if guided else None,
+        guided=guided,
         calibration={
             preset: CalibrationRecord(
                 found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices), found.clear
@@ -108,8 +119,10 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
 
 
 def constant_tensors(classes: Mapping[str, ClassConstants], negative_states: F32) -> dict[str, Array]:
-    """The tensors of constants.safetensors: prompt states (77,D) float32 and prototypes (B,Df) float16."""
+    """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, the reading's."""
     tensors: dict[str, Array] = {NEGATIVE_PROMPT: negative_states}
+    for reading in {id(found.reading): found.reading for found in classes.values()}.values():
+        tensors |= {} if reading is None else reading.tensors()
     for name, found in classes.items():
         for level, states in found.prompts.items():
             tensors[prompt_key(name, level)] = states

@@ -22,10 +22,11 @@ from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.framing import Frame, common_aspect
 from anomalysd_edge.fusing import clear_bound, fuse
 from anomalysd_edge.heldout import Fold, folds_of
-from anomalysd_edge.inspection import ClassConstants, InspectSettings
+from anomalysd_edge.inspection import PRESETS, ClassConstants, InspectSettings
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.networks import Networks
-from anomalysd_edge.prototypes import Bank, prototype_distance
+from anomalysd_edge.prototypes import Bank
+from anomalysd_edge.reading import Reading
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.scoring import MapScale, image_score
 from anomalysd_edge.synthetic import Synthetic, synthetic_anomaly
@@ -42,6 +43,9 @@ class CalibrationSettings:
 
     bank_size: int = 4096
     """Prototypes kept a class."""
+    exposures: tuple[float, ...] = (0.7, 1.4, 2.0)
+    """Each shot is also seen with its light multiplied by these: a lamp ages, and a border that is not in the shots is
+    black or white. Prototypes alone see such copies; training does not."""
     negatives: int = 8
     """Held-out normals a class: shots judged without themselves, and disturbed copies of them."""
     false_alarm_rate: float = 0.02
@@ -58,6 +62,8 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 0.5:
             raise SettingsError(f"false_alarm_rate is {self.false_alarm_rate}; it must lie between 0 and 0.5")
+        if not all(0.1 <= e <= 10 for e in self.exposures):
+            raise SettingsError(f"exposures are {self.exposures}; each must lie between 0.1 and 10")
         if min(self.bank_size, self.negatives) < 1 or self.synthetic < 0:
             raise SettingsError("bank_size and negatives must be at least 1, synthetic at least 0")
 
@@ -96,11 +102,13 @@ def calibrate(
     progress: Progress | None = None,
     trials: dict[str, list[Trial]] | None = None,
     held_out: dict[str, tuple[list[Fold], Bank | None]] | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, ClassConstants]:
     """Constants of every class in `specs`. A class without shots keeps its prompts alone: no bank, no threshold.
 
     `shots` holds (H,W,3) uint8 photos and `prompts` (77,D) states by level. Deterministic for given settings. What was
-    tried to choose settings is put into `trials`, by class; `held_out` keeps folds and banks for the next call.
+    tried to choose settings is put into `trials`, by class; `held_out` keeps folds and banks for the next call;
+    `reading` is what reads these features' distances.
     """
     settings = settings or CalibrationSettings()
     found: dict[str, ClassConstants] = {}
@@ -111,17 +119,25 @@ def calibrate(
         shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
         aspect = common_aspect(shapes)
         spec = replace(specs[name], tiles=specs[name].tiles or tiles_for(shapes, networks.sizes.features_px))
-        bare = ClassConstants(prompts=prompts[name], kind=spec.kind, aspect=aspect, tiles=spec.tiles)
+        bare = ClassConstants(prompts[name], spec.kind, aspect, spec.tiles, reading=reading)
         if not photos:
             found[name] = bare
             continue
         known = {} if held_out is None else held_out
         if name not in known:
             known[name] = folds_of(
-                networks, photos, spec, aspect, settings.negatives, settings.bank_size, settings.seed
+                networks,
+                photos,
+                spec,
+                aspect,
+                settings.negatives,
+                settings.bank_size,
+                settings.seed,
+                settings.exposures,
             )
         folds, bank = known[name]
-        bare = replace(bare, guided_threshold=_guided_threshold(networks, folds, bare, inspect, settings))
+        guided = _guided_thresholds(networks, folds, bare, inspect, settings)
+        bare = replace(bare, guided=guided, guided_threshold=guided.get(bare.map_kind(inspect)))
         judge = _Judge(networks, schedule, bare, folds, inspect, negative_states, settings)
         choices: dict[str, Any] = {}
         if settings.synthetic:
@@ -146,19 +162,21 @@ def calibrate(
     return found
 
 
-def _guided_threshold(
+def _guided_thresholds(
     networks: Networks, folds: list[Fold], bare: ClassConstants, inspect: InspectSettings, settings: CalibrationSettings
-) -> float | None:
-    """Prototype distance that held-out normals hardly reach; None without prototypes."""
-    distances = []
+) -> dict[str, float]:
+    """By kind of prototype map, the value that held-out normals hardly reach; empty without prototypes."""
+    kinds = {bare.map_kind(preset): preset for preset in (*PRESETS.values(), inspect)}
+    found: dict[str, list[F32]] = {kind: [] for kind in kinds}
     for fold in folds:
         if fold.bank is None:
-            return None
+            return {}
         side = tiled_side(networks.sizes.features_px, bare.tiles)
         framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
         features = dense_features(networks, framed, bare.tiles)
-        distances += [prototype_distance(fold.bank, f, bare.own_share(inspect)) for f in features]
-    return float(np.quantile(np.stack(distances), settings.guided_quantile))
+        for kind, preset in kinds.items():
+            found[kind] += [bare.prototype_map(f, preset, fold.bank) for f in features]
+    return {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
 
 
 class _Judge:

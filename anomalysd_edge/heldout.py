@@ -7,6 +7,7 @@ disturbed copies (moved, turned, relit, grained), so that it is never its own ne
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,17 +42,23 @@ def folds_of(
     negatives: int,
     bank_size: int,
     seed: int,
+    exposures: Sequence[float] = (),
 ) -> tuple[list[Fold], Bank | None]:
-    """A fold per shot, `negatives` photos in all, and the bank of all shots."""
+    """A fold per shot, `negatives` photos in all, and the bank of all shots; `exposures` are further lights."""
     held = [_negatives(photo, i, len(photos), negatives, seed) for i, photo in enumerate(photos)]
     if not networks.sizes.features_px:
         return [Fold(mine, None) for mine in held], None
-    views = [_view_features(networks, photo, spec, aspect) for photo in photos]
-    bank = build_bank(np.concatenate(views), bank_size)
+    views = [_view_features(networks, photo, spec, aspect, (1.0,)) for photo in photos]
+    lit = [_view_features(networks, photo, spec, aspect, exposures) if exposures else views[0][:0] for photo in photos]
+
+    def bank_of(shots: list[int]) -> Bank:
+        return build_bank(np.concatenate([views[i] for i in shots]), bank_size, np.concatenate([lit[i] for i in shots]))
+
+    bank = bank_of(list(range(len(photos))))
     folds = []
     for i, mine in enumerate(held):
-        others = [v for j, v in enumerate(views) if j != i]
-        folds.append(Fold(mine, build_bank(np.concatenate(others), bank_size) if others else bank))
+        others = [j for j in range(len(photos)) if j != i]
+        folds.append(Fold(mine, bank_of(others) if others else bank))
     return folds, bank
 
 
@@ -87,9 +94,22 @@ def _negatives(photo: U8, number: int, shots: int, negatives: int, seed: int) ->
     return copies if shots == 1 else [photo, *copies[1:]]
 
 
-def _view_features(networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None) -> F32:
-    """(V,D,f,f) features of the photo and of every copy that the class's symmetries allow."""
+def exposed(photo: U8, exposure: float) -> U8:
+    """(H,W,3) -> the same under a light `exposure` times as strong; what it makes too bright is white."""
+    if exposure == 1:
+        return photo
+    return np.asarray(np.clip(photo * np.float32(exposure) + np.float32(0.5), 0, 255), np.uint8)
+
+
+def _view_features(
+    networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None, exposures: Sequence[float]
+) -> F32:
+    """(V*E,D,f,f) features of the photo and of every copy that the class's symmetries allow, at each exposure."""
     side = tiled_side(networks.sizes.features_px, spec.tiles)
     small = Frame.of(photo.shape[:2], aspect).resize(photo, side)
-    views = [np.ascontiguousarray(apply_view(small, view)) for view in symmetry_group(spec.symmetries)]
+    views = [
+        np.ascontiguousarray(apply_view(exposed(small, exposure), view))
+        for exposure in exposures
+        for view in symmetry_group(spec.symmetries)
+    ]
     return dense_features(networks, views, spec.tiles)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.prototypes import Bank
+from anomalysd_edge.prototypes import Bank, prototype_distance
+from anomalysd_edge.reading import Reading
 from anomalysd_edge.scoring import MapScale
 
 F32 = npt.NDArray[np.float32]
@@ -78,8 +79,12 @@ class InspectSettings:
     """
     guided_weight: float = 0.0
     """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
+    prototype_map: str = "reading"
+    """How prototypes judge a patch: 'distance', or 'reading', what the bundle's learned reading makes of the distances
+    of all layers (reading.py). Features that no reading was taught on, DINOv2's for instance, keep the distance.
+    """
     self_share: float = 0.1
-    """Textures: the prototype distance counts with the distance to this share of the photo's own patches; 0 = alone."""
+    """Textures: the distance counts with the distance to this share of the photo's own patches; 0 = alone."""
     foreground: bool = True
     """Where the class is an object, count nothing outside its outline: grain of the background is no defect."""
     smoothing: float = 1 / 64
@@ -99,6 +104,7 @@ class InspectSettings:
             ("fusion", ("paper", "scaled")),
             ("sampler", ("ddim", "dpm2m")),
             ("cells", ("all", "suspect", "none")),
+            ("prototype_map", ("distance", "reading")),
         ):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
@@ -155,6 +161,7 @@ PAPER = InspectSettings(
     features_weight=0.0,
     merge_decode=False,
     fusion="paper",
+    prototype_map="distance",
     self_share=0.0,
     foreground=False,
     repaint_smoothing=1 / 64,
@@ -181,8 +188,12 @@ class ClassConstants:
     """Windows along a side through which the prototypes see a photo."""
     bank: Bank | None = None
     """Prototypes; None for 0 shots."""
+    reading: Reading | None = None
+    """What reads their distances; None where these features have none."""
     guided_threshold: float | None = None
-    """Prototype distance above which a patch goes into the guided mask."""
+    """Value of the prototype map above which a patch goes into the guided mask."""
+    guided: Mapping[str, float] = field(default_factory=dict)
+    """The same for every kind of prototype map (`map_kind`): presets differ in it."""
     scales: Mapping[str, MapScale] = field(default_factory=dict)
     """What normals give for each map."""
     threshold: float | None = None
@@ -197,6 +208,24 @@ class ClassConstants:
     def tuned(self, settings: InspectSettings) -> InspectSettings:
         """`settings` with this class's own choices on top."""
         return replace(settings, **self.choices) if self.choices else settings
+
+    def prototype_map(self, features: F32, settings: InspectSettings, bank: Bank | None = None) -> F32:
+        """(D,f,f) unit features -> (f,f): how far each patch is from good ones, as `settings.prototype_map` says.
+
+        `bank` takes the place of the class's own: held-out normals are judged by one that has not seen them.
+        """
+        bank = bank or self.bank
+        assert bank is not None
+        if self.map_kind(settings) == "reading":
+            assert self.reading is not None
+            return self.reading.read(bank, features, self.kind == "texture")
+        return prototype_distance(bank, features, self.own_share(settings))
+
+    def map_kind(self, settings: InspectSettings) -> str:
+        """What the prototype map holds: 'reading', 'distance', or 'own' where the photo's own patches count too."""
+        if settings.prototype_map == "reading" and self.reading is not None:
+            return "reading"
+        return "own" if self.own_share(settings) else "distance"
 
     def own_share(self, settings: InspectSettings) -> float:
         """The share of a photo's own patches to compare with: only a texture repeats itself."""

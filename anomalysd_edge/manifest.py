@@ -107,11 +107,14 @@ class ClassRecord:
     aspect: float | None = None
     """Width / height of its photos; another shape is mirrored out to it. Absent for a class without shots."""
     guided_threshold: float | None = None
-    """Prototype distance from which a patch goes into the guided mask; absent for a class without prototypes."""
+    """Of older bundles, where `guided` is empty: one value for every preset."""
     calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
     """By preset: other settings give other scores. A preset that is not in it gives scores without verdicts."""
     tiles: int = 1
     """Windows along a side through which its prototypes see a photo."""
+    guided: dict[str, float] = field(default_factory=dict)
+    """By kind of prototype map (distance, own, reading), the value from which a patch goes into the guided mask; empty
+    for a class without prototypes."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomalysd_edge import images, metrics
 from anomalysd_edge.bundle import NEGATIVE_PROMPT, Bundle
+from anomalysd_edge.bundle_detector import reading_of
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
@@ -166,7 +167,7 @@ def _calibrated(
     )
     return calibrate(
         networks, schedule, asked.shots, specs, prompts, settings, CalibrationSettings(),
-        bundle.constants[NEGATIVE_PROMPT], held_out=held_out,
+        bundle.constants[NEGATIVE_PROMPT], held_out=held_out, reading=reading_of(bundle),
     )  # fmt: skip
 
 

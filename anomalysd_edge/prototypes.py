@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ F32 = npt.NDArray[np.float32]
 
 _THREADS = min(4, os.cpu_count() or 1)
 """More gain nothing on the few megabytes of one photo."""
+_CANDIDATES = 40_960
+"""Patches among which prototypes are chosen, unless the views themselves are more: choosing takes time with each."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,23 @@ def self_distance(features: F32, share: float, most: int = 1024) -> F32:
     the light or the batch is new to the bank (Aota et al., "Zero-shot versus many-shot", WACV 2023). Above `most`
     patches only every n-th is compared with: the answer is a quantile.
     """
+    return own_distances(features, (share,), most)[0]
+
+
+def own_distances(features: F32, shares: Sequence[float], most: int) -> list[F32]:
+    """The same for several shares at once: the products and their order are made once."""
     depth, height, width = features.shape
     query = np.ascontiguousarray(features.reshape(depth, height * width).T)
     others = query[:: -(-len(query) // most)]
-    rank = min(len(others) - 1, max(1, int(share * len(others))))  # rank 0 is the patch itself
+    # Rank 0 is the patch itself.
+    ranks = [min(len(others) - 1, max(1, int(share * len(others)))) for share in shares]
     alike = query @ others.T
-    at = len(others) - 1 - rank  # from the least alike; in place: the matrix is a photo's largest array
+    places = [len(others) - 1 - rank for rank in ranks]  # from the least alike
     parts = np.array_split(alike, min(_THREADS, len(alike)))
     with ThreadPoolExecutor(len(parts)) as pool:  # partition takes as long as both products and holds no lock
-        list(pool.map(lambda rows: rows.partition(at, axis=1), parts))
-    return np.asarray(1 - alike[:, at], dtype=np.float32).reshape(height, width)
+        # In place: the matrix is a photo's largest array.
+        list(pool.map(lambda rows: rows.partition(places, axis=1), parts))
+    return [np.asarray(1 - alike[:, at], dtype=np.float32).reshape(height, width) for at in places]
 
 
 def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32:
@@ -62,17 +72,26 @@ def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32
     return np.asarray(np.sqrt(np.maximum(distance, 0) * np.maximum(own, 0)), dtype=np.float32)
 
 
-def build_bank(features: F32, size: int) -> Bank:
+def build_bank(features: F32, size: int, more: F32 | None = None) -> Bank:
     """(N,D,f,f) unit features of normal views -> a bank of at most `size` vectors.
 
     Where there are more patches than `size`, a greedy k-centre choice keeps the ones that cover the rest best
-    (PatchCore's coreset; Roth et al. 2022, alg. 1), on a fixed random projection to save time. Deterministic.
+    (PatchCore's coreset; Roth et al. 2022, alg. 1), on a fixed random projection to save time. `more` are (M,D,f,f) of
+    views that matter less, copies in another light: they are thinned evenly where all would be too many. Deterministic.
     """
-    depth = features.shape[1]
-    patches = np.ascontiguousarray(features.transpose(0, 2, 3, 1).reshape(-1, depth), dtype=np.float32)
+    patches = _rows(features)
+    if more is not None and len(more):
+        others = _rows(more)
+        room = max(_CANDIDATES - len(patches), len(patches) // 4)
+        patches = np.concatenate([patches, others[:: -(-len(others) // room)]])
     chosen = patches if len(patches) <= size else patches[_k_centres(patches, size)]
     # Rounded as a bundle stores them, so that a threshold fitted before it is written holds after it is read.
     return Bank(chosen.astype(np.float16).astype(np.float32))
+
+
+def _rows(features: F32) -> F32:
+    """(N,D,f,f) -> (N*f*f,D)."""
+    return np.ascontiguousarray(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]), dtype=np.float32)
 
 
 def _k_centres(patches: F32, size: int, projected: int = 32) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.bundle import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle, write_bundle
-from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings
+from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings, reading_of
 from anomalysd_edge.bundle_update import LOCK
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.choosing import Trial
@@ -116,6 +116,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
             bundle.constants[NEGATIVE_PROMPT],
             timed,
             trials,
+            reading=reading_of(bundle),
         )
     out = asked.out or asked.bundle
     _write(bundle, out, specs, shots, found, asked.preset)

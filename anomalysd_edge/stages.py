@@ -20,7 +20,6 @@ from anomalysd_edge.masks import foreground, prototype_guided, to_pixels
 from anomalysd_edge.networks import Networks
 from anomalysd_edge.pace import Pace
 from anomalysd_edge.plan import GUIDED, Slot, make_plan, touching
-from anomalysd_edge.prototypes import prototype_distance
 from anomalysd_edge.regions import dilate
 from anomalysd_edge.repainting import Repainter
 from anomalysd_edge.schedule import NoiseSchedule
@@ -118,10 +117,7 @@ class Stages:
                 found |= zip(alike, dense, strict=True)
         with clock.stage("prototypes"):
             for i, field in sorted(found.items()):
-                photo = work[i]
-                assert photo.constants.bank is not None
-                share = photo.constants.own_share(self.settings)
-                photo.prototype_map = prototype_distance(photo.constants.bank, field, share)
+                work[i].prototype_map = work[i].constants.prototype_map(field, self.settings)
 
     def _choose_slots(self, photo: PhotoWork) -> None:
         """What of the plan this photo needs, by its prototypes, and the guided slot that follows from them."""

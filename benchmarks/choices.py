@@ -20,7 +20,7 @@ import numpy as np
 
 from anomalysd_edge import summary
 from anomalysd_edge.bundle import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.bundle_detector import preset_settings
+from anomalysd_edge.bundle_detector import preset_settings, reading_of
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
 from anomalysd_edge.calibration_report import Report as CalibrationReport
 from anomalysd_edge.calibration_report import false_alarms
@@ -149,6 +149,7 @@ def _fixed(asked: argparse.Namespace, data: Dataset, changes: Mapping[str, Any],
             CalibrationSettings(negatives=12),
             negative,
             told,
+            reading=reading_of(bundle),
         )
         results = evaluate(Detector(opened.networks, schedule, constants, settings, negative), data, told)
     write_json(kept, {"key": key, "results": results})

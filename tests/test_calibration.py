@@ -10,7 +10,8 @@ import pytest
 from anomalysd_edge.calibration import CalibrationSettings, calibrate, student_t, upper_bound
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
-from anomalysd_edge.heldout import disturbed
+from anomalysd_edge.heldout import disturbed, exposed, folds_of
+from anomalysd_edge.images import resize, to_array
 from anomalysd_edge.inspection import EDGE
 from tests.fake_networks import FakeNetworks
 from tests.test_detector import SCHEDULE, STATES, photo
@@ -55,6 +56,23 @@ def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
     assert copy.shape == image.shape
     assert not np.array_equal(copy, image)
     assert abs(float(copy.mean()) - float(image.mean())) < 12
+
+
+def test_another_exposure_is_the_photo_times_it() -> None:
+    image = photo(2)
+    assert exposed(image, 1.0) is image
+    np.testing.assert_array_equal(exposed(image, 0.5), (image * 0.5 + 0.5).astype(np.uint8))
+    assert exposed(np.full((2, 2, 3), 200, np.uint8), 2.0).max() == 255
+
+
+def test_prototypes_know_a_good_part_in_another_light() -> None:
+    networks, spec, shot = FakeNetworks(), ClassSpec("part", "part", tiles=1), photo(1)
+    bright = networks.features(to_array(resize(exposed(shot, 1.4), networks.sizes.features_px)))[0]
+    _, plain = folds_of(networks, [shot], spec, None, 2, 4096, 0)
+    _, lit = folds_of(networks, [shot], spec, None, 2, 4096, 0, (0.7, 1.4))
+    assert plain is not None
+    assert lit is not None
+    assert lit.distance(bright).mean() < 0.5 * plain.distance(bright).mean()
 
 
 def test_student_t_against_scipy() -> None:

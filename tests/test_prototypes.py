@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from anomalysd_edge import prototypes
 from anomalysd_edge.prototypes import Bank, build_bank, prototype_distance, self_distance
 
 
@@ -76,3 +78,18 @@ def test_large_photos_are_compared_with_every_nth_patch() -> None:
     whole, part = self_distance(features, 0.2), self_distance(features, 0.2, most=100)
     assert whole.shape == part.shape == (20, 20)
     assert float(np.abs(whole - part).max()) < 0.25
+
+
+def test_views_that_matter_less_are_thinned_never_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+
+    monkeypatch.setattr(prototypes, "_CANDIDATES", 70)
+    views, more = unit(rng, 2, 6, 5, 5, axis=1), unit(rng, 4, 6, 5, 5, axis=1)
+    bank = build_bank(views, size=1000, more=more)
+    assert 50 < len(bank.vectors) <= 70
+    for photo in views:
+        assert bank.distance(photo).max() < 1e-3
+    assert len(build_bank(unit(rng, 8, 6, 5, 5, axis=1), size=1000, more=more).vectors) == 200 + 50, (
+        "never fewer than a fourth"
+    )
+    assert len(build_bank(views, size=1000, more=more[:0]).vectors) == 50

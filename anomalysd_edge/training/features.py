@@ -29,7 +29,9 @@ _STAGES = (  # repeats, kernel, stride, expansion, output channels; EfficientNet
 )
 _TAPS = (2, 4, 10)
 """The last blocks at strides 4, 8 and 16."""
-FEATURES_CHANNELS = 24 + 40 + 112
+LAYERS = (24, 40, 112)
+"""Channels of the layers that the features join, in order."""
+FEATURES_CHANNELS = sum(LAYERS)
 """D: channels of the joined features."""
 _BATCH_NORM_EPS = 1e-3
 

@@ -22,6 +22,7 @@ from anomalysd_edge.images import load_rgb
 from anomalysd_edge.inspection import PRESETS, InspectSettings
 from anomalysd_edge.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
 from anomalysd_edge.networks import F32, NetworkSizes
+from anomalysd_edge.reading import shipped_reading
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.training.base import Base, check_size, prompt_states
 from anomalysd_edge.training.contexts import context_states
@@ -202,6 +203,7 @@ def export_trained(
                     calibration,
                     negative,
                     progress,
+                    reading=shipped_reading(trained.features_source.kind),
                 )
                 for preset in calibrated
             }

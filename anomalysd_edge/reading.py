@@ -1,0 +1,180 @@
+"""The learned reading of prototype distances: which pattern of them is a defect, and which a good part in other light.
+
+A single distance cannot tell a crack from a border that the shots did not show: both are far. What differs is the
+pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. A convolution
+of some thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on them
+(training/reading_recipe.py), sees distances alone, never pixels or classes, and so serves classes that it was not
+taught on. It runs here, in numpy: on a 32 x 32 field it costs a few million operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from anomalysd_edge.errors import BundleError, InputError
+from anomalysd_edge.prototypes import Bank, own_distances
+
+F32 = npt.NDArray[np.float32]
+
+SHIPPED = {"efficientnet_lite0": Path(__file__).parent / "reading_weights" / "efficientnet_lite0.safetensors"}
+"""By kind of feature network: the reading that was taught on its distances."""
+OWN_SHARES = (0.1, 0.0125)
+"""Shares of the photo's own patches to whose farthest a patch is compared: a texture repeats itself."""
+_OWN_PATCHES = 256
+"""Of those patches, evenly drawn: what is asked for is a quantile."""
+_SMALLEST = np.float32(1e-4)
+"""Floor inside the logarithm, above float32's rounding of 1 - cosine."""
+_USUAL_LOG = 2.0
+"""Added to the logarithm of a distance, so that usual ones come near 0."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The weights of one reading."""
+
+    layers: tuple[int, ...]
+    """Channels of each layer that the features join, in order."""
+    kernels: tuple[F32, ...]
+    """(O,I,k,k) float32 of each convolution; the last has one output and k = 1."""
+    biases: tuple[F32, ...]
+    """(O,) float32 of each."""
+    dilations: tuple[int, ...]
+    """Of each; the photo is mirrored at its border."""
+
+    def fits(self, depth: int) -> bool:
+        """Whether features of this many channels are those that it reads."""
+        return depth == sum(self.layers)
+
+    def read(self, bank: Bank, features: F32, textured: bool) -> F32:
+        """(D,f,f) unit features -> (f,f) float32 >= 0: how far a patch is from good ones, and how like a defect.
+
+        The geometric mean of the distance and of what the convolution makes of it: the distance fills a large defect,
+        which the convolution sees by its border.
+        """
+        distances = layer_distances(bank, features, self.layers)
+        return np.asarray(np.sqrt(plain(distances, textured) * self.odds(distances, textured)), dtype=np.float32)
+
+    def odds(self, distances: F32, textured: bool) -> F32:
+        """(C,f,f) distances -> (f,f) float32 > 0: softplus of the log odds that a patch belongs to a defect."""
+        x = inputs(distances, textured)
+        last = len(self.kernels) - 1
+        for number, (kernel, bias, dilation) in enumerate(zip(self.kernels, self.biases, self.dilations, strict=True)):
+            x = convolve(x, kernel, dilation) + bias[:, None, None]
+            if number < last:
+                x = np.maximum(x, 0)
+        return np.asarray(np.logaddexp(0, x[0]), dtype=np.float32)
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """For a bundle or a file: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
+        found: dict[str, npt.NDArray[Any]] = {
+            "reading/layers": np.array(self.layers, np.int64),
+            "reading/dilations": np.array(self.dilations, np.int64),
+        }
+        for number, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            found[f"reading/{number}/kernel"], found[f"reading/{number}/bias"] = kernel, bias
+        return found
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], where: Path) -> Reading | None:
+        """The inverse of `tensors`; None where there is no reading. Raises BundleError where a part is missing."""
+        if "reading/layers" not in tensors:
+            return None
+        try:
+            dilations = tuple(int(d) for d in tensors["reading/dilations"])
+            found = cls(
+                tuple(int(c) for c in tensors["reading/layers"]),
+                tuple(np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))),
+                tuple(np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))),
+                dilations,
+            )
+        except KeyError as error:
+            raise BundleError(f"{where} has a reading without {error}: export the bundle again") from error
+        inputs_wanted = [_channels(len(found.layers)), *(len(bias) for bias in found.biases[:-1])]
+        for number, (kernel, bias) in enumerate(zip(found.kernels, found.biases, strict=True)):
+            wrong = kernel.ndim != 4 or kernel.shape[:2] != (len(bias), inputs_wanted[number])
+            if wrong or kernel.shape[2] != kernel.shape[3] or (number == len(dilations) - 1 and len(bias) != 1):
+                raise BundleError(
+                    f"{where}: reading/{number}/kernel is {kernel.shape}, which fits no reading: export again"
+                )
+        return found
+
+
+def shipped_reading(features_kind: str) -> Reading | None:
+    """The reading for a kind of feature network; None where none was taught, and plain distances serve."""
+    file = SHIPPED.get(features_kind)
+    if file is None:
+        return None
+    try:
+        return Reading.of_tensors(load_file(file), file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read ({error}): install anomalysd-edge again") from error
+
+
+def layer_distances(bank: Bank, features: F32, layers: tuple[int, ...]) -> F32:
+    """(D,f,f) unit features -> (3L,f,f) float32 distances, 1 - cosine, three a layer.
+
+    To the nearest prototype, and to the farthest of each of OWN_SHARES of the photo's own patches, in the channels of
+    one layer alone.
+    """
+    found, start = [], 0
+    for depth in layers:
+        part = slice(start, start + depth)
+        query = _unit(np.ascontiguousarray(features[part]), axis=0)
+        found.append(Bank(_unit(np.ascontiguousarray(bank.vectors[:, part]), axis=1)).distance(query))
+        found += own_distances(query, OWN_SHARES, _OWN_PATCHES)
+        start += depth
+    return np.stack(found)
+
+
+def plain(distances: F32, textured: bool) -> F32:
+    """(3L,f,f) distances -> (f,f) float32 >= 0: the mean over layers of that to prototypes.
+
+    For a texture its geometric mean with that to the first of OWN_SHARES, as in prototypes.prototype_distance.
+    """
+    each = 1 + len(OWN_SHARES)
+    nearest = np.maximum(distances[::each].mean(axis=0), 0)
+    if not textured:
+        return np.asarray(nearest, dtype=np.float32)
+    return np.asarray(np.sqrt(nearest * np.maximum(distances[1::each].mean(axis=0), 0)), dtype=np.float32)
+
+
+def inputs(distances: F32, textured: bool) -> F32:
+    """(C,f,f) distances -> (2C+1,f,f): their logarithms less the photo's median, as they are, and the kind."""
+    logs = np.log(np.maximum(distances, _SMALLEST))
+    middle = np.median(logs, axis=(1, 2), keepdims=True)
+    kind = np.full((1, *distances.shape[1:]), 0.0 if textured else 1.0, np.float32)
+    return np.concatenate([logs - middle, logs + _USUAL_LOG, kind]).astype(np.float32)
+
+
+def convolve(x: F32, kernel: F32, dilation: int) -> F32:
+    """(I,h,w) and (O,I,k,k) -> (O,h,w): a dilated convolution, mirrored at the border (without the border twice)."""
+    size = kernel.shape[-1]
+    _, height, width = x.shape
+    reach = dilation * (size // 2)
+    # A field narrower than the reach cannot be mirrored by it: its border is repeated instead.
+    around = ((0, 0), (reach, reach), (reach, reach))
+    padded = np.pad(x, around, mode="reflect") if reach < min(height, width) else np.pad(x, around, mode="edge")
+    windows = [
+        padded[:, row * dilation : row * dilation + height, column * dilation : column * dilation + width]
+        for row in range(size)
+        for column in range(size)
+    ]
+    columns = np.stack(windows, axis=1).reshape(x.shape[0] * size * size, height * width)
+    return np.asarray(kernel.reshape(len(kernel), -1) @ columns, np.float32).reshape(len(kernel), height, width)
+
+
+def _channels(layers: int) -> int:
+    return 2 * layers * (1 + len(OWN_SHARES)) + 1
+
+
+def _unit(values: F32, axis: int) -> F32:
+    norms = np.sqrt(np.square(values).sum(axis=axis, keepdims=True))
+    return np.asarray(values / np.maximum(norms, 1e-6), dtype=np.float32)
