@@ -25,15 +25,15 @@ class Bank:
     vectors: F32
     """(B,D) unit vectors."""
 
-    def distance(self, features: F32, floor_rows: int = 1024) -> F32:
+    def distance(self, features: F32, rows: int = 256) -> F32:
         """(D,f,f) unit features -> (f,f) float32 distance in [0,2]: 1 - cosine to the nearest prototype."""
         depth, height, width = features.shape
-        # Contiguous rows: the product takes half as long as with a transposed view.
-        query = np.ascontiguousarray(features.reshape(depth, height * width).T)
-        nearest = np.full(len(query), -1.0, np.float32)
-        # Bank rows in pieces: the full similarity matrix of a 512 px photo would not fit a small box.
-        for start in range(0, len(self.vectors), floor_rows):
-            np.maximum(nearest, (query @ self.vectors[start : start + floor_rows].T).max(axis=1), out=nearest)
+        query = np.ascontiguousarray(features.reshape(depth, height * width))
+        nearest = np.full(height * width, -1.0, np.float32)
+        # `rows` of the bank at a time: their similarities stay in the cache until their maximum is taken, and the whole
+        # matrix of a 512 px photo would not fit a small box.
+        for start in range(0, len(self.vectors), rows):
+            np.maximum(nearest, (self.vectors[start : start + rows] @ query).max(axis=0), out=nearest)
         return np.asarray(1 - nearest, dtype=np.float32).reshape(height, width)
 
 

@@ -56,11 +56,11 @@ class Reading:
     def read(self, bank: Bank, features: F32, textured: bool) -> F32:
         """(D,f,f) unit features -> (f,f) float32 >= 0: how far a patch is from good ones, and how like a defect.
 
-        The geometric mean of the distance and of what the convolution makes of it: the distance fills a large defect,
-        which the convolution sees by its border.
+        The geometric mean of the distance (weight 2) and of what the convolution makes of it (weight 1): the distance
+        fills a large defect, of which the convolution sees the border.
         """
         distances = layer_distances(bank, features, self.layers)
-        return np.asarray(np.sqrt(plain(distances, textured) * self.odds(distances, textured)), dtype=np.float32)
+        return np.asarray(np.cbrt(plain(distances, textured) ** 2 * self.odds(distances, textured)), dtype=np.float32)
 
     def odds(self, distances: F32, textured: bool) -> F32:
         """(C,f,f) distances -> (f,f) float32 > 0: softplus of the log odds that a patch belongs to a defect."""

@@ -22,7 +22,7 @@ def test_distance_is_one_minus_the_best_cosine() -> None:
         for x in range(4):
             expected[y, x] = min(1 - float(v @ features[:, y, x]) for v in vectors)
     for rows in (7, 50, 1024):
-        np.testing.assert_allclose(Bank(vectors).distance(features, floor_rows=rows), expected, atol=1e-6)
+        np.testing.assert_allclose(Bank(vectors).distance(features, rows=rows), expected, atol=1e-6)
 
 
 def test_a_patch_of_the_bank_has_distance_zero() -> None:

@@ -54,9 +54,9 @@ def test_the_numpy_reading_is_the_taught_network() -> None:
     with torch.inference_mode():
         odds = np.log1p(np.exp(model(torch.from_numpy(inputs(distances, textured=True))[None])[0].numpy()))
     np.testing.assert_allclose(reading.odds(distances, True), odds, atol=1e-4)
-    wanted = np.sqrt(odds * np.sqrt(distances[::3].mean(axis=0) * distances[1::3].mean(axis=0)))
+    wanted = np.cbrt(odds * distances[::3].mean(axis=0) * distances[1::3].mean(axis=0))
     np.testing.assert_allclose(reading.read(bank_of(seen), features, True), wanted, atol=1e-4)
-    part = np.sqrt(reading.odds(distances, False) * distances[::3].mean(axis=0))
+    part = np.cbrt(reading.odds(distances, False) * distances[::3].mean(axis=0) ** 2)
     np.testing.assert_allclose(reading.read(bank_of(seen), features, False), part, atol=1e-4)
 
 
