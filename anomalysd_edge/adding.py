@@ -16,9 +16,10 @@ from anomalysd_edge.bundle import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, 
 from anomalysd_edge.bundle_detector import class_record, constant_tensors, preset_settings, reading_of
 from anomalysd_edge.bundle_update import LOCK
 from anomalysd_edge.calibration import CalibrationSettings, calibrate
-from anomalysd_edge.classes import ClassSpec, check_name, class_spec, load_classes
+from anomalysd_edge.classes import ClassSpec, check_name, class_spec, is_described, load_classes
 from anomalysd_edge.console import Report
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
+from anomalysd_edge.guessing import guess
 from anomalysd_edge.images import list_images, load_rgb
 from anomalysd_edge.inspection import ClassConstants
 from anomalysd_edge.networks import F32
@@ -89,6 +90,8 @@ def add_class(asked: AddRequest, progress: Report) -> Added:
     photos = [load_rgb(file) for file in files]
     user = load_classes(asked.class_file) if asked.class_file else None
     spec = class_spec(asked.name, user)
+    if not is_described(asked.name, user):
+        spec = guess(spec, photos[:4])
     prompts = _states(bundle, spec, asked.text_encoder)
     presets = sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]
     from anomalysd_runtime.onnx_networks import OnnxNetworks

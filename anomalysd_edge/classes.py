@@ -98,6 +98,7 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
     """The class called `name`: from the user's classes, else the shipped tables, else from the name alone.
 
     The last gives an object without known parts or symmetries: "steel_bracket" is told as "A perfect steel bracket.".
+    Its photos may say more (guessing.py).
     """
     if user is not None and name in user:
         return user[name]
@@ -106,6 +107,11 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
         return shipped[name]
     check_name(name)
     return ClassSpec(name=name, noun=" ".join(re.split(r"[_\s]+", name)).strip() or name)
+
+
+def is_described(name: str, user: Mapping[str, ClassSpec] | None = None) -> bool:
+    """Whether anything but the name tells of a class."""
+    return (user is not None and name in user) or name in shipped_classes()
 
 
 @cache

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from anomalysd_edge import agreement, evaluation, images, reporting, viewing
 from anomalysd_edge.bundle import Bundle, read_bundle
 from anomalysd_edge.bundle_detector import detector_of
-from anomalysd_edge.classes import ClassSpec, class_spec, load_classes
+from anomalysd_edge.classes import ClassSpec, class_spec, is_described, load_classes
 from anomalysd_edge.console import Report
 from anomalysd_edge.datasets import Dataset, few_shot, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.files import write_json
+from anomalysd_edge.guessing import guess
+from anomalysd_edge.images import load_rgb
 from anomalysd_edge.opening import Opening
 
 if TYPE_CHECKING:
@@ -33,10 +35,16 @@ def choose_shots(data: Dataset, shots: int, shot_seed: int | None) -> dict[str, 
     return {name: list(few_shot(found.train, shots, shot_seed, name)) for name, found in data.classes.items()}
 
 
-def specs_of(names: Sequence[str], class_file: Path | None) -> dict[str, ClassSpec]:
-    """What is known of each class: the user's file first, then the shipped tables, then the name."""
+def specs_of(shots: Mapping[str, Sequence[Path]], class_file: Path | None, progress: Report) -> dict[str, ClassSpec]:
+    """What is known of each class: the user's file first, then the shipped tables, then its name and its shots."""
     user = load_classes(class_file) if class_file else None
-    return {name: class_spec(name, user) for name in names}
+    specs = {name: class_spec(name, user) for name in shots}
+    unknown = [name for name in shots if not is_described(name, user) and shots[name]]
+    for number, name in enumerate(unknown):
+        specs[name] = guess(specs[name], [load_rgb(file) for file in shots[name][:4]])
+        found = ", ".join((specs[name].kind, *specs[name].symmetries))
+        progress("classes", number + 1, len(unknown), f"{name}: {found} by its photos; --class-file says otherwise")
+    return specs
 
 
 def train_on(
@@ -53,7 +61,7 @@ def train_on(
     """`sd-edge train`. `chosen` overrides the base's default settings where its values are not None."""
     found = open_dataset(data, classes)
     shots = choose_shots(found, int(chosen["shots"]), shot_seed)
-    specs = specs_of(list(shots), class_file)
+    specs = specs_of(shots, class_file, progress)
     from anomalysd_edge.training.settings import TrainSettings
     from anomalysd_edge.training.trainer import train
 
@@ -75,7 +83,8 @@ def export_to(
     from anomalysd_export.exporting import ExportSettings, export_run
 
     opened = read_run(run)
-    specs = specs_of(list(opened.shots), class_file) if class_file else None
+    # The file's classes alone: of the others the run knows what their photos said.
+    specs = load_classes(class_file) if class_file else None
     settings = ExportSettings(**(graphs or {}))
     return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)
 

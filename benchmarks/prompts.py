@@ -104,12 +104,13 @@ def _measure(
         progress(f"{way} s{seed} {phase}", done, total, detail)
 
     folder = asked.out / f"{way}-seed{seed}"
-    specs = {name: told(spec, way) for name, spec in specs_of(list(data.classes), asked.class_file).items()}
+    shots = choose_shots(data, asked.shots, seed)
+    specs = {name: told(spec, way) for name, spec in specs_of(shots, asked.class_file, said).items()}
     chosen: dict[str, Any] = {"shots": asked.shots, "seed": seed}
     if asked.steps is not None:
         chosen["steps"] = asked.steps
     settings = TrainSettings.for_base("nano", **chosen)
-    run = train(settings, choose_shots(data, asked.shots, seed), folder / "run", specs, True, said)
+    run = train(settings, shots, folder / "run", specs, True, said)
     bundle_path = folder / "bundle"
     if not (bundle_path / MANIFEST).is_file():
         export_run(run, bundle_path, specs=specs, progress=said)

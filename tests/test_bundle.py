@@ -55,6 +55,7 @@ def manifest() -> Manifest:
                 0.75,
                 0.125,
                 {"edge": CalibrationRecord(0.25, 1.5, {"multiscale": MapScale(0.5, 2.0)})},
+                guided={"reading": 0.5, "distance": 0.25},
             ),
             ODD_NAME: ClassRecord("texture", "size", PromptPair("A perfect size."), 0),
         },

@@ -50,6 +50,17 @@ def test_the_one_shot_is_never_judged_undisturbed() -> None:
     assert found.guided_threshold > 1e-4
 
 
+def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
+    """Presets judge patches in different units: paper's guided mask must not be cut at edge's value."""
+    spec, networks = ClassSpec("part", "part", "texture", (), ()), FakeNetworks()
+    found = calibrate(
+        networks, SCHEDULE, {"part": [photo(1)]}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT, SETTINGS
+    )["part"]
+    assert set(found.guided) == {"distance", "own"}
+    assert found.guided_threshold == found.guided["own"]
+    assert found.guided["distance"] != found.guided["own"]
+
+
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
     image = photo(2)
     copy = disturbed(image, np.random.default_rng(0))
