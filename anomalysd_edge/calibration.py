@@ -148,6 +148,8 @@ def calibrate(
         fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
         threshold = upper_bound([image_score(m, tuned.top_share) for m in fused], rate)
+        if len(photos) == 1:
+            threshold = max(threshold, _usual(bare, scales, tuned))
         found[name] = replace(
             bare,
             bank=bank,
@@ -155,11 +157,24 @@ def calibrate(
             choices=choices,
             threshold=threshold,
             clear=judge.clear(tuned, scales, threshold),
-            pixel_threshold=upper_bound([float(m.max()) for m in fused], rate),
+            pixel_threshold=max(threshold, upper_bound([float(m.max()) for m in fused], rate)),
         )
     if progress:
         progress("calibrate", len(specs), len(specs), "done")
     return found
+
+
+def _usual(bare: ClassConstants, scales: Mapping[str, MapScale], settings: InspectSettings) -> float:
+    """Fused score of the drawn good photos' usual prototype score, other maps at what this class's normals reach.
+
+    Disturbed copies of a single shot do not tell how good photos differ; drawn classes do. Without a reading 0.
+    """
+    reading, weight = bare.reading, settings.prototypes_weight
+    if bare.map_kind(settings) != "reading" or reading is None or settings.fusion != "scaled" or not weight:
+        return 0.0
+    score = float(scales["prototypes"].apply(np.array([reading.usual[bare.kind == "object"]], np.float32))[0])
+    others = settings.multiscale_weight * ("multiscale" in scales) + settings.guided_weight * ("guided" in scales)
+    return float((weight * score + others) / (weight + others))
 
 
 def _guided_thresholds(

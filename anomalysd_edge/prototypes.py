@@ -14,7 +14,7 @@ F32 = npt.NDArray[np.float32]
 
 _THREADS = min(4, os.cpu_count() or 1)
 """More gain nothing on the few megabytes of one photo."""
-_CANDIDATES = 40_960
+_CANDIDATES = 24_576
 """Patches among which prototypes are chosen, unless the views themselves are more: choosing takes time with each."""
 
 

@@ -48,6 +48,10 @@ class Reading:
     """(O,) float32 of each."""
     dilations: tuple[int, ...]
     """Of each; the photo is mirrored at its border."""
+    usual: tuple[float, float] = (0.0, 0.0)
+    """Image score of `read` that nine in ten good photos stay below, of surfaces and of parts that were drawn and whose
+    shot showed nothing of how good photos differ: what stands in for held-out photos where there is a single shot.
+    """
 
     def fits(self, depth: int) -> bool:
         """Whether features of this many channels are those that it reads."""
@@ -59,7 +63,10 @@ class Reading:
         The geometric mean of the distance (weight 2) and of what the convolution makes of it (weight 1): the distance
         fills a large defect, of which the convolution sees the border.
         """
-        distances = layer_distances(bank, features, self.layers)
+        return self.judge(layer_distances(bank, features, self.layers), textured)
+
+    def judge(self, distances: F32, textured: bool) -> F32:
+        """(C,f,f) distances -> (f,f): `read` from there on."""
         return np.asarray(np.cbrt(plain(distances, textured) ** 2 * self.odds(distances, textured)), dtype=np.float32)
 
     def odds(self, distances: F32, textured: bool) -> F32:
@@ -77,6 +84,7 @@ class Reading:
         found: dict[str, npt.NDArray[Any]] = {
             "reading/layers": np.array(self.layers, np.int64),
             "reading/dilations": np.array(self.dilations, np.int64),
+            "reading/usual": np.array(self.usual, np.float32),
         }
         for number, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             found[f"reading/{number}/kernel"], found[f"reading/{number}/bias"] = kernel, bias
@@ -89,13 +97,15 @@ class Reading:
             return None
         try:
             dilations = tuple(int(d) for d in tensors["reading/dilations"])
+            surface, part = (float(v) for v in tensors["reading/usual"])
             found = cls(
                 tuple(int(c) for c in tensors["reading/layers"]),
                 tuple(np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))),
                 tuple(np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))),
                 dilations,
+                (surface, part),
             )
-        except KeyError as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise BundleError(f"{where} has a reading without {error}: export the bundle again") from error
         inputs_wanted = [_channels(len(found.layers)), *(len(bias) for bias in found.biases[:-1])]
         for number, (kernel, bias) in enumerate(zip(found.kernels, found.biases, strict=True)):

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration import CalibrationSettings, calibrate, student_t, upper_bound
+from anomalysd_edge.calibration import CalibrationSettings, _usual, calibrate, student_t, upper_bound
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.heldout import disturbed, exposed, folds_of
 from anomalysd_edge.images import resize, to_array
-from anomalysd_edge.inspection import EDGE
+from anomalysd_edge.inspection import EDGE, ClassConstants
+from anomalysd_edge.reading import shipped_reading
+from anomalysd_edge.scoring import MapScale
 from tests.fake_networks import FakeNetworks
 from tests.test_detector import SCHEDULE, STATES, photo
 
@@ -59,6 +61,20 @@ def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
     assert set(found.guided) == {"distance", "own"}
     assert found.guided_threshold == found.guided["own"]
     assert found.guided["distance"] != found.guided["own"]
+
+
+def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> None:
+    """Copies of one shot do not tell how good photos differ: the reading's usual score, on the class's scales, does."""
+    reading = shipped_reading("efficientnet_lite0")
+    assert reading is not None
+    assert 0 < reading.usual[1] < reading.usual[0] < 1
+    scales = {"prototypes": MapScale(0.05, 0.02), "multiscale": MapScale(0.1, 0.3)}
+    part = ClassConstants({}, kind="object", reading=reading)
+    wanted = (1.0 * (reading.usual[1] - 0.05) / 0.02 + 0.5 * 1) / 1.5
+    assert _usual(part, scales, EDGE) == pytest.approx(wanted, rel=1e-5)
+    assert _usual(replace(part, kind="texture"), scales, EDGE) > wanted
+    assert _usual(replace(part, reading=None), scales, EDGE) == 0
+    assert _usual(part, scales, replace(EDGE, prototype_map="distance")) == 0
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 
 from anomalysd_edge.classes import apply_view, symmetry_group
 from anomalysd_edge.heldout import exposed
-from anomalysd_edge.images import to_array
+from anomalysd_edge.images import resize_map, to_array
+from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.metrics import image_auroc, pixel_auroc
 from anomalysd_edge.prototypes import build_bank
 from anomalysd_edge.reading import OWN_SHARES, SHIPPED, Reading, inputs, layer_distances
+from anomalysd_edge.scoring import image_score, smooth
 from anomalysd_edge.training.features import LAYERS, DenseFeatures, load_features
 from anomalysd_edge.training.reading_images import Case, draw_case
 
@@ -39,6 +42,8 @@ EXPOSURES = (0.7, 1.4, 2.0)
 BANK = 2048
 DILATIONS = (1, 2, 2, 1)
 HIDDEN = 16
+USUAL = 0.9
+"""Share of good photos below `Reading.usual`."""
 _TOUCHED = 0.15
 """A patch counts as changed from this share of its pixels; below it, but above 0, it counts as neither."""
 
@@ -145,6 +150,16 @@ def figures(score: F32, changed: F32) -> tuple[float, float]:
     return image_auroc(touched.any(axis=(1, 2)), tops), pixel_auroc(list(touched), list(score))
 
 
+def usual_score(reading: Reading, distances: F32, textured: bool) -> float:
+    """Of (N,C,f,f) distances of good photos: the image score (preset edge's) below which USUAL of them lie."""
+    side = 4 * distances.shape[-1]
+    scores = [
+        image_score(smooth(resize_map(reading.judge(d, textured), (side, side)), EDGE.smoothing * side), EDGE.top_share)
+        for d in distances
+    ]
+    return float(np.quantile(scores, USUAL))
+
+
 def main() -> None:
     """Draw, measure, teach, judge on cases that were left out, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,8 +189,14 @@ def main() -> None:
             f"{name}, {int(chosen.sum())} photos of cases left out, image / pixel AUROC: nearest prototype "
             f"{before[0]:.3f} / {before[1]:.3f}, read {after[0]:.3f} / {after[1]:.3f}"
         )
+    good, reading = changed.max(axis=(1, 2)) == 0, model.reading()
+    usual = (
+        usual_score(reading, distances[good & textured], True),
+        usual_score(reading, distances[good & ~textured], False),
+    )
+    print(f"usual image scores: surfaces {usual[0]:.3f}, parts {usual[1]:.3f}")  # noqa: T201
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.reading().tensors(), asked.out)
+    save_file(replace(reading, usual=usual).tensors(), asked.out)
 
 
 if __name__ == "__main__":
