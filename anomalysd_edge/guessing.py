@@ -26,7 +26,7 @@ _CELLS = 8
 PART_FROM = 1.4
 """Distance of the middle from the border in units of the corners' own unlikeness, from which a photo shows a part.
 
-On surfaces and parts drawn in code (training/reading_images.py), 70 each, it tells 95 in 100 of both.
+On surfaces and parts drawn in code (training/reading_images.py), 70 each, it tells some 95 in 100 of both.
 """
 _NOISE = 3.0
 """Grey levels added to the corners' unlikeness: corners of a rendered background do not differ at all."""

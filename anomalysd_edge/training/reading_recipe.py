@@ -2,7 +2,7 @@
 
 Stage 1 draws cases (reading_images.py) and measures their photos' distances to prototypes of their shot, through the
 same functions that an inspection uses. Stage 2 teaches the convolution to tell changed patches from others. All is
-seeded; finished pieces of stage 1 are kept in DIR. On two cores about 12 minutes for the 600 cases that ship.
+seeded; finished pieces of stage 1 are kept in DIR. On two busy cores about 20 minutes for the 600 cases that ship.
 """
 
 from __future__ import annotations
