@@ -2,9 +2,9 @@
 
 A single distance cannot tell a crack from a border that the shots did not show: both are far. What differs is the
 pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. A convolution
-of some ten thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on them
-(training/reading_recipe.py), sees distances alone, never pixels or classes, and so serves classes that it was not
-taught on. It runs here, in numpy: on a 32 x 32 field it costs a few million operations.
+of some ten thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on
+them (training/reading_recipe.py), sees distances alone, never pixels or classes, and so serves classes that it was not
+taught on. It runs here, in numpy: on a 32 x 32 field it costs some ten million multiplications.
 """
 
 from __future__ import annotations
