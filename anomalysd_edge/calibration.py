@@ -6,10 +6,8 @@ too, from synthetic anomalies painted on those (synthetic.py, choosing.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from anomalysd_edge.heldout import Fold, folds_of
 from anomalysd_edge.inspection import PRESETS, ClassConstants, InspectSettings
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.networks import Networks
+from anomalysd_edge.prediction import upper_bound
 from anomalysd_edge.prototypes import Bank
 from anomalysd_edge.reading import Reading
 from anomalysd_edge.schedule import NoiseSchedule
@@ -36,12 +35,15 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Progress = Callable[[str, int, int, str], None]
 
+_ALONE = 0.1
+"""False-alarm rate from which the threshold of a single shot is taken."""
+
 
 @dataclass(frozen=True)
 class CalibrationSettings:
     """How the constants of a class are fitted to its shots."""
 
-    bank_size: int = 4096
+    bank_size: int = 2048
     """Prototypes kept a class."""
     exposures: tuple[float, ...] = (0.7, 1.4, 2.0)
     """Each shot is also seen with its light multiplied by these: a lamp ages, and a border that is not in the shots is
@@ -66,28 +68,6 @@ class CalibrationSettings:
             raise SettingsError(f"exposures are {self.exposures}; each must lie between 0.1 and 10")
         if min(self.bank_size, self.negatives) < 1 or self.synthetic < 0:
             raise SettingsError("bank_size and negatives must be at least 1, synthetic at least 0")
-
-
-def upper_bound(values: Sequence[float], rate: float) -> float:
-    """Upper prediction bound: a new normal value exceeds it with probability about `rate`.
-
-    mean + t(1-rate, n-1) * sd * sqrt(1+1/n), for values taken as normal; never below the largest value seen.
-    """
-    data = np.asarray(values, np.float64)
-    count = len(data)
-    if count < 2:
-        return float(data.max())
-    bound = data.mean() + student_t(1 - rate, count - 1) * data.std(ddof=1) * math.sqrt(1 + 1 / count)
-    return float(max(bound, data.max()))
-
-
-def student_t(quantile: float, freedom: int) -> float:
-    """Quantile of Student's t: the Cornish-Fisher expansion around the normal (Abramowitz & Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf(quantile)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3
 
 
 def calibrate(
@@ -147,9 +127,11 @@ def calibrate(
         tuned = replace(inspect, **choices)
         fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
-        threshold = upper_bound([image_score(m, tuned.top_share) for m in fused], rate)
-        if len(photos) == 1:
-            threshold = max(threshold, _usual(bare, scales, tuned))
+        scores = [image_score(m, tuned.top_share) for m in fused]
+        expected = _expected(bare, judge.held_out(tuned), scales, tuned, rate)
+        # Copies of one shot count as photos only where there is nothing better.
+        own = upper_bound(scores, rate) if expected is None or len(photos) == 1 else max(scores)
+        threshold = own if expected is None else max(own, expected)
         found[name] = replace(
             bare,
             bank=bank,
@@ -164,17 +146,30 @@ def calibrate(
     return found
 
 
-def _usual(bare: ClassConstants, scales: Mapping[str, MapScale], settings: InspectSettings) -> float:
-    """Fused score of the drawn good photos' usual prototype score, other maps at what this class's normals reach.
+def _expected(
+    bare: ClassConstants,
+    scores: Sequence[float],
+    scales: Mapping[str, MapScale],
+    settings: InspectSettings,
+    rate: float,
+) -> float | None:
+    """Fused score that a further good photo exceeds with probability `rate`; None where nothing but the class's says.
 
-    Disturbed copies of a single shot do not tell how good photos differ; drawn classes do. Without a reading 0.
+    From the prototype scores of the shots, each judged without itself, and what the drawn classes' good photos tell of
+    how such scores spread (reading.Usual); the other maps count with what this class's normals hardly reach. Disturbed
+    copies do not enter: they are no further photos. A single shot has no score, and asking of the drawn classes alone
+    for a rate that a dozen photos would carry gives a threshold that misses every other defect: there it is _ALONE.
     """
     reading, weight = bare.reading, settings.prototypes_weight
-    if bare.map_kind(settings) != "reading" or reading is None or settings.fusion != "scaled" or not weight:
-        return 0.0
-    score = float(scales["prototypes"].apply(np.array([reading.usual[bare.kind == "object"]], np.float32))[0])
+    if bare.map_kind(settings) != "reading" or reading is None or reading.usual is None:
+        return None
+    if settings.fusion != "scaled" or not weight:
+        return None
+    usual = reading.usual[bare.kind == "object"]
+    bound = usual.bound(scores, rate if scores else max(rate, _ALONE))
+    scaled = float(scales["prototypes"].apply(np.array([bound], np.float32))[0])
     others = settings.multiscale_weight * ("multiscale" in scales) + settings.guided_weight * ("guided" in scales)
-    return float((weight * score + others) / (weight + others))
+    return float((weight * scaled + others) / (weight + others))
 
 
 def _guided_thresholds(
@@ -222,6 +217,16 @@ class _Judge:
         maps = self._judged(settings, synthetic=False)
         scales = _scales(maps, self._settings.spread_quantile)
         return [fuse(m, scales, settings) for m in maps], scales
+
+    def held_out(self, settings: InspectSettings) -> list[float]:
+        """Image scores of the prototype maps of the shots themselves, each under the bank of the others."""
+        if len(self._folds) < 2:
+            return []
+        maps, firsts, at = self._judged(settings, synthetic=False), [], 0
+        for fold in self._folds:
+            firsts.append(maps[at])
+            at += len(fold.photos)
+        return [image_score(m["prototypes"], settings.top_share) for m in firsts if "prototypes" in m]
 
     def clear(self, settings: InspectSettings, scales: Mapping[str, MapScale], threshold: float) -> float | None:
         """The cascade's bound; None without prototypes."""

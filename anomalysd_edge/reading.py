@@ -2,16 +2,18 @@
 
 A single distance cannot tell a crack from a border that the shots did not show: both are far. What differs is the
 pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. A convolution
-of some ten thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on
+of some thirty thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on
 them (training/reading_recipe.py), sees distances alone, never pixels or classes, and so serves classes that it was not
-taught on. It runs here, in numpy: on a 32 x 32 field it costs some ten million multiplications.
+taught on. It runs here, in numpy: on a 32 x 32 field it costs some thirty million multiplications.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from anomalysd_edge.errors import BundleError, InputError
+from anomalysd_edge.prediction import student_t
 from anomalysd_edge.prototypes import Bank, own_distances
 
 F32 = npt.NDArray[np.float32]
@@ -32,8 +35,45 @@ _OWN_PATCHES = 256
 """Of those patches, evenly drawn: what is asked for is a quantile."""
 _SMALLEST = np.float32(1e-4)
 """Floor inside the logarithm, above float32's rounding of 1 - cosine."""
+_PRIOR_PHOTOS = 4
+"""What the drawn classes' variance counts for beside a class's own: few, since they differ in it. Of a scaled inverse
+chi-square with 4 degrees the mean is 1.7 times the median; of the drawn classes' variances likewise."""
 _USUAL_LOG = 2.0
 """Added to the logarithm of a distance, so that usual ones come near 0."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Image scores of `Reading.read` that good photos get, as logarithms: what is known of a class before its shots.
+
+    Classes differ in their mean, good photos of a class from each other. Both are estimated from drawn classes
+    (training/reading_recipe.py) by a one-way analysis of variance.
+    """
+
+    middle: float
+    """Mean over classes."""
+    between: float
+    """Standard deviation of the classes' means."""
+    within: float
+    """Standard deviation of a class's good photos; root of the mean variance."""
+
+    def bound(self, scores: Sequence[float], rate: float) -> float:
+        """Score that a further good photo exceeds with probability `rate`, given held-out good photos' `scores`.
+
+        The normal model with this prior (Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5 and 2.6): the variance
+        is pooled with _PRIOR_PHOTOS of the drawn classes' (scaled inverse chi-square), then the mean with theirs, and
+        the answer is the quantile of Student's t around it. Without scores it is what drawn classes give.
+        """
+        count = len(scores)
+        if not count:
+            return math.exp(self.middle + NormalDist().inv_cdf(1 - rate) * math.hypot(self.between, self.within))
+        logs = np.log(np.maximum(np.asarray(scores, np.float64), _SMALLEST))
+        freedom = _PRIOR_PHOTOS + count - 1
+        # The mean of a scaled inverse chi-square is n/(n-2) times its scale: `within` is that mean.
+        variance = ((_PRIOR_PHOTOS - 2) * self.within**2 + float(np.square(logs - logs.mean()).sum())) / freedom
+        sure, known = count / variance, 1 / self.between**2
+        middle = (sure * float(logs.mean()) + known * self.middle) / (sure + known)
+        return math.exp(middle + student_t(1 - rate, freedom) * math.sqrt(variance + 1 / (sure + known)))
 
 
 @dataclass(frozen=True)
@@ -48,10 +88,8 @@ class Reading:
     """(O,) float32 of each."""
     dilations: tuple[int, ...]
     """Of each; the photo is mirrored at its border."""
-    usual: tuple[float, float] = (0.0, 0.0)
-    """Image score of `read` that nine in ten good photos stay below, of surfaces and of parts that were drawn and whose
-    shot showed nothing of how good photos differ: what stands in for held-out photos where there is a single shot.
-    """
+    usual: tuple[Usual, Usual] | None = None
+    """What good photos of drawn surfaces score, and of drawn parts; None where nobody measured it."""
 
     def fits(self, depth: int) -> bool:
         """Whether features of this many channels are those that it reads."""
@@ -84,8 +122,9 @@ class Reading:
         found: dict[str, npt.NDArray[Any]] = {
             "reading/layers": np.array(self.layers, np.int64),
             "reading/dilations": np.array(self.dilations, np.int64),
-            "reading/usual": np.array(self.usual, np.float32),
         }
+        if self.usual is not None:
+            found["reading/usual"] = np.array([[u.middle, u.between, u.within] for u in self.usual], np.float32)
         for number, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             found[f"reading/{number}/kernel"], found[f"reading/{number}/bias"] = kernel, bias
         return found
@@ -97,13 +136,13 @@ class Reading:
             return None
         try:
             dilations = tuple(int(d) for d in tensors["reading/dilations"])
-            surface, part = (float(v) for v in tensors["reading/usual"])
+            usual = tensors.get("reading/usual")
             found = cls(
                 tuple(int(c) for c in tensors["reading/layers"]),
                 tuple(np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))),
                 tuple(np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))),
                 dilations,
-                (surface, part),
+                None if usual is None else _usual(usual),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(f"{where} has a reading without {error}: export the bundle again") from error
@@ -126,6 +165,14 @@ def shipped_reading(features_kind: str) -> Reading | None:
         return Reading.of_tensors(load_file(file), file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error}): install anomalysd-edge again") from error
+
+
+def _usual(tensor: npt.NDArray[Any]) -> tuple[Usual, Usual]:
+    """Raises ValueError for another shape, and where a standard deviation is not above 0."""
+    if tensor.shape != (2, 3) or not (np.isfinite(tensor).all() and (tensor[:, 1:] > 0).all()):
+        raise ValueError(f"a usable reading/usual: it is {tensor.tolist()}")
+    surface, part = (Usual(*(float(v) for v in row)) for row in tensor)
+    return surface, part
 
 
 def layer_distances(bank: Bank, features: F32, layers: tuple[int, ...]) -> F32:

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration import CalibrationSettings, _usual, calibrate, student_t, upper_bound
+from anomalysd_edge.calibration import CalibrationSettings, _expected, calibrate
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.heldout import disturbed, exposed, folds_of
 from anomalysd_edge.images import resize, to_array
 from anomalysd_edge.inspection import EDGE, ClassConstants
-from anomalysd_edge.reading import shipped_reading
+from anomalysd_edge.prediction import student_t, upper_bound
+from anomalysd_edge.reading import Usual, shipped_reading
 from anomalysd_edge.scoring import MapScale
 from tests.fake_networks import FakeNetworks
 from tests.test_detector import SCHEDULE, STATES, photo
@@ -64,17 +65,43 @@ def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
 
 
 def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> None:
-    """Copies of one shot do not tell how good photos differ: the reading's usual score, on the class's scales, does."""
+    """Copies of one shot do not tell how good photos differ: the drawn classes do, on the class's scales."""
     reading = shipped_reading("efficientnet_lite0")
     assert reading is not None
-    assert 0 < reading.usual[1] < reading.usual[0] < 1
+    assert reading.usual is not None
     scales = {"prototypes": MapScale(0.05, 0.02), "multiscale": MapScale(0.1, 0.3)}
     part = ClassConstants({}, kind="object", reading=reading)
-    wanted = (1.0 * (reading.usual[1] - 0.05) / 0.02 + 0.5 * 1) / 1.5
-    assert _usual(part, scales, EDGE) == pytest.approx(wanted, rel=1e-5)
-    assert _usual(replace(part, kind="texture"), scales, EDGE) > wanted
-    assert _usual(replace(part, reading=None), scales, EDGE) == 0
-    assert _usual(part, scales, replace(EDGE, prototype_map="distance")) == 0
+    usual = reading.usual[1]
+    nine_in_ten = np.exp(usual.middle + 1.2816 * np.hypot(usual.between, usual.within))
+    alone = _expected(part, [], scales, EDGE, 0.02)
+    assert alone == pytest.approx((1.0 * (nine_in_ten - 0.05) / 0.02 + 0.5 * 1) / 1.5, rel=1e-3)
+    surface = _expected(replace(part, kind="texture"), [], scales, EDGE, 0.02)
+    assert surface is not None
+    assert surface > alone
+    assert _expected(replace(part, reading=None), [], scales, EDGE, 0.02) is None
+    assert _expected(part, [], scales, replace(EDGE, prototype_map="distance"), 0.02) is None
+
+
+def test_held_out_shots_move_the_threshold_the_more_the_more_they_are() -> None:
+    usual = Usual(middle=np.log(0.2), between=0.4, within=0.5)
+    few, many = usual.bound([0.05] * 2, 0.02), usual.bound([0.05] * 40, 0.02)
+    assert usual.bound([], 0.02) > few > many > 0.05
+    assert usual.bound([0.05] * 4, 0.02) < usual.bound([0.05] * 4, 0.002)
+    assert usual.bound([0.02, 0.05, 0.05, 0.08], 0.02) > usual.bound([0.045, 0.05, 0.05, 0.055], 0.02)
+    assert usual.bound([0.0, 0.0], 0.02) > 0, "a score of nothing has no logarithm"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+def test_a_bound_keeps_its_false_alarm_rate_on_classes_like_the_drawn_ones(count: int) -> None:
+    """Classes differ in how much their good photos do: variances of a scaled inverse chi-square, 4 degrees."""
+    rng, usual, rate = np.random.default_rng(count), Usual(-2.0, 0.4, 0.5), 0.05
+    alarms = []
+    for _ in range(4000):
+        mine = rng.normal(usual.middle, usual.between)
+        spread = usual.within * np.sqrt(2 / rng.chisquare(4))
+        *seen, new = np.exp(rng.normal(mine, spread, count + 1))
+        alarms.append(new > usual.bound(seen, rate))
+    assert 0.03 < np.mean(alarms) < 0.07
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:

@@ -92,7 +92,7 @@ def test_what_ships_reads_efficientnet_lite0() -> None:
     reading = shipped_reading("efficientnet_lite0")
     assert reading is not None
     assert reading.layers == LAYERS
-    assert SHIPPED["efficientnet_lite0"].stat().st_size < 100_000
+    assert SHIPPED["efficientnet_lite0"].stat().st_size < 200_000
     assert shipped_reading("dinov2") is None, "other features keep the plain distance"
 
 

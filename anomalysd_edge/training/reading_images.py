@@ -65,10 +65,13 @@ def draw_case(seed: int, number: int, side: int) -> Case:
         photos.append(good)
         masks.append(np.zeros((side, side), np.bool_))
         other = shot if rng.random() < 0.5 else another(strong)
+        inside = np.ones((side, side), np.bool_) if textured else foreground(good, "object")
+        changed: tuple[U8, Mask] | None
         if textured and rng.random() < 0.22:
             changed = _unevenness(good, other, rng)
+        elif not textured and rng.random() < 0.3:
+            changed = large_damage(good, inside, rng)
         else:
-            inside = np.ones((side, side), np.bool_) if textured else foreground(good, "object")
             made = synthetic_anomaly(good, inside, other, rng)
             changed = (made.photo, made.mask) if made else None
         if changed is not None:
@@ -188,6 +191,60 @@ def _unevenness(good: U8, other: U8, rng: Rng) -> tuple[U8, Mask] | None:
         return None
     alpha = smooth(mask.astype(np.float32), rng.uniform(0.5, 3))[..., None]
     return np.clip(base * (1 - alpha) + finish * alpha, 0, 255).astype(np.uint8), mask
+
+
+def large_damage(good: U8, inside: Mask, rng: Rng) -> tuple[U8, Mask] | None:
+    """A part of which a large piece is gone, covered, bent or turned; None where it does not show.
+
+    (S,S,3) photo and (S,S) its foreground -> (S,S,3) and the (S,S) mask of what was changed.
+    """
+    side = len(good)
+    region = _large_region(inside, rng)
+    if region.sum() < 0.004 * side * side:
+        return None
+    base, kind = good.astype(np.float32), int(rng.integers(5))
+    if kind == 0:  # gone: what lies behind the part shows, or its broken face
+        behind = base[~inside] if (~inside).any() else base[region]
+        middle = np.median(behind, axis=0) if rng.random() < 0.7 else base[inside].mean(axis=0) * rng.uniform(0.4, 1.5)
+        grain = _blurred(rng.standard_normal(base.shape).astype(np.float32), rng.uniform(0.5, 3))
+        laid = middle + grain / grain.std() * np.float32(rng.uniform(0.5, 1) * min(float(behind.std()), 12.0))
+    elif kind == 1:  # covered with something else
+        laid = noise_surface(rng, side) * 255
+    elif kind == 2:  # covered with another part's material
+        laid = PARTS[int(rng.integers(len(PARTS)))](rng, side) * 255
+    elif kind == 3:  # bent, crushed
+        y, x = np.mgrid[0:side, 0:side]
+        cells, far = int(rng.integers(3, 9)), side * rng.uniform(0.015, 0.06)
+        rows, columns = (np.rint(at + far * field(rng, (side, side), cells)) for at in (y, x))
+        laid = base[np.clip(rows, 0, side - 1).astype(int), np.clip(columns, 0, side - 1).astype(int)]
+    else:  # assembled otherwise
+        turned = np.rot90(base, int(rng.integers(1, 4)))
+        laid = np.roll(turned, tuple(int(v) for v in rng.integers(-side // 6, side // 6, 2)), axis=(0, 1))
+    alpha = smooth(region.astype(np.float32), rng.uniform(0.5, 1.5))[..., None]
+    changed = np.clip(base * (1 - alpha) + laid * alpha, 0, 255).astype(np.uint8)
+    apart = smooth(np.abs(changed.astype(np.float32) - base).max(axis=2), 2)
+    # Where a bent or turned piece looks as it did, nothing is wrong with it.
+    mask = region & (apart > 8)
+    return (changed, mask) if mask.sum() >= 0.3 * region.sum() else None
+
+
+def _large_region(inside: Mask, rng: Rng) -> Mask:
+    """A twentieth to two fifths of the foreground: cut off along a ragged line, or a blob."""
+    side = len(inside)
+    spots = np.argwhere(inside)
+    if not len(spots):
+        return np.zeros_like(inside)
+    y, x = np.mgrid[0:side, 0:side]
+    angle, share = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(0.05), np.log(0.4)))
+    ragged = field(rng, (side, side), int(rng.integers(4, 14)))
+    if rng.random() < 0.5:
+        across = x * np.cos(angle) + y * np.sin(angle) + ragged * side * 0.03
+        return np.asarray(inside & (across <= np.quantile(across[inside], share)))
+    row, column = spots[int(rng.integers(len(spots)))]
+    u = (x - column) * np.cos(angle) + (y - row) * np.sin(angle)
+    v = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)
+    away = np.hypot(u, v / rng.uniform(0.4, 1)) * (1 + 0.2 * ragged)
+    return np.asarray(inside & (away <= np.quantile(away[inside], share)))
 
 
 def _blurred(image: F32, sigma_px: float) -> F32:

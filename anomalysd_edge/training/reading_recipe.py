@@ -27,7 +27,7 @@ from anomalysd_edge.images import resize_map, to_array
 from anomalysd_edge.inspection import EDGE
 from anomalysd_edge.metrics import image_auroc, pixel_auroc
 from anomalysd_edge.prototypes import build_bank
-from anomalysd_edge.reading import OWN_SHARES, SHIPPED, Reading, inputs, layer_distances
+from anomalysd_edge.reading import OWN_SHARES, SHIPPED, Reading, Usual, inputs, layer_distances
 from anomalysd_edge.scoring import image_score, smooth
 from anomalysd_edge.training.features import LAYERS, DenseFeatures, load_features
 from anomalysd_edge.training.reading_images import Case, draw_case
@@ -41,9 +41,7 @@ PIECE = 20
 EXPOSURES = (0.7, 1.4, 2.0)
 BANK = 2048
 DILATIONS = (1, 2, 2, 1)
-HIDDEN = 16
-USUAL = 0.9
-"""Share of good photos below `Reading.usual`."""
+HIDDEN = 32
 _TOUCHED = 0.15
 """A patch counts as changed from this share of its pixels; below it, but above 0, it counts as neither."""
 
@@ -150,22 +148,25 @@ def figures(score: F32, changed: F32) -> tuple[float, float]:
     return image_auroc(touched.any(axis=(1, 2)), tops), pixel_auroc(list(touched), list(score))
 
 
-def usual_score(reading: Reading, distances: F32, textured: bool) -> float:
-    """Of (N,C,f,f) distances of good photos: the image score (preset edge's) below which USUAL of them lie."""
+def usual_of(reading: Reading, distances: F32, owner: npt.NDArray[np.int64], textured: bool) -> Usual:
+    """How the image scores of preset edge spread: of (N,C,f,f) distances of good photos, at least two of an owner."""
     side = 4 * distances.shape[-1]
-    scores = [
-        image_score(smooth(resize_map(reading.judge(d, textured), (side, side)), EDGE.smoothing * side), EDGE.top_share)
-        for d in distances
-    ]
-    return float(np.quantile(scores, USUAL))
+    maps = (resize_map(reading.judge(d, textured), (side, side)) for d in distances)
+    logs = np.log([image_score(smooth(m, EDGE.smoothing * side), EDGE.top_share) for m in maps])
+    classes = [logs[owner == number] for number in np.unique(owner)]
+    within = float(np.mean([mine.var(ddof=1) for mine in classes]))
+    means = np.array([mine.mean() for mine in classes])
+    # The means of a few photos each spread by the photos' share, too.
+    between = float(means.var(ddof=1)) - within * float(np.mean([1 / len(mine) for mine in classes]))
+    return Usual(float(means.mean()), max(between, 1e-3) ** 0.5, within**0.5)
 
 
 def main() -> None:
     """Draw, measure, teach, judge on cases that were left out, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of measured cases; kept")
-    parser.add_argument("--cases", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=SHIPPED["efficientnet_lite0"])
     asked = parser.parse_args()
@@ -190,13 +191,12 @@ def main() -> None:
             f"{before[0]:.3f} / {before[1]:.3f}, read {after[0]:.3f} / {after[1]:.3f}"
         )
     good, reading = changed.max(axis=(1, 2)) == 0, model.reading()
-    usual = (
-        usual_score(reading, distances[good & textured], True),
-        usual_score(reading, distances[good & ~textured], False),
+    usual = tuple(
+        usual_of(reading, distances[of], owner[of], t) for t in (True, False) for of in [good & (textured == t)]
     )
-    print(f"usual image scores: surfaces {usual[0]:.3f}, parts {usual[1]:.3f}")  # noqa: T201
+    print(f"usual image scores: surfaces {usual[0]}, parts {usual[1]}")  # noqa: T201
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(replace(reading, usual=usual).tensors(), asked.out)
+    save_file(replace(reading, usual=(usual[0], usual[1])).tensors(), asked.out)
 
 
 if __name__ == "__main__":
