@@ -128,7 +128,7 @@ def calibrate(
         fused, scales = judge.normals(tuned)
         rate = settings.false_alarm_rate
         scores = [image_score(m, tuned.top_share) for m in fused]
-        expected = _expected(bare, judge.held_out(tuned), scales, tuned, rate)
+        expected = _expected(bare, judge.prototype_scores(tuned), scores, scales, tuned, rate)
         # Copies of one shot count as photos only where there is nothing better.
         own = upper_bound(scores, rate) if expected is None or len(photos) == 1 else max(scores)
         threshold = own if expected is None else max(own, expected)
@@ -148,7 +148,8 @@ def calibrate(
 
 def _expected(
     bare: ClassConstants,
-    scores: Sequence[float],
+    held_out: PrototypeScores,
+    fused: Sequence[float],
     scales: Mapping[str, MapScale],
     settings: InspectSettings,
     rate: float,
@@ -156,20 +157,26 @@ def _expected(
     """Fused score that a further good photo exceeds with probability `rate`; None where nothing but the class's says.
 
     From the prototype scores of the shots, each judged without itself, and what the drawn classes' good photos tell of
-    how such scores spread (reading.Usual); the other maps count with what this class's normals hardly reach. Disturbed
-    copies do not enter: they are no further photos. A single shot has no score, and asking of the drawn classes alone
-    for a rate that a dozen photos would carry gives a threshold that misses every other defect: there it is _ALONE.
+    how such scores spread (reading.Usual); `fused` are the fused scores of all held-out photos, and the most that the
+    other maps added to one of them is added here. Disturbed copies are no further photos and do not enter the bound.
+    A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry gives a
+    threshold that misses every other defect: there it is _ALONE.
     """
     reading, weight = bare.reading, settings.prototypes_weight
     if bare.map_kind(settings) != "reading" or reading is None or reading.usual is None:
         return None
     if settings.fusion != "scaled" or not weight:
         return None
-    usual = reading.usual[bare.kind == "object"]
-    bound = usual.bound(scores, rate if scores else max(rate, _ALONE))
-    scaled = float(scales["prototypes"].apply(np.array([bound], np.float32))[0])
     others = settings.multiscale_weight * ("multiscale" in scales) + settings.guided_weight * ("guided" in scales)
-    return float((weight * scaled + others) / (weight + others))
+    share, scale = weight / (weight + others), scales["prototypes"]
+
+    def part(scores: Sequence[float]) -> F32:
+        return share * scale.apply(np.array(scores, np.float32))
+
+    shots = held_out.shots
+    bound = reading.usual[bare.kind == "object"].bound(shots, rate if shots else max(rate, _ALONE))
+    added = max(0.0, float((np.array(fused) - part(held_out.all)).max()))
+    return float(part([bound])[0]) + added
 
 
 def _guided_thresholds(
@@ -187,6 +194,16 @@ def _guided_thresholds(
         for kind, preset in kinds.items():
             found[kind] += [bare.prototype_map(f, preset, fold.bank) for f in features]
     return {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
+
+
+@dataclass(frozen=True)
+class PrototypeScores:
+    """What the prototypes say of held-out normals."""
+
+    all: list[float]
+    """Image score of each, copies included; empty without prototypes."""
+    shots: list[float]
+    """Of the shots themselves, each under the bank of the others; empty where there is a single one."""
 
 
 class _Judge:
@@ -218,15 +235,12 @@ class _Judge:
         scales = _scales(maps, self._settings.spread_quantile)
         return [fuse(m, scales, settings) for m in maps], scales
 
-    def held_out(self, settings: InspectSettings) -> list[float]:
-        """Image scores of the prototype maps of the shots themselves, each under the bank of the others."""
-        if len(self._folds) < 2:
-            return []
-        maps, firsts, at = self._judged(settings, synthetic=False), [], 0
-        for fold in self._folds:
-            firsts.append(maps[at])
-            at += len(fold.photos)
-        return [image_score(m["prototypes"], settings.top_share) for m in firsts if "prototypes" in m]
+    def prototype_scores(self, settings: InspectSettings) -> PrototypeScores:
+        """Image scores of the held-out normals' prototype maps, before scaling."""
+        maps = [m["prototypes"] for m in self._judged(settings, synthetic=False) if "prototypes" in m]
+        scores = [image_score(m, settings.top_share) for m in maps]
+        firsts = np.cumsum([0, *(len(fold.photos) for fold in self._folds[:-1])])
+        return PrototypeScores(scores, [scores[i] for i in firsts] if scores and len(firsts) > 1 else [])
 
     def clear(self, settings: InspectSettings, scales: Mapping[str, MapScale], threshold: float) -> float | None:
         """The cascade's bound; None without prototypes."""

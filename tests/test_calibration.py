@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration import CalibrationSettings, _expected, calibrate
+from anomalysd_edge.calibration import CalibrationSettings, PrototypeScores, _expected, calibrate
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.heldout import disturbed, exposed, folds_of
@@ -73,13 +73,20 @@ def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> Non
     part = ClassConstants({}, kind="object", reading=reading)
     usual = reading.usual[1]
     nine_in_ten = np.exp(usual.middle + 1.2816 * np.hypot(usual.between, usual.within))
-    alone = _expected(part, [], scales, EDGE, 0.02)
-    assert alone == pytest.approx((1.0 * (nine_in_ten - 0.05) / 0.02 + 0.5 * 1) / 1.5, rel=1e-3)
-    surface = _expected(replace(part, kind="texture"), [], scales, EDGE, 0.02)
+    # Two copies: one at the prototypes' centre, to which the repaint added 0.2, one above it, to which it added 0.1.
+    copies, fused = PrototypeScores([0.05, 0.07], []), [0.2, 1 / 1.5 + 0.1]
+    alone = _expected(part, copies, fused, scales, EDGE, 0.02)
+    assert alone == pytest.approx((nine_in_ten - 0.05) / 0.02 / 1.5 + 0.2, rel=1e-3)
+    surface = _expected(replace(part, kind="texture"), copies, fused, scales, EDGE, 0.02)
     assert surface is not None
+    assert alone is not None
     assert surface > alone
-    assert _expected(replace(part, reading=None), [], scales, EDGE, 0.02) is None
-    assert _expected(part, [], scales, replace(EDGE, prototype_map="distance"), 0.02) is None
+    assert _expected(replace(part, reading=None), copies, fused, scales, EDGE, 0.02) is None
+    assert _expected(part, copies, fused, scales, replace(EDGE, prototype_map="distance"), 0.02) is None
+    shots = replace(copies, shots=[0.05, 0.07])
+    known = _expected(part, shots, fused, scales, EDGE, 0.02)
+    bound = usual.bound([0.05, 0.07], 0.02)
+    assert known == pytest.approx((bound - 0.05) / 0.02 / 1.5 + 0.2, rel=1e-3)
 
 
 def test_held_out_shots_move_the_threshold_the_more_the_more_they_are() -> None:
