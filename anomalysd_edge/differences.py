@@ -115,7 +115,10 @@ class Differences:
                     logs += settings.perceptual_weight * share * self._log(far)
             if settings.features_weight:
                 with self._clock.stage("features"):
-                    cosine = np.einsum("ncij,ncij->nij", self._dense(seen), self._features[number][of])
+                    dense, references = self._dense(seen), self._features[number]
+                    cosine = np.stack(
+                        [np.einsum("cij,cij->ij", d, references[p]) for d, p in zip(dense, of, strict=True)]
+                    )
                     logs += settings.features_weight * share * self._log(1 - cosine)
         for repaint, mask, pixels, log in zip(part, masks, kept[-1], logs, strict=True):
             yield Measured(repaint, mask, pixels, np.exp(log))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
+_AT_ONCE = 2_097_152
+"""Similarities in one product, 8 MiB: a photo of one window needs one product, since each starts threads anew."""
 _CANDIDATES = 24_576
 """Patches among which prototypes are chosen, unless the views themselves are more: choosing takes time with each."""
 
@@ -20,17 +22,32 @@ class Bank:
 
     vectors: F32
     """(B,D) unit vectors."""
+    _by_layers: dict[tuple[int, ...], tuple[Bank, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    def distance(self, features: F32, rows: int = 256) -> F32:
+    def by_layer(self, layers: tuple[int, ...]) -> tuple[Bank, ...]:
+        """A bank for each part of `layers` channels, of unit vectors again; made once."""
+        if layers not in self._by_layers:
+            ends = np.cumsum(layers)
+            parts = [self.vectors[:, end - depth : end] for end, depth in zip(ends, layers, strict=True)]
+            self._by_layers[layers] = tuple(Bank(unit(np.ascontiguousarray(part), axis=1)) for part in parts)
+        return self._by_layers[layers]
+
+    def distance(self, features: F32) -> F32:
         """(D,f,f) unit features -> (f,f) float32 distance in [0,2]: 1 - cosine to the nearest prototype."""
         depth, height, width = features.shape
         query = np.ascontiguousarray(features.reshape(depth, height * width))
         nearest = np.full(height * width, -1.0, np.float32)
-        # `rows` of the bank at a time: their similarities stay in the cache until their maximum is taken, and the whole
-        # matrix of a 512 px photo would not fit a small box.
+        # Part of the bank at a time: all similarities of a large photo's windows would not fit a small box.
+        rows = max(64, _AT_ONCE // nearest.size)
         for start in range(0, len(self.vectors), rows):
             np.maximum(nearest, (self.vectors[start : start + rows] @ query).max(axis=0), out=nearest)
         return np.asarray(1 - nearest, dtype=np.float32).reshape(height, width)
+
+
+def unit(values: F32, axis: int) -> F32:
+    """The same of length 1 along `axis`; what is shorter than 1e-6 stays shorter."""
+    norms = np.sqrt(np.square(values).sum(axis=axis, keepdims=True))
+    return np.asarray(values / np.maximum(norms, 1e-6), dtype=np.float32)
 
 
 def self_distance(features: F32, share: float, most: int = 1024) -> F32:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from anomalysd_edge.errors import BundleError, InputError
 from anomalysd_edge.prediction import student_t
-from anomalysd_edge.prototypes import Bank, own_distances
+from anomalysd_edge.prototypes import Bank, own_distances, unit
 
 F32 = npt.NDArray[np.float32]
 
@@ -182,10 +182,9 @@ def layer_distances(bank: Bank, features: F32, layers: tuple[int, ...]) -> F32:
     one layer alone.
     """
     found, start = [], 0
-    for depth in layers:
-        part = slice(start, start + depth)
-        query = _unit(np.ascontiguousarray(features[part]), axis=0)
-        found.append(Bank(_unit(np.ascontiguousarray(bank.vectors[:, part]), axis=1)).distance(query))
+    for depth, part in zip(layers, bank.by_layer(layers), strict=True):
+        query = unit(np.ascontiguousarray(features[start : start + depth]), axis=0)
+        found.append(part.distance(query))
         found += own_distances(query, OWN_SHARES, _OWN_PATCHES)
         start += depth
     return np.stack(found)
@@ -230,8 +229,3 @@ def convolve(x: F32, kernel: F32, dilation: int) -> F32:
 
 def _channels(layers: int) -> int:
     return 2 * layers * (1 + len(OWN_SHARES)) + 1
-
-
-def _unit(values: F32, axis: int) -> F32:
-    norms = np.sqrt(np.square(values).sum(axis=axis, keepdims=True))
-    return np.asarray(values / np.maximum(norms, 1e-6), dtype=np.float32)

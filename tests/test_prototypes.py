@@ -14,15 +14,17 @@ def unit(rng: np.random.Generator, *shape: int, axis: int) -> np.ndarray[tuple[i
     return np.asarray(raw / np.linalg.norm(raw, axis=axis, keepdims=True), dtype=np.float32)
 
 
-def test_distance_is_one_minus_the_best_cosine() -> None:
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 21])
+def test_distance_is_one_minus_the_best_cosine(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However many similarities are made at a time, but no fewer than 64 rows of the bank."""
+    monkeypatch.setattr(prototypes, "_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
-    vectors, features = unit(rng, 50, 6, axis=1), unit(rng, 6, 3, 4, axis=0)
+    vectors, features = unit(rng, 150, 6, axis=1), unit(rng, 6, 3, 4, axis=0)
     expected = np.empty((3, 4))
     for y in range(3):
         for x in range(4):
             expected[y, x] = min(1 - float(v @ features[:, y, x]) for v in vectors)
-    for rows in (7, 50, 1024):
-        np.testing.assert_allclose(Bank(vectors).distance(features, rows=rows), expected, atol=1e-6)
+    np.testing.assert_allclose(Bank(vectors).distance(features), expected, atol=1e-6)
 
 
 def test_a_patch_of_the_bank_has_distance_zero() -> None:
