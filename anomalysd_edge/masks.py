@@ -6,6 +6,8 @@ their cells into squares of pixels.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -119,22 +121,26 @@ def _distance_from_border(pixels: F32) -> F32:
     The logarithm keeps an object of bright and dull halves in one class: else Otsu would part bright from dull.
     """
     height, width = pixels.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    terms = np.stack([np.ones_like(x), x / width - 0.5, y / height - 0.5], axis=2).reshape(-1, 3)
+    terms = _plane_terms(height, width)
     colours = pixels.reshape(-1, 3)
-    ring = _ring((height, width))
-    use = np.flatnonzero(ring)
+    ring = np.flatnonzero(_ring((height, width)))
     # An object that reaches the border is trimmed off: first the pixels far from the border's median colour.
-    use = use[_near_half(np.linalg.norm(colours[use] - np.median(colours[use], axis=0), axis=1))]
+    use = ring[_near_half(np.linalg.norm(colours[ring] - np.median(colours[ring], axis=0), axis=1))]
     for _ in range(3):
         plane = np.linalg.lstsq(terms[use], colours[use], rcond=None)[0]
-        residual = colours - terms @ plane
-        use = np.flatnonzero(ring)
-        use = use[_near_half(np.linalg.norm(residual[use], axis=1))]
+        use = ring[_near_half(np.linalg.norm(colours[ring] - terms[ring] @ plane, axis=1))]
+    residual = colours - terms @ plane
     # +2 of 255: a background painted by a computer has no deviation of its own.
     spread = residual[use].std(axis=0) + 2
     smooth = regions.box_sum((residual / spread).reshape(pixels.shape), 1) / 9
-    return np.asarray(np.log1p(np.linalg.norm(smooth, axis=2)), dtype=np.float32)
+    return np.asarray(np.log1p(np.sqrt(np.einsum("hwc,hwc->hw", smooth, smooth))), dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _plane_terms(height: int, width: int) -> F32:
+    """(h*w,3) of 1, x and y, about the middle and in sides: what a plane over an image is a sum of."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([np.ones_like(x), x / width - 0.5, y / height - 0.5], axis=2).reshape(-1, 3)
 
 
 def _ring(shape_hw: tuple[int, ...]) -> Mask:

@@ -43,7 +43,15 @@ def label_regions(mask: Mask, diagonal: bool = True) -> tuple[I32, int]:
 
 def dilate(mask: Mask, radius: int) -> Mask:
     """(H,W) bool grown by `radius` pixels in all eight directions."""
-    return box_sum(mask.astype(np.int32)[..., None], radius)[..., 0] > 0 if radius > 0 else mask.copy()
+    along = mask.copy()
+    for shift in range(1, radius + 1):
+        along[shift:] |= mask[:-shift]
+        along[:-shift] |= mask[shift:]
+    grown = along.copy()
+    for shift in range(1, radius + 1):
+        grown[:, shift:] |= along[:, :-shift]
+        grown[:, :-shift] |= along[:, shift:]
+    return grown
 
 
 def erode(mask: Mask, radius: int) -> Mask:
@@ -67,7 +75,8 @@ def box_sum(planes: npt.NDArray[Any], radius: int) -> npt.NDArray[Any]:
         wide = np.pad(total, pad, mode="edge")
         total = np.zeros_like(planes)
         for shift in range(span):
-            total += np.take(wide, range(shift, shift + planes.shape[axis]), axis)
+            part = slice(shift, shift + planes.shape[axis])
+            total += wide[part] if axis == 0 else wide[:, part]
     return total
 
 
