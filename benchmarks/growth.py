@@ -53,7 +53,8 @@ def with_classes(bundle: Path, name: str, count: int, target: Path) -> list[str]
     """Write `bundle` with `count` copies of the class `name`, to `target`; their names."""
     found = read_bundle(bundle, verify=False)
     names = [f"{name}_{i}" for i in range(count)]
-    constants = {key: value for key, value in found.constants.items() if key == "prompts/negative"}
+    shared = ("prompts/negative", "reading/")
+    constants = {key: value for key, value in found.constants.items() if key.startswith(shared)}
     for copy in names:
         for level in ("whole", "detail"):
             if prompt_key(name, level) in found.constants:
