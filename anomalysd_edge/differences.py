@@ -126,12 +126,10 @@ class Differences:
     def _dense(self, pixels: F32) -> F32:
         """(N,3,S,S) -> (N,D,f,f) features of the pixels at the size that the feature network takes."""
         side = self._networks.sizes.features_px
-        planes = [images.resize_map(plane, (side, side)) for photo in pixels for plane in photo]
-        return self._networks.features(np.stack(planes).reshape(len(pixels), 3, side, side))
+        return self._networks.features(images.resize_maps(pixels, (side, side)))
 
     def _log(self, maps: F32) -> F32:
         """(N,a,b) distances -> their logarithms at (N,S,S)."""
         side = self._networks.sizes.size_px
-        if maps.shape[1:] != (side, side):
-            maps = np.stack([images.resize_map(m, (side, side)) for m in maps])
+        maps = images.resize_maps(maps, (side, side))
         return np.asarray(np.log(np.maximum(maps, _TINY)), dtype=np.float32)

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,25 @@ def resize_map(values: F32, shape_hw: tuple[int, int]) -> F32:
     resized = plane.resize((width, height), Image.Resampling.BILINEAR)
     # np.array(resized) takes twice as long as the resizing: Pillow's array interface goes by way of a list of blocks.
     return np.frombuffer(resized.tobytes(), np.float32).reshape(height, width).copy()
+
+
+def resize_maps(values: F32, shape_hw: tuple[int, int]) -> F32:
+    """(...,h,w) float32 -> (...,H,W) float32: :func:`resize_map` of each, to float rounding.
+
+    Bilinear resizing is linear and separable: two matrix products take a fifth of Pillow's time for a batch of planes.
+    """
+    if values.shape[-2:] == shape_hw:
+        return values
+    rows, columns = (_weights(old, new) for old, new in zip(values.shape[-2:], shape_hw, strict=True))
+    return np.asarray(rows @ values @ columns.T, dtype=np.float32)
+
+
+@lru_cache(maxsize=32)
+def _weights(old: int, new: int) -> F32:
+    """(new,old): what each of `new` rows takes of each of `old`; Pillow's own, by what it makes of unit vectors."""
+    found = resize_map(np.eye(old, dtype=np.float32), (new, old))
+    found.setflags(write=False)
+    return found
 
 
 def to_array(image: U8) -> F32:

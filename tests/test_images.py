@@ -20,6 +20,7 @@ from anomalysd_edge.images import (
     load_rgb,
     resize,
     resize_map,
+    resize_maps,
     save_png,
     to_array,
     to_image,
@@ -216,3 +217,14 @@ def test_folders_list_images_only_sorted(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
     assert list_images(tmp_path / "missing") == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((8, 8), (16, 16)), ((12, 9), (31, 20)), ((40, 30), (10, 12)), ((7, 7), (7, 7))]
+)
+def test_maps_at_once_are_those_one_by_one(old: tuple[int, int], new: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, *old)).astype(np.float32)
+    wanted = np.stack([[resize_map(plane, new) for plane in planes] for planes in values])
+    found = resize_maps(values, new)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
