@@ -165,7 +165,7 @@ def _expected(
     reading, weight = bare.reading, settings.prototypes_weight
     if bare.map_kind(settings) != "reading" or reading is None or reading.usual is None:
         return None
-    if settings.fusion != "scaled" or not weight:
+    if settings.fusion != "scaled" or not weight or "prototypes" not in scales:
         return None
     others = settings.multiscale_weight * ("multiscale" in scales) + settings.guided_weight * ("guided" in scales)
     share, scale = weight / (weight + others), scales["prototypes"]

@@ -115,6 +115,7 @@ class Differences:
                     logs += settings.perceptual_weight * share * self._log(far)
             if settings.features_weight:
                 with self._clock.stage("features"):
+                    # Pair by pair: references[of] would copy a photo's features for each of its repaints.
                     dense, references = self._dense(seen), self._features[number]
                     cosine = np.stack(
                         [np.einsum("cij,cij->ij", d, references[p]) for d, p in zip(dense, of, strict=True)]

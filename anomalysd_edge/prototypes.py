@@ -11,7 +11,7 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 
 _AT_ONCE = 2_097_152
-"""Similarities in one product, 8 MiB: a photo of one window needs one product, since each starts threads anew."""
+"""Similarities in one product, 8 MiB: a photo of one window needs one product."""
 _CANDIDATES = 24_576
 """Patches among which prototypes are chosen, unless the views themselves are more: choosing takes time with each."""
 
