@@ -8,5 +8,5 @@ import os as _os
 __version__ = "0.1.0"
 
 # Read by numpy's OpenBLAS when it is loaded, so before any module below imports numpy. After a product its threads keep
-# spinning, and the networks' threads have to share the cores with them: a photo took a quarter longer. Who set it is right.
+# spinning and take the cores from the networks' threads: a photo took a quarter longer. Whoever set it is right.
 _os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
