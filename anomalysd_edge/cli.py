@@ -29,7 +29,7 @@ Classes = Annotated[
     str | None, typer.Option(help="Classes to use, separated by commas; all of the folder's if left out.")
 ]
 Features = Annotated[
-    Path | None, typer.Option(help="Folder of DINOv2 to take the features from, in place of EfficientNet-Lite0.")
+    Path | None, typer.Option(help="Folder of DINOv2 to take the features from, in place of EfficientNet-Lite2.")
 ]
 ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")

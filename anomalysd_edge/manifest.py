@@ -172,7 +172,7 @@ class SourceRecord:
     """Where a network's weights came from."""
 
     kind: str
-    """For instance lpips_alex, shift_tolerant or efficientnet_lite0."""
+    """For instance lpips_alex, shift_tolerant or efficientnet_lite2."""
     source: str = ""
     """Package, version and file, or path."""
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.parallel import spread
+
 F32 = npt.NDArray[np.float32]
 
-_AT_ONCE = 2_097_152
-"""Similarities in one product, 8 MiB: a photo of one window needs one product."""
+_AT_ONCE = 524_288
+"""Similarities in one product, 2 MiB; products of one photo run in threads."""
 _CANDIDATES = 24_576
 """Patches among which prototypes are chosen, unless the views themselves are more: choosing takes time with each."""
 
@@ -36,11 +38,10 @@ class Bank:
         """(D,f,f) unit features -> (f,f) float32 distance in [0,2]: 1 - cosine to the nearest prototype."""
         depth, height, width = features.shape
         query = np.ascontiguousarray(features.reshape(depth, height * width))
-        nearest = np.full(height * width, -1.0, np.float32)
         # Part of the bank at a time: all similarities of a large photo's windows would not fit a small box.
-        rows = max(64, _AT_ONCE // nearest.size)
-        for start in range(0, len(self.vectors), rows):
-            np.maximum(nearest, (self.vectors[start : start + rows] @ query).max(axis=0), out=nearest)
+        rows = max(64, _AT_ONCE // (height * width))
+        parts = [self.vectors[start : start + rows] for start in range(0, len(self.vectors), rows)]
+        nearest = np.maximum.reduce(spread(lambda part: (part @ query).max(axis=0), parts))
         return np.asarray(1 - nearest, dtype=np.float32).reshape(height, width)
 
 
@@ -67,10 +68,16 @@ def own_distances(features: F32, shares: Sequence[float], most: int) -> list[F32
     others = query[:: -(-len(query) // most)]
     # Rank 0 is the patch itself.
     ranks = [min(len(others) - 1, max(1, int(share * len(others)))) for share in shares]
-    alike = query @ others.T
-    # Sorted whole, in place: numpy sorts rows with vector instructions, and partitions at several places without.
-    alike.sort(axis=1)
-    return [np.asarray(1 - alike[:, len(others) - 1 - rank], dtype=np.float32).reshape(height, width) for rank in ranks]
+
+    def ranked(part: F32) -> F32:
+        alike = part @ others.T
+        # Sorted whole, in place: numpy sorts rows with vector instructions, and partitions at several places without.
+        alike.sort(axis=1)
+        return np.asarray(1 - alike[:, [len(others) - 1 - rank for rank in ranks]])
+
+    rows = max(64, _AT_ONCE // 4 // len(others))
+    found = np.concatenate(spread(ranked, [query[start : start + rows] for start in range(0, len(query), rows)]))
+    return [np.ascontiguousarray(column, dtype=np.float32).reshape(height, width) for column in found.T]
 
 
 def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32:

@@ -27,7 +27,7 @@ from anomalysd_edge.prototypes import Bank, own_distances, unit
 
 F32 = npt.NDArray[np.float32]
 
-SHIPPED = {"efficientnet_lite0": Path(__file__).parent / "reading_weights" / "efficientnet_lite0.safetensors"}
+SHIPPED = {"efficientnet_lite2": Path(__file__).parent / "reading_weights" / "efficientnet_lite2.safetensors"}
 """By kind of feature network: the reading that was taught on its distances."""
 OWN_SHARES = (0.1, 0.0125)
 """Shares of the photo's own patches to whose farthest a patch is compared: a texture repeats itself."""

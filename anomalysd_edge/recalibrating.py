@@ -26,6 +26,7 @@ from anomalysd_edge.files import json_ready, read_json, sha256_file
 from anomalysd_edge.images import load_rgb
 from anomalysd_edge.inspection import ClassConstants
 from anomalysd_edge.manifest import ClassRecord, Manifest
+from anomalysd_edge.parallel import use_threads
 from anomalysd_edge.schedule import NoiseSchedule
 from anomalysd_edge.signing import SIGNATURE
 
@@ -169,6 +170,7 @@ def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None
 def _networks(bundle: Bundle, threads: int | None) -> Networks:
     from anomalysd_runtime.onnx_networks import OnnxNetworks
 
+    use_threads(threads)
     return OnnxNetworks.of_bundle(bundle, "cpu", threads)
 
 

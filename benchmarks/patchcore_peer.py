@@ -1,4 +1,4 @@
-"""anomalib's PatchCore on given shots and test photos, with given EfficientNet-Lite0 weights; run by peers.py.
+"""anomalib's PatchCore on given shots and test photos, with given EfficientNet-Lite2 weights; run by peers.py.
 
     python patchcore_peer.py JOB.json OUT
 
@@ -48,7 +48,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         model = Patchcore(
-            backbone="tf_efficientnet_lite0",
+            backbone="tf_efficientnet_lite2",
             layers=job["layers"],
             pre_trained=False,
             coreset_sampling_ratio=job["coreset"],

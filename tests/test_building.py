@@ -128,6 +128,29 @@ def test_a_builder_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
     assert "ended by signal SIGSEGV" in building._reason(-11, tmp_path / "none.json", log, "unet", job)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="this system does not tell a process's CPU time")
+def test_a_builder_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(code: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-S", "-c", code])
+
+    stuck = started("import threading; threading.Event().wait()")
+    assert not building.finished(stuck, still_s=1.5)
+    assert stuck.returncode == -9
+    at_work = started("import time; end = time.time() + 4\nwhile time.time() < end: pass")
+    assert building.finished(at_work, still_s=1.5), "one that computes is waited for"
+    assert at_work.returncode == 0
+
+    def ended(process: subprocess.Popen[bytes]) -> bool:
+        process.kill()
+        process.wait()
+        return False
+
+    monkeypatch.setattr(building, "finished", ended)
+    job: dict[str, Any] = {"kind": "rtx", "batches": [1], "memory_limit_bytes": None, "out": str(tmp_path / "out")}
+    with pytest.raises(BackendError, match=r"engine of 'unet' stood still for 120 s .*raise --host-memory"):
+        building.run_worker(job, "unet", tmp_path)
+
+
 def test_two_builds_at_once(bundle: Bundle) -> None:
     code = f"""
 import time

@@ -66,7 +66,7 @@ def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
 
 def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> None:
     """Copies of one shot do not tell how good photos differ: the drawn classes do, on the class's scales."""
-    reading = shipped_reading("efficientnet_lite0")
+    reading = shipped_reading("efficientnet_lite2")
     assert reading is not None
     assert reading.usual is not None
     scales = {"prototypes": MapScale(0.05, 0.02), "multiscale": MapScale(0.1, 0.3)}

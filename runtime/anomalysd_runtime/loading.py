@@ -12,6 +12,7 @@ from anomalysd_edge.bundle_detector import detector_of
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import BackendError, EngineMismatch, SettingsError
 from anomalysd_edge.networks import Networks
+from anomalysd_edge.parallel import use_threads
 from anomalysd_runtime.fallback import FallbackNetworks
 
 LOG = logging.getLogger("anomalysd_runtime")
@@ -37,10 +38,11 @@ def open_detector(
     """Read and check the bundle, open its networks on `backend` and build the detector of `preset`.
 
     `backend` is cpu, cuda or ort-tensorrt (ONNX Runtime), rtx or tensorrt (engines that `sd-edge build` made), with a
-    precision of the bundle behind a colon: 'cuda:fp16'. `threads` are CPU threads, by default this process's cores;
-    `max_batch` is the number of samples in a UNet pass; `verify=False` skips the digests of the files; `force` serves a
-    precision that the gate refused; `public_key` demands its signature. Where no engine runs here (another
-    fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls `rebuild`, which the command line brings.
+    precision of the bundle behind a colon: 'cuda:fp16'. `threads` are CPU threads, by default this process's cores,
+    of numpy's products in the whole process, too; `max_batch` is the number of samples in a UNet pass; `verify=False`
+    skips the digests of the files; `force` serves a precision that the gate refused; `public_key` demands its
+    signature. Where no engine runs here (another fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls
+    `rebuild`, which the command line brings.
     `detector.networks.close()` gives the memory back.
     Raises BundleError, SettingsError (unknown preset), BackendError (the backend is not there, the gate refused),
     EngineMismatch (no engine for this machine) or MissingExtra.
@@ -51,6 +53,7 @@ def open_detector(
     bundle = read_bundle(bundle_path, verify, public_key)
     if not force:
         check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle_path))
+    use_threads(threads)
     networks = _open(bundle, choice, threads, max_batch, on_mismatch, rebuild)
     try:
         return detector_of(bundle, networks, preset)

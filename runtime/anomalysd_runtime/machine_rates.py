@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.parallel import cores
 from anomalysd_runtime.onnx_bytes import FLOAT, FLOAT16, model, node, tensor
-from anomalysd_runtime.sessions import default_threads, open_session, put, room, run_bound
+from anomalysd_runtime.sessions import open_session, put, room, run_bound
 
 SIDES = {"cpu": (768, 1024, 1536, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square matrices that are tried: the best of them is the rate."""
@@ -31,7 +32,7 @@ class Rates:
 def measure_rates(device: str = "cpu", threads: int | None = None, half: bool = False, seconds: float = 1.0) -> Rates:
     """Measure on `device` (cpu or cuda), about `seconds` for each of the two rates. Raises BackendError."""
     kind, dtype = (FLOAT16, np.float16) if half else (FLOAT, np.float32)
-    count = threads or default_threads()
+    count = threads or cores()
     product = model(
         "product", [node("MatMul", ["a", "b"], ["c"])],
         [tensor("a", ("m", "k"), kind), tensor("b", ("k", "n"), kind)], [tensor("c", ("m", "n"), kind)],

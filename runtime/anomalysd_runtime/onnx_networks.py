@@ -12,13 +12,13 @@ import numpy as np
 from anomalysd_edge.bundle import Bundle
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.networks import F32, I64, InpaintJob, NetworkSizes
+from anomalysd_edge.parallel import cores
 from anomalysd_edge.plan import batches
 from anomalysd_runtime.checks import PROMPT_TOKENS, check_array, check_index, check_job, finite
 from anomalysd_runtime.sessions import (
     PROVIDERS,
     check_device,
     check_one_onnxruntime,
-    default_threads,
     open_session,
     put,
     room,
@@ -67,7 +67,7 @@ class OnnxNetworks:
         self.backend = f"onnxruntime {PROVIDERS[device]}"
         self._device = device
         self._sessions: dict[str, Any] = {}
-        count = threads or default_threads()
+        count = threads or cores()
         for name, file in files.items():
             self._sessions[name] = _checked(open_session(file, device, count, name), name, file)
         for name in ("unet", "vae_encoder", "vae_decoder"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,13 +56,6 @@ def check_device(device: str, available: Iterable[str] | None = None) -> None:
 def available_providers() -> list[str]:
     """The execution providers that this build of ONNX Runtime has."""
     return list(ort.get_available_providers())
-
-
-def default_threads() -> int:
-    """Cores that this process may use; ONNX Runtime's own count ignores a container's share of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def open_session(model: Path | bytes, device: str, threads: int, name: str) -> Any:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from anomalysd_runtime.step_graph import step_graph
 from anomalysd_runtime.tensorrt_library import PORTABLE, Library, load_library
 
 _MEMORY_WORDS = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate", "failed to map segment")
+_STILL_S = 120.0
+"""Seconds without processor time after which a builder counts as stuck: even one that waits for a GPU looks at it."""
 LOG = logging.getLogger("anomalysd_export")
 Progress = Callable[[str, int, int, str], None]
 
@@ -180,14 +183,54 @@ def run_worker(job: dict[str, Any], network: str, work: Path) -> dict[str, Any]:
     result_file.unlink(missing_ok=True)
     log = work / f"{network}.log"
     with log.open("wb") as sink:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "anomalysd_export.engines.worker", str(file)],
-            stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
+            stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-    if done.returncode == 0:
+        stuck = not finished(process)
+    if stuck:
+        raise BackendError(
+            f"building the {job['kind']} engine of {network!r} stood still for {_STILL_S:.0f} s and was ended, as "
+            "happens where memory runs out inside the library: nothing was written; raise --host-memory, or build on a "
+            "machine with more memory"
+        )
+    if process.returncode == 0:
         result: dict[str, Any] = read_json(result_file)
         return result
-    raise BackendError(_reason(done.returncode, result_file, log, network, job))
+    raise BackendError(_reason(process.returncode, result_file, log, network, job))
+
+
+def finished(process: subprocess.Popen[bytes], still_s: float = _STILL_S) -> bool:
+    """Wait for `process`; False, and it is killed, once it has used no processor time for `still_s` seconds.
+
+    Where the system does not tell its processor time (/proc), it is waited for without end.
+    """
+    used, since = _cpu_ticks(process.pid), time.monotonic()
+    try:
+        while True:
+            try:
+                process.wait(timeout=min(1.0, still_s))
+                return True
+            except subprocess.TimeoutExpired:
+                now = _cpu_ticks(process.pid)
+            if now is None or now != used:
+                used, since = now, time.monotonic()
+            elif time.monotonic() - since > still_s:
+                return False
+    finally:
+        if process.poll() is None:  # stuck, or the user interrupted
+            process.kill()
+            process.wait()
+
+
+def _cpu_ticks(pid: int) -> int | None:
+    """Processor time of a process and its finished children; None where it cannot be read."""
+    try:
+        # After the name, which may hold spaces: state is field 3, utime to cstime are 14 to 17 (proc(5)).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return sum(int(value) for value in fields[11:15])
 
 
 def _reason(code: int, result_file: Path, log: Path, network: str, job: dict[str, Any]) -> str:

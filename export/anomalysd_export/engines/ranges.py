@@ -18,8 +18,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from anomalysd_edge.errors import ParityError
+from anomalysd_edge.parallel import cores
 from anomalysd_export.engines.lowering import LARGEST, float_names
-from anomalysd_runtime.sessions import default_threads, open_session, run
+from anomalysd_runtime.sessions import open_session, run
 
 Array = npt.NDArray[Any]
 
@@ -67,14 +68,14 @@ def wide_tensors(model: onnx.ModelProto, name: str, inputs: Mapping[str, Array],
         graph.node.append(helper.make_node("Abs", [value], [f"probe_abs_{number}"]))
         graph.node.append(helper.make_node("ReduceMax", [f"probe_abs_{number}"], [f"probe_{number}"], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(f"probe_{number}", TensorProto.FLOAT, ()))
-    session = open_session(probe.SerializeToString(), "cpu", default_threads(), name)
+    session = open_session(probe.SerializeToString(), "cpu", cores(), name)
     values = session.run([f"probe_{number}" for number in range(len(watched))], dict(inputs))
     return {value for value, largest in zip(watched, values, strict=True) if not float(largest) < limit / MARGIN}
 
 
 def prove_half(exact: Path, lowered: Path, name: str, inputs: Mapping[str, Array]) -> HalfProof:
     """Run both graphs on `inputs`, one after the other. Raises ParityError where the lowered one is not finite."""
-    threads = default_threads()
+    threads = cores()
     expected = run(open_session(exact, "cpu", threads, name), inputs, name)
     found = run(open_session(lowered, "cpu", threads, name), inputs, name)
     if not np.isfinite(found).all():

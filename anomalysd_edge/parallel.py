@@ -1,0 +1,48 @@
+"""numpy's work in several Python threads.
+
+numpy lets go of the interpreter inside a product, and these threads sleep when there is nothing to do. The BLAS's own
+threads would serve, too, but go on spinning after each product and take the cores from the networks (see __init__.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_asked: int | None = None
+
+
+def cores() -> int:
+    """Cores that this process may use; os.cpu_count() ignores a container's share of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_threads(count: int | None) -> None:
+    """From here on `spread` takes `count` threads in this process, by default its cores, as a BLAS would."""
+    global _asked  # noqa: PLW0603 - a setting of the process
+    _asked = count
+
+
+def spread(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`work` of each item, in order; in threads where there are several of both.
+
+    What comes out must not depend on the number of threads: cut the work by its size. `work` must not call `spread`.
+    """
+    todo, count = list(items), _asked or cores()
+    if count < 2 or len(todo) < 2:
+        return [work(item) for item in todo]
+    return list(_pool(os.getpid(), count).map(work, todo))
+
+
+@lru_cache(maxsize=2)
+def _pool(_process: int, count: int) -> ThreadPoolExecutor:
+    """A pool a process: a fork has none of its parent's threads."""
+    return ThreadPoolExecutor(count, thread_name_prefix="sd-edge-numpy")

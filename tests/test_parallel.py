@@ -1,0 +1,73 @@
+"""numpy's work in threads: order, errors, and results that do not depend on how many there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from anomalysd_edge.images import resize_maps
+from anomalysd_edge.parallel import cores, spread, use_threads
+from anomalysd_edge.prototypes import Bank, own_distances, unit
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    yield
+    use_threads(None)
+
+
+def test_the_order_is_that_of_the_items() -> None:
+    use_threads(3)
+    assert spread(lambda n: n * n, range(50)) == [n * n for n in range(50)]
+
+
+def test_threads_are_as_many_as_were_asked_for() -> None:
+    meeting = threading.Barrier(2, timeout=20)
+    use_threads(2)
+    # Two items meet only where two threads have them at once.
+    assert len(spread(lambda _: meeting.wait(), range(2))) == 2
+    use_threads(1)
+    assert set(spread(lambda _: threading.get_ident(), range(8))) == {threading.get_ident()}
+
+
+def test_an_error_comes_out() -> None:
+    use_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        spread(lambda n: 1 // n, [2, 1, 0])
+
+
+def _squares() -> list[int]:
+    return spread(lambda n: n * n, range(4))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    use_threads(2)
+    assert _squares() == [0, 1, 4, 9]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_squares).get(timeout=20) == [0, 1, 4, 9]
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    rng = np.random.default_rng(0)
+    field = unit(rng.standard_normal((40, 32, 32)).astype(np.float32), axis=0)
+    bank = Bank(unit(rng.standard_normal((1500, 40)).astype(np.float32), axis=1))
+    planes = rng.standard_normal((5, 3, 16, 16)).astype(np.float32)
+    found = []
+    for count in (1, 2, 5):
+        use_threads(count)
+        found.append([bank.distance(field), *own_distances(field, (0.1, 0.0125), 256), resize_maps(planes, (32, 32))])
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
+    flat = field.reshape(40, -1)
+    np.testing.assert_allclose(found[0][0].ravel(), 1 - (bank.vectors @ flat).max(axis=0), atol=1e-6)
+
+
+def test_cores_are_at_least_one() -> None:
+    assert cores() >= 1
