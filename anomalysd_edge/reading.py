@@ -1,10 +1,11 @@
 """The learned reading of prototype distances: which pattern of them is a defect, and which a good part in other light.
 
 A single distance cannot tell a crack from a border that the shots did not show: both are far. What differs is the
-pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. A convolution
-of some thirty thousand weights reads it. It was taught on surfaces and parts drawn in code with synthetic anomalies on
-them (training/reading_recipe.py), sees distances alone, never pixels or classes, and so serves classes that it was not
-taught on. It runs here, in numpy: on a 32 x 32 field it costs some thirty million multiplications.
+pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. Convolutions
+of some thirty thousand weights each read it, taught alike from other starts, and their log odds are averaged. They were
+taught on surfaces and parts drawn in code with synthetic anomalies on them (training/reading_recipe.py), see distances
+alone, never pixels or classes, and so serve classes that they were not taught on. They run here, in numpy: on a 32 x 32
+field each costs some thirty million multiplications.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from anomalysd_edge.errors import BundleError, InputError
+from anomalysd_edge.parallel import spread
 from anomalysd_edge.prediction import student_t
 from anomalysd_edge.prototypes import Bank, own_distances, unit
 
@@ -78,14 +80,14 @@ class Usual:
 
 @dataclass(frozen=True)
 class Reading:
-    """The weights of one reading."""
+    """The weights of one reading: those of M convolutions of the same shape."""
 
     layers: tuple[int, ...]
     """Channels of each layer that the features join, in order."""
     kernels: tuple[F32, ...]
-    """(O,I,k,k) float32 of each convolution; the last has one output and k = 1."""
+    """(M,O,I,k,k) float32 of each layer; the last has one output and k = 1."""
     biases: tuple[F32, ...]
-    """(O,) float32 of each."""
+    """(M,O) float32 of each."""
     dilations: tuple[int, ...]
     """Of each; the photo is mirrored at its border."""
     usual: tuple[Usual, Usual] | None = None
@@ -110,12 +112,34 @@ class Reading:
     def odds(self, distances: F32, textured: bool) -> F32:
         """(C,f,f) distances -> (f,f) float32 > 0: softplus of the log odds that a patch belongs to a defect."""
         x = inputs(distances, textured)
+        found = spread(lambda member: self._log_odds(x, member), range(self.members))
+        return np.asarray(np.logaddexp(0, np.mean(found, axis=0)), dtype=np.float32)
+
+    @property
+    def members(self) -> int:
+        """M: how many convolutions read."""
+        return len(self.kernels[0])
+
+    def _log_odds(self, x: F32, member: int) -> F32:
+        """(I,f,f) `inputs` -> (f,f) of one convolution."""
         last = len(self.kernels) - 1
         for number, (kernel, bias, dilation) in enumerate(zip(self.kernels, self.biases, self.dilations, strict=True)):
-            x = convolve(x, kernel, dilation) + bias[:, None, None]
+            x = convolve(x, kernel[member], dilation) + bias[member][:, None, None]
             if number < last:
                 x = np.maximum(x, 0)
-        return np.asarray(np.logaddexp(0, x[0]), dtype=np.float32)
+        return np.asarray(x[0], dtype=np.float32)
+
+    @classmethod
+    def joined(cls, readings: Sequence[Reading]) -> Reading:
+        """Readings of the same layers and shape as one, whose log odds are their mean."""
+        first = readings[0]
+        return cls(
+            first.layers,
+            tuple(np.concatenate(kernels) for kernels in zip(*(r.kernels for r in readings), strict=True)),
+            tuple(np.concatenate(biases) for biases in zip(*(r.biases for r in readings), strict=True)),
+            first.dilations,
+            first.usual,
+        )
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """For a bundle or a file: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
@@ -137,19 +161,23 @@ class Reading:
         try:
             dilations = tuple(int(d) for d in tensors["reading/dilations"])
             usual = tensors.get("reading/usual")
+            kernels = [np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))]
+            biases = [np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))]
             found = cls(
                 tuple(int(c) for c in tensors["reading/layers"]),
-                tuple(np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))),
-                tuple(np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))),
+                # Bundles of the first releases hold one convolution, without an axis for it.
+                tuple(kernel[None] if kernel.ndim == 4 else kernel for kernel in kernels),
+                tuple(bias[None] if bias.ndim == 1 else bias for bias in biases),
                 dilations,
                 None if usual is None else _usual(usual),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(f"{where} has a reading without {error}: export the bundle again") from error
-        inputs_wanted = [_channels(len(found.layers)), *(len(bias) for bias in found.biases[:-1])]
+        inputs_wanted = [_channels(len(found.layers)), *(bias.shape[-1] for bias in found.biases[:-1])]
         for number, (kernel, bias) in enumerate(zip(found.kernels, found.biases, strict=True)):
-            wrong = kernel.ndim != 4 or kernel.shape[:2] != (len(bias), inputs_wanted[number])
-            if wrong or kernel.shape[2] != kernel.shape[3] or (number == len(dilations) - 1 and len(bias) != 1):
+            wrong = kernel.ndim != 5 or kernel.shape[:3] != (found.members, bias.shape[-1], inputs_wanted[number])
+            wrong = wrong or bias.shape != kernel.shape[:2] or kernel.shape[3] != kernel.shape[4]
+            if wrong or (number == len(dilations) - 1 and bias.shape[-1] != 1):
                 raise BundleError(
                     f"{where}: reading/{number}/kernel is {kernel.shape}, which fits no reading: export again"
                 )

@@ -28,7 +28,7 @@ assert script.endswith("patchcore_peer.py")
 job = json.loads(Path(job).read_text())
 probe = np.load(job["probe"])
 assert probe["input"].shape == (1, 3, 256, 256), probe["input"].shape
-assert {{k: probe[k].shape[1:] for k in job["layers"]}} == {{"blocks.2": (40, 32, 32), "blocks.4": (112, 16, 16)}}
+assert {{k: probe[k].shape[1:] for k in job["layers"]}} == {{"blocks.2": (48, 32, 32), "blocks.4": (120, 16, 16)}}
 assert Path(job["weights"]).is_file()
 for name, photos in job["classes"].items():
     bad = ["/good/" not in path for path in photos["test"]]

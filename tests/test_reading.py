@@ -60,6 +60,17 @@ def test_the_numpy_reading_is_the_taught_network() -> None:
     np.testing.assert_allclose(reading.read(bank_of(seen), features, False), part, atol=1e-4)
 
 
+def test_several_convolutions_average_their_log_odds() -> None:
+    torch.manual_seed(1)
+    distances = np.random.default_rng(0).uniform(0.05, 0.4, (9, 8, 8)).astype(np.float32)
+    alone = [Convolution(19).eval().reading() for _ in range(3)]
+    together = Reading.joined(alone)
+    assert (together.members, together.layers) == (3, LAYERS)
+    log_odds = [np.log(np.expm1(reading.odds(distances, True))) for reading in alone]
+    assert np.abs(log_odds[0] - log_odds[1]).max() > 0.01
+    np.testing.assert_allclose(np.log(np.expm1(together.odds(distances, True))), np.mean(log_odds, axis=0), atol=1e-4)
+
+
 def test_distances_are_each_layers_own() -> None:
     layers = (3, 4)
     features, seen = unit_features(1, layers, 6), unit_features(2, layers, 6)
@@ -92,7 +103,7 @@ def test_what_ships_reads_efficientnet_lite2() -> None:
     reading = shipped_reading("efficientnet_lite2")
     assert reading is not None
     assert reading.layers == LAYERS
-    assert SHIPPED["efficientnet_lite2"].stat().st_size < 200_000
+    assert SHIPPED["efficientnet_lite2"].stat().st_size < 500_000
     assert shipped_reading("dinov2") is None, "other features keep the plain distance"
 
 
@@ -121,8 +132,13 @@ def test_tensors_there_and_back(tmp_path: Path) -> None:
     del broken["reading/1/bias"]
     with pytest.raises(BundleError, match="reading/1/bias"):
         Reading.of_tensors(broken, tmp_path)
+    single = {key: value[0] if key.endswith(("kernel", "bias")) else value for key, value in reading.tensors().items()}
+    of_old = Reading.of_tensors(single, tmp_path)
+    assert of_old is not None
+    assert of_old.members == 1, "the first releases wrote one convolution without an axis for it"
+    assert np.array_equal(of_old.kernels[0], reading.kernels[0])
     bent = reading.tensors()
-    bent["reading/0/kernel"] = bent["reading/0/kernel"][:, :7]
+    bent["reading/0/kernel"] = bent["reading/0/kernel"][:, :, :7]
     with pytest.raises(BundleError, match="reading/0/kernel"):
         Reading.of_tensors(bent, tmp_path)
 
