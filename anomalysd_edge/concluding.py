@@ -70,8 +70,9 @@ def _evidence(photo: PhotoWork, fused: F32, sizes: NetworkSizes) -> tuple[Eviden
     best = max(candidates, key=lambda scale: float(photo.frame.cut(photo.per_scale[scale])[y, x]))
     mask, repaint = candidates[best]
     if best != GUIDED:
+        row, column = photo.frame.under(y, x, len(mask))
         cells = grid_cells(best, side)
-        mask = next(m for m in (to_pixels(c, factor) for c in cells) if cut(m)[y, x])
+        mask = to_pixels(cells[cells[:, row // factor, column // factor]][0], factor)
     planes = np.stack([photo.frame.cut(plane) for plane in repaint])
     kind = "guided" if best == GUIDED else "grid"
     return Evidence(kind=kind, scale=best, cell=cut(mask), x_px=x, y_px=y), images.to_image(planes)

@@ -93,6 +93,15 @@ class Frame:
         part = mask[self._span(self.share_y, side), self._span(self.share_x, side)].astype(np.uint8)
         return np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST)) > 0
 
+    def under(self, row: int, column: int, side: int) -> tuple[int, int]:
+        """(row, column) of a photo of (side,side) -> of the square of (side,side) that `cut` takes it from."""
+        spans = self._span(self.share_y, side), self._span(self.share_x, side)
+        y, x = (
+            span.start + int((at + 0.5) * (span.stop - span.start) / side)
+            for at, span in zip((row, column), spans, strict=True)
+        )
+        return y, x
+
     @staticmethod
     def _span(share: float, size_px: int) -> slice:
         length = max(1, round(share * size_px))

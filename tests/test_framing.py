@@ -68,3 +68,12 @@ def test_a_strip_is_squeezed_rather_than_drowned_in_its_own_mirror_image() -> No
     frame = Frame.of((1000, 10), 1.0)
     assert frame.share_x == SMALLEST_SHARE
     assert frame.resize(gradient(1000, 10), 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (100, 50), (37, 100), (100, 61)])
+def test_a_pixel_of_the_photo_is_found_in_its_square_as_masks_are_cut(shape: tuple[int, int]) -> None:
+    frame, side = Frame.of(shape, 1.0), 64
+    for y, x in np.random.default_rng(0).integers(0, side, (40, 2)).tolist():
+        mask = np.zeros((side, side), np.bool_)
+        mask[frame.under(y, x, side)] = True
+        assert frame.cut_mask(mask)[y, x]
