@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TypeVar
 
@@ -32,17 +32,29 @@ def use_threads(count: int | None) -> None:
 
 
 def spread(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` of each item, in order; in threads where there are several of both.
+    """`work` of each item, in order; in threads, of which the caller's is one, where there are several of both.
 
     What comes out must not depend on the number of threads: cut the work by its size. `work` must not call `spread`.
     """
-    todo, count = list(items), _asked or cores()
-    if count < 2 or len(todo) < 2:
+    todo = list(items)
+    count = min(_asked or cores(), len(todo))
+    if count < 2:
         return [work(item) for item in todo]
-    return list(_pool(os.getpid(), count).map(work, todo))
+
+    def share(first: int) -> list[R]:
+        return [work(item) for item in todo[first::count]]
+
+    # One call a thread, and none idle: waking a thread takes as long as a small product.
+    others = [_pool(os.getpid(), count - 1).submit(share, first) for first in range(1, count)]
+    try:
+        shares = [share(0)]
+    finally:
+        wait(others)
+    shares += [other.result() for other in others]
+    return [shares[number % count][number // count] for number in range(len(todo))]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _pool(_process: int, count: int) -> ThreadPoolExecutor:
     """A pool a process: a fork has none of its parent's threads."""
     return ThreadPoolExecutor(count, thread_name_prefix="sd-edge-numpy")

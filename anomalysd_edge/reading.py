@@ -111,23 +111,18 @@ class Reading:
 
     def odds(self, distances: F32, textured: bool) -> F32:
         """(C,f,f) distances -> (f,f) float32 > 0: softplus of the log odds that a patch belongs to a defect."""
-        x = inputs(distances, textured)
-        found = spread(lambda member: self._log_odds(x, member), range(self.members))
-        return np.asarray(np.logaddexp(0, np.mean(found, axis=0)), dtype=np.float32)
+        x = inputs(distances, textured)[None]
+        last = len(self.kernels) - 1
+        for number, (kernel, bias, dilation) in enumerate(zip(self.kernels, self.biases, self.dilations, strict=True)):
+            x = convolve(x, kernel, dilation) + bias[:, :, None, None]
+            if number < last:
+                x = np.maximum(x, 0)
+        return np.asarray(np.logaddexp(0, x[:, 0].mean(axis=0)), dtype=np.float32)
 
     @property
     def members(self) -> int:
         """M: how many convolutions read."""
         return len(self.kernels[0])
-
-    def _log_odds(self, x: F32, member: int) -> F32:
-        """(I,f,f) `inputs` -> (f,f) of one convolution."""
-        last = len(self.kernels) - 1
-        for number, (kernel, bias, dilation) in enumerate(zip(self.kernels, self.biases, self.dilations, strict=True)):
-            x = convolve(x, kernel[member], dilation) + bias[member][:, None, None]
-            if number < last:
-                x = np.maximum(x, 0)
-        return np.asarray(x[0], dtype=np.float32)
 
     @classmethod
     def joined(cls, readings: Sequence[Reading]) -> Reading:
@@ -238,21 +233,33 @@ def inputs(distances: F32, textured: bool) -> F32:
     return np.concatenate([logs - middle, logs + _USUAL_LOG, kind]).astype(np.float32)
 
 
-def convolve(x: F32, kernel: F32, dilation: int) -> F32:
-    """(I,h,w) and (O,I,k,k) -> (O,h,w): a dilated convolution, mirrored at the border (without the border twice)."""
-    size = kernel.shape[-1]
-    _, height, width = x.shape
+def convolve(x: F32, kernels: F32, dilation: int) -> F32:
+    """(M,I,h,w), or (1,I,h,w) for all, and (M,O,I,k,k) -> (M,O,h,w): dilated convolutions of M networks.
+
+    Mirrored at the border (without the border twice).
+    """
+    members, outputs, _, size, _ = kernels.shape
+    *_, height, width = x.shape
     reach = dilation * (size // 2)
     # A field narrower than the reach cannot be mirrored by it: its border is repeated instead.
-    around = ((0, 0), (reach, reach), (reach, reach))
+    around = ((0, 0), (0, 0), (reach, reach), (reach, reach))
     padded = np.pad(x, around, mode="reflect") if reach < min(height, width) else np.pad(x, around, mode="edge")
-    windows = [
-        padded[:, row * dilation : row * dilation + height, column * dilation : column * dilation + width]
-        for row in range(size)
-        for column in range(size)
-    ]
-    columns = np.stack(windows, axis=1).reshape(x.shape[0] * size * size, height * width)
-    return np.asarray(kernel.reshape(len(kernel), -1) @ columns, np.float32).reshape(len(kernel), height, width)
+    # Side by side only what a kernel's row sees; its rows are the same values a few rows of the field further on.
+    beside = [padded[..., column * dilation : column * dilation + width] for column in range(size)]
+    columns = np.stack(beside, axis=2).reshape(len(x), -1, padded.shape[-2] * width)
+    rows = np.ascontiguousarray(kernels.transpose(3, 0, 1, 2, 4)).reshape(size, members, outputs, -1)
+    found = np.empty((members, outputs, height * width), np.float32)
+
+    def product(part: tuple[int, int, int]) -> None:
+        member, start, stop = part
+        seen, down = columns[min(member, len(x) - 1)], dilation * width
+        found[member, :, start:stop] = sum(
+            rows[row, member] @ seen[:, row * down + start : row * down + stop] for row in range(size)
+        )
+
+    half = height * width // 2
+    spread(product, [(member, *ends) for member in range(members) for ends in ((0, half), (half, height * width))])
+    return found.reshape(members, outputs, height, width)
 
 
 def _channels(layers: int) -> int:

@@ -52,7 +52,9 @@ class Repainter:
             of = owner[part]
             with clock.stage("encode"):
                 hidden = np.stack([to_pixels(m, factor) for m in masks[:, 0]])[:, None]
-                known = self._networks.encode(np.where(hidden, np.float32(0), pixels[of]))
+                visible = pixels[of]
+                np.copyto(visible, np.float32(0), where=hidden)
+                known = self._networks.encode(visible)
             used, prompt_of = np.unique(of, return_inverse=True)
             with clock.stage("unet"):
                 for draw in range(settings.draws):

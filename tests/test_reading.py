@@ -37,12 +37,16 @@ def test_a_convolution_is_torchs(kernel: int, dilation: int) -> None:
     reach = dilation * (kernel // 2)
     padded = torch.nn.functional.pad(torch.from_numpy(x)[None], (reach,) * 4, mode="reflect") if reach else x[None]
     wanted = torch.nn.functional.conv2d(torch.as_tensor(padded), torch.from_numpy(weights), dilation=dilation)[0]
-    np.testing.assert_allclose(convolve(x, weights, dilation), wanted.numpy(), atol=1e-4)
+    np.testing.assert_allclose(convolve(x[None], weights[None], dilation)[0], wanted.numpy(), atol=1e-4)
+    # Two networks over one field, and each over its own.
+    doubled = np.stack([weights, -2 * weights])
+    np.testing.assert_allclose(convolve(x[None], doubled, dilation)[1], -2 * wanted.numpy(), atol=2e-4)
+    np.testing.assert_allclose(convolve(np.stack([x, 3 * x]), doubled, dilation)[1], -6 * wanted.numpy(), atol=6e-4)
 
 
 def test_a_field_narrower_than_the_reach_is_read_all_the_same() -> None:
-    x = np.ones((1, 2, 2), np.float32)
-    np.testing.assert_allclose(convolve(x, np.ones((1, 1, 3, 3), np.float32), 2), 9.0)
+    x = np.ones((1, 1, 2, 2), np.float32)
+    np.testing.assert_allclose(convolve(x, np.ones((1, 1, 1, 3, 3), np.float32), 2), 9.0)
 
 
 def test_the_numpy_reading_is_the_taught_network() -> None:
