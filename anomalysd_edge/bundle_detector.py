@@ -53,6 +53,7 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
             threshold=calibration.threshold,
             pixel_threshold=calibration.pixel_threshold,
             clear=calibration.clear,
+            limits=calibration.limits,
         )
         guided = record.guided.get(known.map_kind(settings), record.guided_threshold)
         found[name] = replace(known, guided_threshold=guided)
@@ -110,7 +111,12 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         guided=guided,
         calibration={
             preset: CalibrationRecord(
-                found.threshold, found.pixel_threshold, dict(found.scales), dict(found.choices), found.clear
+                found.threshold,
+                found.pixel_threshold,
+                dict(found.scales),
+                dict(found.choices),
+                found.clear,
+                found.limits,
             )
             for preset, found in calibrated.items()
             if found.threshold is not None

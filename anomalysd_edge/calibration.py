@@ -17,6 +17,7 @@ from anomalysd_edge.choosing import ROUNDS, Judged, Trial, choose, judged, small
 from anomalysd_edge.classes import ClassSpec
 from anomalysd_edge.detector import Detector
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.foreign import Limits, contrast
 from anomalysd_edge.framing import Frame, common_aspect
 from anomalysd_edge.fusing import clear_bound, fuse
 from anomalysd_edge.heldout import Fold, folds_of
@@ -116,7 +117,7 @@ def calibrate(
                 settings.exposures,
             )
         folds, bank = known[name]
-        guided = _guided_thresholds(networks, folds, bare, inspect, settings)
+        guided, middles = _by_prototypes(networks, folds, bare, inspect, settings)
         bare = replace(bare, guided=guided, guided_threshold=guided.get(bare.map_kind(inspect)))
         judge = _Judge(networks, schedule, bare, folds, inspect, negative_states, settings)
         choices: dict[str, Any] = {}
@@ -140,6 +141,7 @@ def calibrate(
             threshold=threshold,
             clear=judge.clear(tuned, scales, threshold),
             pixel_threshold=max(threshold, upper_bound([float(m.max()) for m in fused], rate)),
+            limits=Limits.of(middles, _contrasts(photos, aspect, networks.sizes.size_px)) if middles else None,
         )
     if progress:
         progress("calibrate", len(specs), len(specs), "done")
@@ -179,21 +181,36 @@ def _expected(
     return float(part([bound])[0]) + added
 
 
-def _guided_thresholds(
+def _by_prototypes(
     networks: Networks, folds: list[Fold], bare: ClassConstants, inspect: InspectSettings, settings: CalibrationSettings
-) -> dict[str, float]:
-    """By kind of prototype map, the value that held-out normals hardly reach; empty without prototypes."""
+) -> tuple[dict[str, float], list[float]]:
+    """What prototypes say of held-out normals; nothing without prototypes.
+
+    By kind of prototype map, the value that they hardly reach, above which a patch goes into the guided mask; and under
+    `inspect`, where a reading judges, the foreign.middle_distance of each.
+    """
     kinds = {bare.map_kind(preset): preset for preset in (*PRESETS.values(), inspect)}
     found: dict[str, list[F32]] = {kind: [] for kind in kinds}
+    middles: list[float] = []
     for fold in folds:
         if fold.bank is None:
-            return {}
+            return {}, []
         side = tiled_side(networks.sizes.features_px, bare.tiles)
         framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
         features = dense_features(networks, framed, bare.tiles)
         for kind, preset in kinds.items():
-            found[kind] += [bare.prototype_map(f, preset, fold.bank) for f in features]
-    return {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
+            for field in features:
+                judged_map, middle = bare.by_prototypes(field, preset, fold.bank)
+                found[kind].append(judged_map)
+                if kind == bare.map_kind(inspect) and middle is not None:
+                    middles.append(middle)
+    guided = {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
+    return guided, middles
+
+
+def _contrasts(photos: Sequence[U8], aspect: float | None, side: int) -> list[float]:
+    """Of each photo as the networks see it."""
+    return [contrast(Frame.of((p.shape[0], p.shape[1]), aspect).resize(p, side)) for p in photos]
 
 
 @dataclass(frozen=True)

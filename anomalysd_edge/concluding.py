@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge import images, scoring
+from anomalysd_edge.foreign import contrast, raised
 from anomalysd_edge.fusing import PhotoWork
 from anomalysd_edge.inspection import Evidence, Inspection, InspectSettings
 from anomalysd_edge.masks import grid_cells, to_pixels
@@ -31,7 +33,13 @@ def conclude(
     constants, fused = photo.constants, photo.maps["fused"]
     scores = {name: scoring.image_score(m, settings.top_share) for name, m in photo.maps.items()}
     evidence, repaint = _evidence(photo, fused, sizes)
-    score, threshold, pixel = scores["fused"], constants.threshold, constants.pixel_threshold
+    threshold, pixel = constants.threshold, constants.pixel_threshold
+    if constants.limits is not None and threshold is not None and photo.middle_distance is not None:
+        excess = constants.limits.excess(photo.middle_distance, contrast(photo.seen))
+        if excess > 1:
+            scores["fused"] = raised(scores["fused"], threshold, excess)
+            evidence = replace(evidence, kind="photo", scale=0, cell=np.ones(fused.shape, np.bool_))
+    score = scores["fused"]
     return Inspection(
         class_name=photo.class_name,
         pred_score=score,

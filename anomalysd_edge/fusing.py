@@ -42,6 +42,8 @@ class PhotoWork:
     """(S,S,3) the photo as the networks see it."""
     foreground: Mask | None = None
     prototype_map: F32 | None = None
+    middle_distance: float | None = None
+    """Of its patches to the prototypes; None where no reading made its map."""
     maps: dict[str, F32] = field(default_factory=dict)
     planned: dict[int, Mask] = field(default_factory=dict)
     """(S,S) by scale: the pixels that its slots repaint; a scale whose slots cover everything is not in it."""

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.foreign import Limits, middle_distance
 from anomalysd_edge.prototypes import Bank, prototype_distance
-from anomalysd_edge.reading import Reading
+from anomalysd_edge.reading import Reading, layer_distances, plain
 from anomalysd_edge.scoring import MapScale
 
 F32 = npt.NDArray[np.float32]
@@ -204,6 +205,8 @@ class ClassConstants:
     """Score-map value from which a pixel is in pred_mask."""
     clear: float | None = None
     """Image score of the scaled prototype distance below which `InspectSettings.cascade` calls a photo good."""
+    limits: Limits | None = None
+    """What a photo of this class keeps within as a whole; None where nobody measured it."""
 
     def tuned(self, settings: InspectSettings) -> InspectSettings:
         """`settings` with this class's own choices on top."""
@@ -214,12 +217,20 @@ class ClassConstants:
 
         `bank` takes the place of the class's own: held-out normals are judged by one that has not seen them.
         """
+        return self.by_prototypes(features, settings, bank)[0]
+
+    def by_prototypes(
+        self, features: F32, settings: InspectSettings, bank: Bank | None = None
+    ) -> tuple[F32, float | None]:
+        """`prototype_map`, and the photo's foreign.middle_distance where a reading made it."""
         bank = bank or self.bank
         assert bank is not None
         if self.map_kind(settings) == "reading":
             assert self.reading is not None
-            return self.reading.read(bank, features, self.kind == "texture")
-        return prototype_distance(bank, features, self.own_share(settings))
+            distances = layer_distances(bank, features, self.reading.layers)
+            found = self.reading.judge(distances, self.kind == "texture")
+            return found, middle_distance(plain(distances, textured=False))
+        return prototype_distance(bank, features, self.own_share(settings)), None
 
     def map_kind(self, settings: InspectSettings) -> str:
         """What the prototype map holds: 'reading', 'distance', or 'own' where the photo's own patches count too."""
@@ -241,7 +252,8 @@ class Evidence:
     """Which mask raised the alarm."""
 
     kind: str
-    """'grid' or 'guided'; 'prototypes' where nothing was repainted around the highest pixel."""
+    """'grid' or 'guided'; 'prototypes' where nothing was repainted around the highest pixel; 'photo' where the photo
+    as a whole does not show its class (foreign.py)."""
     scale: int
     """k of the k x k grid; 0 for the others."""
     cell: npt.NDArray[np.bool_]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from anomalysd_edge import __version__
 from anomalysd_edge.engine_records import EngineRecord, PrecisionRecord
 from anomalysd_edge.errors import BundleError
+from anomalysd_edge.foreign import Limits
 from anomalysd_edge.networks import NetworkSizes
 from anomalysd_edge.scoring import MapScale
 
@@ -86,6 +87,8 @@ class CalibrationRecord:
     """Inspection settings that calibration chose for the class, over the preset's."""
     clear: float | None = None
     """Score of the scaled prototype distance below which the cascade calls a photo good; absent in older bundles."""
+    limits: Limits | None = None
+    """What a photo of the class keeps within as a whole; absent in older bundles and where no reading was used."""
 
 
 @dataclass(frozen=True)

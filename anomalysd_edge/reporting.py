@@ -76,6 +76,7 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> v
         "guided": "prototype-guided mask",
         "grid": f"a cell of the {answer.evidence.scale} x {answer.evidence.scale} grid",
         "prototypes": "the prototypes' highest patch, not repainted",
+        "photo": "a photo that as a whole does not show its class",
     }[answer.evidence.kind]
     return viewing.ReportRow(
         name=name,

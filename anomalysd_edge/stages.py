@@ -117,7 +117,8 @@ class Stages:
                 found |= zip(alike, dense, strict=True)
         with clock.stage("prototypes"):
             for i, field in sorted(found.items()):
-                work[i].prototype_map = work[i].constants.prototype_map(field, self.settings)
+                known = work[i].constants
+                work[i].prototype_map, work[i].middle_distance = known.by_prototypes(field, self.settings)
 
     def _choose_slots(self, photo: PhotoWork) -> None:
         """What of the plan this photo needs, by its prototypes, and the guided slot that follows from them."""

@@ -75,10 +75,11 @@ def test_bad_photos_cost_nothing_that_was_there(chain: Chain, tmp_path: Path) ->
     refused(sd_edge("inspect", chain.bundle, "nothing", cwd=tmp_path, check=False), "nothing")
 
 
-def test_a_photo_of_fifty_megapixels_works(chain: Chain, tmp_path: Path) -> None:
+def test_a_photo_of_fifty_megapixels_works_and_showing_nothing_is_no_good_part(chain: Chain, tmp_path: Path) -> None:
     Image.new("RGB", (8000, 6250), (120, 120, 120)).save(tmp_path / "large.jpg", quality=50)
     found = json.loads(sd_edge("inspect", chain.bundle, "large.jpg", "--json", cwd=tmp_path).stdout)
-    assert found[0]["pred_score"] > 0
+    assert found[0]["pred_label"] == 1
+    assert found[0]["evidence"]["kind"] == "photo"
 
 
 def test_an_exif_turned_photo_is_judged_as_a_person_sees_it(chain: Chain, tmp_path: Path) -> None:

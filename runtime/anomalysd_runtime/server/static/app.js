@@ -171,7 +171,8 @@ function showVerdict() {
   const limit = verdict.threshold === null ? "no threshold" : `threshold ${verdict.threshold.toFixed(3)}`;
   $("score").textContent = `score ${verdict.pred_score.toFixed(3)} · ${limit}`;
   const took = (verdict.timings_ms.waited_ms || 0) + (verdict.timings_ms.group_ms || 0);
-  const where = verdict.evidence.kind === "guided" ? "guided mask" : `grid ${verdict.evidence.scale}`;
+  const names = { guided: "guided mask", prototypes: "prototypes", photo: "the whole photo" };
+  const where = names[verdict.evidence.kind] || `grid ${verdict.evidence.scale}`;
   const when = new Date(verdict.at * 1000).toLocaleTimeString();
   const name = verdict.photo || verdict.photo_sha256.slice(0, 8);
   $("about").textContent = `${verdict.class} · ${name} · ${when} · ${took.toFixed(0)} ms · ${where}`;
