@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -71,3 +74,21 @@ def test_results_do_not_depend_on_threads() -> None:
 
 def test_cores_are_at_least_one() -> None:
     assert cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("set_before", "wanted"),
+    [
+        ({}, ["1", "3000"]),
+        ({"OPENBLAS_NUM_THREADS": "2", "GOMP_SPINCOUNT": "7"}, ["2", "7"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["1", "None"]),
+    ],
+)
+def test_how_libraries_threads_wait_is_set_unless_somebody_did(set_before: dict[str, str], wanted: list[str]) -> None:
+    ours = ("OPENBLAS_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    code = "import os, anomalysd_edge; print(*(os.environ.get(n) for n in ('OPENBLAS_NUM_THREADS', 'GOMP_SPINCOUNT')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **set_before}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == wanted
