@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Read by libgomp, on which PyTorch's threads run, when it is loaded: how long a thread that waits for the others spins
-# before it sleeps. The default outlasts a scheduler's time slice: beside two busy processes on two cores a step of 25 ms
-# took 240 to 2100 ms, and so it takes 97 to 190. On an idle machine training takes as long as before.
+# before it sleeps. The default outlasts a scheduler's time slice: beside two busy processes on two cores a step of
+# 25 ms took 240 to 2100 ms, and so it takes 97 to 190. On an idle machine training takes as long as before.
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", "3000")
