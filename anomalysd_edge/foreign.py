@@ -24,7 +24,7 @@ _TIMES_HELD_OUT = 2.0
 _FLATTEST_SHARE = 0.25
 """Least contrast, as a share of what the flattest shot has: half the light leaves half of it."""
 _SMALLEST = 1e-6
-_LARGEST = 100.0
+_LARGEST = 10.0
 """Of `Limits.excess`: a photo without any contrast would have an infinite one."""
 
 
