@@ -48,7 +48,7 @@ HEAVY = (
     "scipy",
     "sklearn",
 )
-ROOT_MAY = {"numpy", "PIL", "safetensors", "tomli", "typer", "click", "rich", "anomalysd_edge"}
+ROOT_MAY = {"numpy", "PIL", "safetensors", "threadpoolctl", "tomli", "typer", "click", "rich", "anomalysd_edge"}
 """What a root module may import while it is imported; typer and rich are the command line's."""
 
 

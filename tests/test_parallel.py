@@ -92,3 +92,18 @@ def test_how_libraries_threads_wait_is_set_unless_somebody_did(set_before: dict[
         [sys.executable, "-c", code], env={**clean, **set_before}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == wanted
+
+
+@pytest.mark.parametrize(("set_before", "wanted"), [({}, {1}), ({"OPENBLAS_NUM_THREADS": "2"}, {2})])
+def test_who_imports_numpy_first_gets_one_blas_thread_as_well(set_before: dict[str, str], wanted: set[int]) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    code = (
+        "import numpy; from anomalysd_edge.parallel import use_threads; use_threads(None);"
+        "from threadpoolctl import threadpool_info;"
+        "print(*(pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **set_before}, capture_output=True, text=True, check=True
+    )
+    # OpenBLAS takes no more threads than there are cores.
+    assert {int(count) for count in done.stdout.split()} == {min(count, cores()) for count in wanted}
