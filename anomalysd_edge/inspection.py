@@ -212,17 +212,14 @@ class ClassConstants:
         """`settings` with this class's own choices on top."""
         return replace(settings, **self.choices) if self.choices else settings
 
-    def prototype_map(self, features: F32, settings: InspectSettings, bank: Bank | None = None) -> F32:
-        """(D,f,f) unit features -> (f,f): how far each patch is from good ones, as `settings.prototype_map` says.
-
-        `bank` takes the place of the class's own: held-out normals are judged by one that has not seen them.
-        """
-        return self.by_prototypes(features, settings, bank)[0]
-
     def by_prototypes(
         self, features: F32, settings: InspectSettings, bank: Bank | None = None
     ) -> tuple[F32, float | None]:
-        """`prototype_map`, and the photo's foreign.middle_distance where a reading made it."""
+        """(D,f,f) unit features -> (f,f): how far each patch is from good ones, as `settings.prototype_map` says.
+
+        And the photo's foreign.middle_distance where a reading made the map. `bank` takes the place of the class's own:
+        held-out normals are judged by one that has not seen them.
+        """
         bank = bank or self.bank
         assert bank is not None
         if self.map_kind(settings) == "reading":

@@ -46,7 +46,7 @@ _USUAL_LOG = 2.0
 
 @dataclass(frozen=True)
 class Usual:
-    """Image scores of `Reading.read` that good photos get, as logarithms: what is known of a class before its shots.
+    """Image scores of `Reading.judge` that good photos get, as logarithms: what is known of a class before its shots.
 
     Classes differ in their mean, good photos of a class from each other. Both are estimated from drawn classes
     (training/reading_recipe.py) by a one-way analysis of variance.
@@ -97,16 +97,12 @@ class Reading:
         """Whether features of this many channels are those that it reads."""
         return depth == sum(self.layers)
 
-    def read(self, bank: Bank, features: F32, textured: bool) -> F32:
-        """(D,f,f) unit features -> (f,f) float32 >= 0: how far a patch is from good ones, and how like a defect.
+    def judge(self, distances: F32, textured: bool) -> F32:
+        """(C,f,f) `layer_distances` -> (f,f) float32 >= 0: how far a patch is from good ones, and how like a defect.
 
         The geometric mean of the distance (weight 2) and of what the convolution makes of it (weight 1): the distance
         fills a large defect, of which the convolution sees the border.
         """
-        return self.judge(layer_distances(bank, features, self.layers), textured)
-
-    def judge(self, distances: F32, textured: bool) -> F32:
-        """(C,f,f) distances -> (f,f): `read` from there on."""
         return np.asarray(np.cbrt(plain(distances, textured) ** 2 * self.odds(distances, textured)), dtype=np.float32)
 
     def odds(self, distances: F32, textured: bool) -> F32:

@@ -59,9 +59,9 @@ def test_the_numpy_reading_is_the_taught_network() -> None:
         odds = np.log1p(np.exp(model(torch.from_numpy(inputs(distances, textured=True))[None])[0].numpy()))
     np.testing.assert_allclose(reading.odds(distances, True), odds, atol=1e-4)
     wanted = np.cbrt(odds * distances[::3].mean(axis=0) * distances[1::3].mean(axis=0))
-    np.testing.assert_allclose(reading.read(bank_of(seen), features, True), wanted, atol=1e-4)
+    np.testing.assert_allclose(reading.judge(distances, True), wanted, atol=1e-4)
     part = np.cbrt(reading.odds(distances, False) * distances[::3].mean(axis=0) ** 2)
-    np.testing.assert_allclose(reading.read(bank_of(seen), features, False), part, atol=1e-4)
+    np.testing.assert_allclose(reading.judge(distances, False), part, atol=1e-4)
 
 
 def test_several_convolutions_average_their_log_odds() -> None:
@@ -121,7 +121,8 @@ def test_a_foreign_patch_is_read_higher_than_its_surroundings() -> None:
     features[:, 10:14, 18:22] = unit_features(9, LAYERS, 1)
     features /= np.linalg.norm(features, axis=0)
     normal = base + 0.15 * rng.standard_normal((sum(LAYERS), 32, 32)).astype(np.float32) * np.abs(base).mean()
-    found = reading.read(bank_of(normal / np.linalg.norm(normal, axis=0)), features.astype(np.float32), True)
+    bank = bank_of(normal / np.linalg.norm(normal, axis=0))
+    found = reading.judge(layer_distances(bank, features.astype(np.float32), LAYERS), True)
     assert found[11:13, 19:21].min() > 5 * np.median(found)
 
 
@@ -153,10 +154,10 @@ def test_a_preset_says_how_prototypes_judge() -> None:
     known = ClassConstants({}, bank=bank, reading=shipped_reading("efficientnet_lite2"))
     assert known.map_kind(EDGE) == "reading"
     assert known.map_kind(PAPER) == "distance"
-    np.testing.assert_array_equal(known.prototype_map(features, PAPER), prototype_distance(bank, features))
+    np.testing.assert_array_equal(known.by_prototypes(features, PAPER)[0], prototype_distance(bank, features))
     bare = ClassConstants({}, bank=bank)
     assert bare.map_kind(EDGE) == "own"
-    np.testing.assert_array_equal(bare.prototype_map(features, EDGE), prototype_distance(bank, features, 0.1))
+    np.testing.assert_array_equal(bare.by_prototypes(features, EDGE)[0], prototype_distance(bank, features, 0.1))
 
 
 def test_cases_are_seeded_and_their_masks_say_what_changed() -> None:
