@@ -1,6 +1,6 @@
 """anomalysd-edge: few-shot anomaly detection by repainting with Stable Diffusion, for edge boxes.
 
-This package's root is the algorithm, in numpy. Networks come through the door of :mod:`anomalysd_edge.networks`.
+This package's root is the algorithm, in numpy. Networks come through the door of :mod:`anomalysd_edge.method.networks`.
 """
 
 import os as _os

@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge import evaluation
-from anomalysd_edge.bundle import read_bundle
-from anomalysd_edge.bundle_detector import class_constants
-from anomalysd_edge.console import show_table
-from anomalysd_edge.datasets import open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import write_json
-from anomalysd_edge.inspection import EDGE
-from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.bundle.detector_factory import class_constants
+from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.cli.console import show_table
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.data.datasets import open_dataset
+from anomalysd_edge.evaluation import evaluate
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.method.settings import EDGE
+from anomalysd_edge.training.models.torch_networks import networks_of_run
 from anomalysd_edge.training.run import read_run
-from anomalysd_edge.training.torch_networks import networks_of_run
 
 
 def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
         schedule = NoiseSchedule.from_config({**bundle.manifest.scheduler})
         detector = Detector(networks, schedule, bare, settings, bundle.constants["prompts/negative"])
         began = time.monotonic()
-        results = evaluation.evaluate(
+        results = evaluate.evaluate(
             detector,
             open_dataset(asked.data),
             lambda *_told: None,
@@ -50,8 +50,8 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
         )
     return {
         "passes": passes,
-        "image_auroc": evaluation.mean_figure(results, "multiscale", "image_auroc"),
-        "pixel_auroc": evaluation.mean_figure(results, "multiscale", "pixel_auroc"),
+        "image_auroc": evaluate.mean_figure(results, "multiscale", "image_auroc"),
+        "pixel_auroc": evaluate.mean_figure(results, "multiscale", "pixel_auroc"),
         "unet_ms": sorted(spent)[len(spent) // 2],
         "seconds": time.monotonic() - began,
         "photos": len(spent),

@@ -20,31 +20,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.bundle import NEGATIVE_PROMPT, Bundle, read_bundle
-from anomalysd_edge.bundle_detector import preset_settings, reading_of
-from anomalysd_edge.calibration import CalibrationSettings, calibrate
-from anomalysd_edge.classes import ClassSpec
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import METRIC_PX, truth_mask
-from anomalysd_edge.files import write_json
-from anomalysd_edge.heldout import Fold
-from anomalysd_edge.images import load_rgb, resize_map
-from anomalysd_edge.inspection import ClassConstants, Inspection, InspectSettings
-from anomalysd_edge.masks import foreground
-from anomalysd_edge.metering import MeteredNetworks
-from anomalysd_edge.metrics import image_auroc, pixel_auroc
-from anomalysd_edge.opening import Opening
-from anomalysd_edge.prototypes import Bank
-from anomalysd_edge.recalibrating import good_photos
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.synthetic import synthetic_anomaly
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from anomalysd_edge.bundle.detector_factory import preset_settings, reading_of
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
+from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.holdout import Fold
+from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
+from anomalysd_edge.cli.console import progress_bars, show_table
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.types import F32, F64, U8, Progress
+from anomalysd_edge.data.classes import ClassSpec
+from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.evaluation.evaluate import METRIC_PX, truth_mask
+from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
+from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.masks import foreground
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.method.settings import InspectSettings
+from anomalysd_edge.profiling.network_meter import MeteredNetworks
+from anomalysd_edge.vision.images import load_rgb, resize_map
+from anomalysd_edge.workflows.calibrate import good_photos
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
 
 ALONE = "prototypes alone"
 SETTLING = "settling"
@@ -198,7 +197,7 @@ def _inspected(
     data: Dataset,
     opened: Detector,
     arms: Mapping[str, Mapping[str, Any]],
-    progress: Report,
+    progress: Progress,
 ) -> tuple[list[Photo], list[Photo]]:
     """Photos to learn from and photos to judge, each under every arm."""
     records = bundle.manifest.classes

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError
-from anomalysd_edge.files import read_json, sha256_file, write_json
-from anomalysd_edge.training.base import PARTS, Base, load_base
 from anomalysd_edge.training.checkpoints import partial_folder
-from anomalysd_edge.training.contexts import FILE as CONTEXTS
-from anomalysd_edge.training.contexts import load_contexts
+from anomalysd_edge.training.models.base import PARTS, Base, load_base
+from anomalysd_edge.training.prompt_tuning import FILE as CONTEXTS
+from anomalysd_edge.training.prompt_tuning import load_contexts
 from anomalysd_edge.training.settings import TrainSettings
 
 SCHEMA_VERSION = 1

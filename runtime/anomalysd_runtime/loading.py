@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from anomalysd_edge.backends import ENGINES, KINDS, BackendChoice, backend_choice, check_served
-from anomalysd_edge.bundle import Bundle, read_bundle
-from anomalysd_edge.bundle_detector import detector_of
-from anomalysd_edge.detector import Detector
+from anomalysd_edge.bundle.backend_spec import ENGINES, KINDS, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.reader import Bundle, read_bundle
+from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.errors import BackendError, EngineMismatch, SettingsError
-from anomalysd_edge.networks import Networks
-from anomalysd_edge.parallel import use_threads
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.networks import Networks
 from anomalysd_runtime.fallback import FallbackNetworks
 
 LOG = logging.getLogger("anomalysd_runtime")
@@ -72,7 +72,7 @@ def _open(
 ) -> Networks:
     def onnx(kind: str, precision: str) -> Networks:
         # Here, so that another backend does not need onnxruntime.
-        from anomalysd_runtime.onnx_networks import OnnxNetworks
+        from anomalysd_runtime.onnx.networks import OnnxNetworks
 
         return OnnxNetworks.of_bundle(bundle, kind, threads, max_batch, precision)
 
@@ -81,7 +81,7 @@ def _open(
         if choice.precision == "fp32":
             return opened
         return FallbackNetworks(opened, lambda: onnx(choice.kind, "fp32"))
-    from anomalysd_runtime.tensorrt_networks import TensorrtNetworks
+    from anomalysd_runtime.tensorrt.networks import TensorrtNetworks
 
     def float32() -> Networks:
         return onnx(_onnx_kind(), "fp32")
@@ -102,6 +102,6 @@ def _open(
 
 def _onnx_kind() -> str:
     """cuda where this ONNX Runtime has it, else cpu."""
-    from anomalysd_runtime.sessions import PROVIDERS, available_providers
+    from anomalysd_runtime.onnx.sessions import PROVIDERS, available_providers
 
     return "cuda" if PROVIDERS["cuda"] in available_providers() else "cpu"

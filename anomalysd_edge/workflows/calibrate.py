@@ -1,0 +1,224 @@
+"""`sd-edge calibrate`: a bundle's constants once more, from good photos alone, with settings chosen for each class.
+
+The graphs stay as they are; prototypes, map scales, thresholds and each class's own settings are new. The bundle is
+written aside (its graphs linked, not copied, where the disk allows it) and put in its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors, preset_settings, reading_of
+from anomalysd_edge.bundle.manifest import ClassRecord, Manifest
+from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle
+from anomalysd_edge.bundle.signing import SIGNATURE
+from anomalysd_edge.bundle.update import LOCK
+from anomalysd_edge.bundle.writer import write_bundle
+from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.settings_search import Trial
+from anomalysd_edge.core.files import json_ready, read_json, sha256_file
+from anomalysd_edge.core.threads import use_threads
+from anomalysd_edge.core.types import Progress
+from anomalysd_edge.data.classes import ClassSpec
+from anomalysd_edge.data.datasets import few_shot, open_dataset
+from anomalysd_edge.errors import DatasetError
+from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.vision.images import load_rgb
+
+if TYPE_CHECKING:
+    from anomalysd_edge.method.networks import Networks
+
+RUN_RECORD = "run.json"
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What `sd-edge calibrate` was asked for."""
+
+    bundle: Path
+    """Bundle whose constants are to be found again."""
+    photos: Path
+    """A run (its shots) or a data set (its good training photos)."""
+    out: Path | None = None
+    """Where the new bundle goes; in the place of the old one if None."""
+    shots: int | None = None
+    """Good photos a class; as many as the bundle was fitted to if None."""
+    preset: str = "edge"
+    """The preset that is calibrated; others lose their thresholds, since the prototypes change."""
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
+    """How."""
+    threads: int | None = None
+    """CPU threads; all cores if None."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was found."""
+
+    bundle: Path
+    """Where the new bundle lies."""
+    trials: dict[str, list[Trial]]
+    """By class, in the order of trying; empty where settings were not to be chosen."""
+    before: dict[str, float | None]
+    """Thresholds by class."""
+    after: dict[str, float | None]
+    """The new ones."""
+    choices: dict[str, dict[str, Any]]
+    """Settings of each class that differ from the preset's."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each class took."""
+    preset: str = "edge"
+    """What was calibrated."""
+    false_alarm_rate: float = 0.0
+    """The wanted one."""
+    shots: dict[str, list[str]] = field(default_factory=dict)
+    """SHA-256 of each class's good photos that were used."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        found: dict[str, Any] = json_ready(asdict(self))
+        return {**found, "bundle": self.bundle.name}
+
+
+def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
+    """Calibrate and write. Raises BundleError, DatasetError (a class without photos), ImageError, SettingsError."""
+    bundle = read_bundle(asked.bundle)
+    inspect = preset_settings(bundle, asked.preset)
+    records = bundle.manifest.classes
+    files = good_photos(asked.photos, records, asked.shots)
+    shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
+    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
+    prompts = {
+        name: {
+            level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
+        }
+        for name in records
+    }
+    trials: dict[str, list[Trial]] = {}
+    seconds, timed = _clock(progress, list(specs))
+    with _networks(bundle, asked.threads) as networks:
+        found = calibrate(
+            networks,
+            NoiseSchedule.from_config(
+                {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
+            ),
+            shots,
+            specs,
+            prompts,
+            inspect,
+            asked.settings,
+            bundle.constants[NEGATIVE_PROMPT],
+            timed,
+            trials,
+            reading=reading_of(bundle),
+        )
+    out = asked.out or asked.bundle
+    _write(bundle, out, specs, shots, found, asked.preset)
+    return Calibrated(
+        bundle=out,
+        trials=trials,
+        before={n: r.calibration[asked.preset].threshold if asked.preset in r.calibration else None
+                for n, r in records.items()},
+        after={name: constants.threshold for name, constants in found.items()},
+        choices={name: dict(constants.choices) for name, constants in found.items() if constants.choices},
+        seconds=seconds,
+        preset=asked.preset,
+        false_alarm_rate=asked.settings.false_alarm_rate,
+        shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
+    )  # fmt: skip
+
+
+def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Progress]:
+    """Seconds by class, filled in while calibrate tells that it begins class after class, and what to give it."""
+    seconds: dict[str, float] = {}
+    began: list[float] = []
+
+    def timed(phase: str, done: int, total: int, detail: str) -> None:
+        if len(began) == done <= len(names):
+            began.append(time.monotonic())
+            if done:
+                seconds[names[done - 1]] = round(began[-1] - began[-2], 1)
+        progress(phase, done, total, detail)
+
+    return seconds, timed
+
+
+def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
+    """By class: the shots of a run, or the first good photos of a data set, `shots` or as many as the bundle had."""
+    if (source / RUN_RECORD).is_file():
+        classes = read_json(source / RUN_RECORD).get("classes", {})
+        found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
+    else:
+        found = {name: list(part.train) for name, part in open_dataset(source).classes.items()}
+        if len(records) == 1 and len(found) == 1:  # a lone folder of photos is the bundle's only class
+            found = {next(iter(records)): next(iter(found.values()))}
+    missing = [name for name in records if not found.get(name)]
+    if missing:
+        raise DatasetError(
+            f"{source} holds no good photos of {', '.join(missing)}; the bundle's classes are {', '.join(records)}"
+        )
+    return {name: list(few_shot(tuple(found[name]), shots or r.shots or 4, None, name)) for name, r in records.items()}
+
+
+def _networks(bundle: Bundle, threads: int | None) -> Networks:
+    from anomalysd_runtime.onnx.networks import OnnxNetworks
+
+    use_threads(threads)
+    return OnnxNetworks.of_bundle(bundle, "cpu", threads)
+
+
+def _write(
+    bundle: Bundle,
+    out: Path,
+    specs: dict[str, ClassSpec],
+    shots: dict[str, list[Any]],
+    found: dict[str, ClassConstants],
+    preset: str,
+) -> None:
+    old: Manifest = bundle.manifest
+    manifest = replace(
+        old,
+        classes={name: class_record(specs[name], len(shots[name]), {preset: found[name]}) for name in specs},
+        # A gate compared verdicts at the old thresholds: it has to be asked again.
+        precisions={name: replace(record, gates={}) for name, record in old.precisions.items()},
+    )
+    with write_bundle(out) as writer:
+        parts = [p for p in sorted(bundle.path.iterdir()) if p.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE)]
+        for part in parts:
+            if part.name != ENGINES:
+                link(part, writer.folder / part.name)
+        writer.finish(manifest, constant_tensors(found, bundle.constants[NEGATIVE_PROMPT]))
+        # After the digests were taken: engines have records of their own, and may be removed without harm.
+        if (bundle.path / ENGINES).is_dir():
+            link(bundle.path / ENGINES, writer.folder / ENGINES)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same files under another folder: linked where the disk allows it, else copied."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target
+
+
+def words(changes: Any) -> str:
+    """Settings as a person reads them: 'scales 2/4/8, draws 3'."""
+    return ", ".join(
+        f"{name} {'/'.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+        for name, value in changes.items()
+    )
