@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.cli.measuring import numbers
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
@@ -24,9 +23,17 @@ from anomalysd_edge.data.datasets import Dataset, few_tests
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, result_of
 from anomalysd_edge.method.result import MAPS
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.reports.protocol import write
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.protocol import Cell, Measured, ProtocolRequest, read_result, result_file, run_protocol
+from anomalysd_edge.workflows.protocol import (
+    Cell,
+    ProtocolRequest,
+    ProtocolResult,
+    read_result,
+    result_file,
+    run_protocol,
+)
 from anomalysd_edge.workflows.train import choose_shots
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
@@ -50,7 +57,7 @@ def main() -> None:
     collected: dict[str, Any] = {"machine": {f.what: f.because for f in examine()}, "settings": said}
     with progress_bars() as progress:
         measured = run_protocol(asked, progress)
-        write(measured, asked.out)
+        write(measured.report(), measured.to_json(), asked.out)
         collected.update(measured.to_json())
         columns = {"edge preset": measured}
         for ratio in settings.peer_coreset.split(",") if settings.peer_python else ():
@@ -92,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _peer(measured: Measured, python: Path, coreset: float, progress: Progress) -> tuple[Measured, dict[str, Any]]:
+def _peer(
+    measured: ProtocolResult, python: Path, coreset: float, progress: Progress
+) -> tuple[ProtocolResult, dict[str, Any]]:
     """PatchCore on every cell with shots; its facts are the last cell's."""
     cells = [cell for cell in measured.cells if cell.shots]
     found: dict[Cell, list[ClassResult]] = {}
@@ -106,7 +115,7 @@ def _peer(measured: Measured, python: Path, coreset: float, progress: Progress) 
     return replace(measured, cells=found), facts
 
 
-def _presets(measured: Measured, count: int, progress: Progress) -> dict[str, Measured]:
+def _presets(measured: ProtocolResult, count: int, progress: Progress) -> dict[str, ProtocolResult]:
     """The paper and the edge preset on the same few photos, for the first seed of every number of shots."""
     few = few_tests(measured.data, count)
     first = {cell.shots: cell for cell in reversed(measured.cells)}.values()
@@ -124,7 +133,7 @@ def _presets(measured: Measured, count: int, progress: Progress) -> dict[str, Me
 
 
 def _preset(
-    measured: Measured, cell: Cell, few: Dataset, preset: str, count: int, progress: Progress
+    measured: ProtocolResult, cell: Cell, few: Dataset, preset: str, count: int, progress: Progress
 ) -> Iterator[ClassResult]:
     """One preset on one bundle, class by class, kept beside the protocol's own results."""
     bundle, folder = cell.folder / "bundle", cell.folder / f"{preset}-{count}"
@@ -145,7 +154,7 @@ def _preset(
         yield result_of(kept["result"])
 
 
-def summary_of(found: Measured, kind: str) -> dict[str, Any]:
+def summary_of(found: ProtocolResult, kind: str) -> dict[str, Any]:
     """By number of shots, class and figure: mean, spread and values of one map."""
     return {
         str(shots): {
@@ -160,11 +169,11 @@ def summary_of(found: Measured, kind: str) -> dict[str, Any]:
     }
 
 
-def _ways(columns: dict[str, Measured]) -> list[str]:
+def _ways(columns: dict[str, ProtocolResult]) -> list[str]:
     return [*(aggregate.MAP_NAMES[kind] for kind in MAPS[:-1]), *columns]
 
 
-def _rows(columns: dict[str, Measured], shots: int) -> list[tuple[str, ...]]:
+def _rows(columns: dict[str, ProtocolResult], shots: int) -> list[tuple[str, ...]]:
     own = columns["edge preset"]
     peers = [found for name, found in columns.items() if name != "edge preset"]
     return [
@@ -173,11 +182,11 @@ def _rows(columns: dict[str, Measured], shots: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _names(found: Measured, shots: int) -> list[str]:
+def _names(found: ProtocolResult, shots: int) -> list[str]:
     return [*aggregate.class_names(found.by_shots()[shots]), aggregate.MEAN]
 
 
-def _pair(found: Measured, shots: int, name: str, kind: str) -> str:
+def _pair(found: ProtocolResult, shots: int, name: str, kind: str) -> str:
     seeds = found.by_shots().get(shots, [])
     return " / ".join(str(aggregate.figure(seeds, name, kind, what)) for what in ("image_auroc", "pixel_auroc"))
 

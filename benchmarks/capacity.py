@@ -34,7 +34,7 @@ from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.fleet.box_client import box_state
 from anomalysd_edge.fleet.capacity import PhotoCost, read_bench
 from anomalysd_edge.fleet.waiting_time import latency_quantile_s
-from anomalysd_edge.workflows.bench_worker import BenchRequest
+from anomalysd_edge.profiling.measurement import BenchRequest
 
 GROUP = 4
 PASSES = 3

@@ -21,8 +21,8 @@ import numpy as np
 from anomalysd_edge.bundle.detector_factory import preset_settings, reading_of
 from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.calibration.settings_search import ROUNDS
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
@@ -32,9 +32,9 @@ from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figur
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.reports.calibration import Report as CalibrationReport
-from anomalysd_edge.reports.calibration import false_alarms
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.calibrate import CalibrateRequest, good_photos, recalibrate, words
+from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, good_photos, recalibrate
 from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import Opening
 

@@ -17,15 +17,14 @@ from typing import Any
 
 from anomalysd_edge.bundle.detector_factory import class_constants
 from anomalysd_edge.bundle.reader import read_bundle
-from anomalysd_edge.cli.console import show_table
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.settings import EDGE
-from anomalysd_edge.training.models.torch_networks import networks_of_run
-from anomalysd_edge.training.run import read_run
+from anomalysd_edge.reports.console import show_table
+from anomalysd_edge.training.run import networks_of_run, read_run
 
 
 def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]:

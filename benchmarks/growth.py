@@ -23,8 +23,8 @@ from anomalysd_edge.bundle.writer import write_bundle
 from anomalysd_edge.cli.bench import in_own_process
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.bench_worker import BenchRequest, BenchRow
 
 MASKS = ((1,), (2,), (4,), (1, 2, 4), (8,), (1, 2, 4, 8))
 """Scales of the paper plan: 1, 4, 16, 21, 64 and 85 masks, and the prototype-guided one."""

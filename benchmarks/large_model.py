@@ -283,8 +283,7 @@ def inspect(asked: argparse.Namespace, backend: str) -> dict[str, Any]:
     pixels[100:130, 60:100] = (200, 40, 40)
     resident, began = Resident(), time.monotonic()
     if backend == "torch":
-        from anomalysd_edge.training.models.torch_networks import networks_of_run
-        from anomalysd_edge.training.run import read_run
+        from anomalysd_edge.training.run import networks_of_run, read_run
 
         networks: Any = networks_of_run(read_run(asked.out / "run"), device=asked.device)
         detector = detector_of(read_bundle(asked.out / "bundle", verify=False), networks, "paper")

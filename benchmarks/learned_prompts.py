@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.evaluation import evaluate
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.evaluate import evaluate_bundle
 from anomalysd_edge.workflows.export import export_to
 from anomalysd_edge.workflows.train import train_on

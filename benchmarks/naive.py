@@ -41,7 +41,7 @@ from anomalysd_edge.method.inpainting.masks import prototype_guided, to_pixels
 from anomalysd_edge.method.patches.memory_bank import prototype_distance
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.hardware import machine_facts
-from anomalysd_edge.training.models.base import quiet
+from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.models.perceptual import AlexPerceptual, load_perceptual
 from anomalysd_edge.training.run import Run, read_run, versions
 from anomalysd_edge.vision import images

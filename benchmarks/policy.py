@@ -25,7 +25,6 @@ from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
 from anomalysd_edge.calibration.holdout import Fold
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import F32, F64, U8, Progress
 from anomalysd_edge.data.classes import ClassSpec
@@ -40,6 +39,7 @@ from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb, resize_map
 from anomalysd_edge.workflows.calibrate import good_photos
 from anomalysd_edge.workflows.doctor import examine

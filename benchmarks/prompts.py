@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, Prompts
@@ -27,6 +26,7 @@ from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate, r
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.result import MAPS
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import Opening
 from anomalysd_edge.workflows.train import choose_shots, specs_of

@@ -20,15 +20,16 @@ import numpy as np
 from anomalysd_edge.bundle.detector_factory import preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.calibration.holdout import disturbed
+from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.calibration.settings_search import judged, merit, small_masks
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.calibrate import good_photos, words
+from anomalysd_edge.workflows.calibrate import good_photos
 from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import Opening
 

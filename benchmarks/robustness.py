@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from anomalysd_edge.cli.console import progress_bars, show_table
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import U8, Mask, Progress
 from anomalysd_edge.data.datasets import Sample, few_tests, open_dataset
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, class_figures
 from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import Opening

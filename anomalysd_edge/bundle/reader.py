@@ -242,3 +242,11 @@ def check_constants(constants: Mapping[str, Array], manifest: Manifest, where: P
             raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float32 (77, {width})")
         if key.startswith("prototypes/") and (value.ndim != 2 or value.dtype != np.float16 or not value.size):
             raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float16 (B, D)")
+
+
+def check_engines(bundle: Bundle) -> None:
+    """Raise BundleError unless every engine is as its record says: a signature vouches for them too."""
+    for record in bundle.manifest.engines:
+        file = bundle.path / record.file
+        if not file.is_file() or file.stat().st_size != record.bytes or sha256_file(file) != record.sha256:
+            raise BundleError(f"{file} is missing or was changed since it was built: build it again before signing")

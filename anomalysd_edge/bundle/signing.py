@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalysd_edge.core.files import read_json, sha256_file, write_aside, write_json
+from anomalysd_edge.core.files import read_json, write_aside, write_json
 from anomalysd_edge.errors import BundleError, InputError, missing_extra
 
 if TYPE_CHECKING:
-    from anomalysd_edge.bundle.reader import Bundle
+    pass
+
 
 SIGNATURE = "manifest.sig"
 ALGORITHM = "ed25519"
@@ -46,14 +47,6 @@ def new_key(path: Path) -> Path:
             )
         )
     return public
-
-
-def check_engines(bundle: Bundle) -> None:
-    """Raise BundleError unless every engine is as its record says: a signature vouches for them too."""
-    for record in bundle.manifest.engines:
-        file = bundle.path / record.file
-        if not file.is_file() or file.stat().st_size != record.bytes or sha256_file(file) != record.sha256:
-            raise BundleError(f"{file} is missing or was changed since it was built: build it again before signing")
 
 
 def sign(manifest: Path, key: Path) -> Path:

@@ -1,1 +1,1 @@
-"""."""
+"""The command `sd-edge`: options, help, exit codes."""

@@ -14,14 +14,14 @@ import typer
 
 from anomalysd_edge.bundle.backend_spec import ENGINES, backend_choice
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
-from anomalysd_edge.cli.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.core.files import sha256_file, write_aside, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BackendError, InputError
 from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.reports.bench import COLUMNS, Floor, as_csv, plot, stage_table, table
+from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.bench_worker import STAGES, BenchRequest, BenchRow
 
 if TYPE_CHECKING:
     from anomalysd_edge.profiling.operating_points import Mode

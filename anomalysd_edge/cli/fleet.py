@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomalysd_edge.cli.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import BackendError, InputError, SettingsError
+from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.ray_inspect import RaySettings

@@ -11,8 +11,8 @@ import typer
 
 from anomalysd_edge import __version__
 from anomalysd_edge.cli import bench, fleet, measuring, serving, training
-from anomalysd_edge.cli.console import progress_bars, say, show_json, show_table
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
+from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
 app = typer.Typer(
     name="sd-edge",
@@ -246,8 +246,8 @@ def calibrate(
 ) -> None:
     """Find prototypes, thresholds and each class's settings again, from good photos alone."""
     from anomalysd_edge.calibration.calibrate import CalibrationSettings
-    from anomalysd_edge.reports.calibration import Report, false_alarms, report_folder
-    from anomalysd_edge.workflows.calibrate import CalibrateRequest, recalibrate
+    from anomalysd_edge.reports.calibration import Report, report_folder
+    from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
     from anomalysd_edge.workflows.open_options import Opening
 
     if from_history is not None:
@@ -321,8 +321,7 @@ def sign(
     ] = False,
 ) -> None:
     """Sign a bundle: its manifest, and with it every file and engine."""
-    from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
-    from anomalysd_edge.bundle.signing import check_engines
+    from anomalysd_edge.bundle.reader import MANIFEST, check_engines, read_bundle
     from anomalysd_edge.bundle.signing import new_key as make_key
     from anomalysd_edge.bundle.signing import sign as put
 

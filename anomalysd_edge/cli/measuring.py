@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from anomalysd_edge.cli.console import progress_bars, say, show_json
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.reports.console import progress_bars, say, show_json
 
 
 def protocol(
@@ -48,8 +48,8 @@ def protocol(
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         found = run_protocol(asked, progress)
-    write(found, out)
-    show_json(found.to_json()) if as_json else show(found)
+    write(found.report(), found.to_json(), out)
+    show_json(found.to_json()) if as_json else show(found.report())
     for note in found.notes:
         say(f"not the published photos: {note}")
     say(f"written: {out / 'results.json'}, {out / 'report.html'}, {out / 'plots'}")

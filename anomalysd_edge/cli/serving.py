@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anomalysd_edge.cli.console import say, show_json, show_table
 from anomalysd_edge.core.files import write_aside
+from anomalysd_edge.reports.console import say, show_json, show_table
 
 if TYPE_CHECKING:
     from anomalysd_runtime.server.records.verdict_store import Record

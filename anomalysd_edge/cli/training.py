@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from anomalysd_edge.cli.console import progress_bars, say, show_json
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.reports.console import progress_bars, say, show_json
 
 ClassFile = Annotated[
     Path | None, typer.Option(help="TOML file with your classes' nouns, parts, kinds and symmetries.")

@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge.errors import ClassError
-from anomalysd_edge.method.patches.feature_windows import MOST
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+MAX_TILES = 8
+"""Windows along a side through which prototypes may see a photo."""
 KINDS = ("object", "texture")
 SYMMETRIES = ("rotate90", "rotate180", "flip_x", "flip_y")
 _KEYS = ("noun", "kind", "parts", "symmetries", "tiles")
@@ -72,8 +73,8 @@ class ClassSpec:
             raise ClassError(f"class {self.name!r} has the kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if any(not part.strip() for part in self.parts):
             raise ClassError(f"class {self.name!r} has an empty entry in parts; remove it or name the part")
-        if type(self.tiles) is not int or not 0 <= self.tiles <= MOST:
-            raise ClassError(f"class {self.name!r} has tiles = {self.tiles!r}; expected a number from 0 to {MOST}")
+        if type(self.tiles) is not int or not 0 <= self.tiles <= MAX_TILES:
+            raise ClassError(f"class {self.name!r} has tiles = {self.tiles!r}; expected a number from 0 to {MAX_TILES}")
         for symmetry in self.symmetries:
             if symmetry not in SYMMETRIES:
                 raise ClassError(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.engine_records import GateRecord
 from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.datasets import ClassData, Dataset, Sample
 from anomalysd_edge.errors import DatasetError, InputError
@@ -104,21 +102,6 @@ class Judgement:
     def worst_photo(self) -> PhotoAgreement:
         """A flipped photo before any other, then the largest score difference."""
         return max(self.photos, key=lambda photo: (photo.flip, photo.score_difference))
-
-    def record(self) -> GateRecord:
-        """For the manifest."""
-        return GateRecord(
-            reference=self.backends[0],
-            backend=self.backends[1],
-            photos=len(self.photos),
-            flips=self.flips,
-            score_difference=self.score_difference,
-            auroc_drop=self.auroc_drop,
-            allowed_flips=self.settings.flips,
-            allowed_auroc_drop=self.settings.auroc_drop,
-            passed=self.passed,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalysd_edge.bundle.manifest import FileRecord, Manifest, manifest_from_json
-from anomalysd_edge.bundle.reader import inside, read_bundle
-from anomalysd_edge.bundle.signing import check_engines
+from anomalysd_edge.bundle.reader import check_engines, inside, read_bundle
 from anomalysd_edge.core.files import parse_json, sha256_bytes, sha256_file
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BundleError, RegistryError

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalysd_edge.profiling.measurement import STAGES, BenchRow
 from anomalysd_edge.profiling.network_meter import JOBS
-from anomalysd_edge.workflows.bench_worker import STAGES, BenchRow
 
 COLUMNS = ("plan", "backend", "batch", "flight", "p50 ms", "p95", "p99", "photos/s", "networks %", "MiB", "x floor")
 COLOURS = {

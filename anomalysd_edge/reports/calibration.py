@@ -12,75 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.cli.console import say, show_table
-from anomalysd_edge.core.files import folder_aside, json_ready, sha256_file, write_json
-from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import Dataset, open_dataset
-from anomalysd_edge.errors import DatasetError
+from anomalysd_edge.calibration.outcome import Calibrated, Seen, words
+from anomalysd_edge.core.files import folder_aside, json_ready, write_json
+from anomalysd_edge.reports.console import say, show_table
 from anomalysd_edge.reports.html import HEAD, STYLE
 from anomalysd_edge.reports.protocol import table
 from anomalysd_edge.reports.svg import bar_plot, dot_plot
-from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.calibrate import Calibrated, words
-from anomalysd_edge.workflows.open_options import Opening
 
 MARKER = "calibration.json"
 COLUMNS = ("class", "threshold before", "now", "settings", "wanted", "seen", "good photos", "s")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What good photos that were no shots gave."""
-
-    scores: tuple[float, ...]
-    """Image score of each."""
-    threshold: float | None
-    """What they are held against."""
-
-    @property
-    def alarms(self) -> int | None:
-        """How many reach the threshold; None where there is none."""
-        return None if self.threshold is None else sum(score >= self.threshold for score in self.scores)
-
-    @property
-    def rate(self) -> float:
-        """Their share; NaN without a threshold or a photo."""
-        return math.nan if self.alarms is None or not self.scores else self.alarms / len(self.scores)
-
-
 def report_folder(bundle: Path) -> Path:
     """Beside the bundle: inside it every file is signed for."""
     return bundle.with_name(f"{bundle.name}-calibration")
-
-
-def false_alarms(found: Calibrated, photos: Path, how: Opening, progress: Progress) -> dict[str, Seen]:
-    """Judge the good photos of `photos` that were no shots (told by their bytes), for each class that has some.
-
-    Raises DatasetError where no class of the bundle has any.
-    """
-    data = open_dataset(photos)
-    others = {name: _others(data, name, set(found.shots[name])) for name in found.after if name in data.classes}
-    others = {name: files for name, files in others.items() if files}
-    if not others:
-        raise DatasetError(f"{photos} holds no good photos but the shots; a false-alarm rate needs others")
-    total, done = sum(map(len, others.values())), 0
-    seen = {}
-    with how.detector(found.bundle) as detector:
-        for name, files in others.items():
-            scores: list[float] = []
-            for start in range(0, len(files), detector.group):
-                part = [load_rgb(file) for file in files[start : start + detector.group]]
-                scores += [answer.pred_score for answer in detector.inspect(part, name)]
-                done += len(part)
-                progress("check", done, total, name)
-            seen[name] = Seen(tuple(scores), detector.classes[name].threshold)
-    return seen
-
-
-def _others(data: Dataset, name: str, shots: set[str]) -> list[Path]:
-    part = data.classes[name]
-    good = [*part.train, *(sample.path for sample in part.test if not sample.label)]
-    return [file for file in good if sha256_file(file) not in shots]
 
 
 @dataclass(frozen=True)

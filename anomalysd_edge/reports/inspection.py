@@ -11,6 +11,7 @@ import numpy as np
 from anomalysd_edge.core.files import folder_aside, write_json
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.reports import gallery
 from anomalysd_edge.vision import heatmap, images
 
 
@@ -67,7 +68,7 @@ def pictures(answer: Inspection, photo: U8) -> dict[str, U8]:
     }
 
 
-def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> heatmap.ReportRow:
+def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> gallery.ReportRow:
     """The report's row of one photo."""
     drawn = pictures(answer, photo)
     where = {
@@ -76,7 +77,7 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> h
         "prototypes": "the prototypes' highest patch, not repainted",
         "photo": "a photo that as a whole does not show its class",
     }[answer.evidence.kind]
-    return heatmap.ReportRow(
+    return gallery.ReportRow(
         name=name,
         class_name=answer.class_name,
         truth=truth,
@@ -91,12 +92,12 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> h
     )
 
 
-def examples_picture(rows: Sequence[heatmap.ReportRow]) -> U8 | None:
+def examples_picture(rows: Sequence[gallery.ReportRow]) -> U8 | None:
     """A strip per class: its bad photo with the highest score, score map, repaint and mask; None without one."""
-    best: dict[str, heatmap.ReportRow] = {}
+    best: dict[str, gallery.ReportRow] = {}
     for row in rows:
         if row.truth not in (None, "good") and (
-            row.class_name not in best or heatmap.severity(row) > heatmap.severity(best[row.class_name])
+            row.class_name not in best or gallery.severity(row) > gallery.severity(best[row.class_name])
         ):
             best[row.class_name] = row
     columns = [np.concatenate([r.photo, r.heat, r.repaint, r.evidence], axis=0) for r in best.values()]

@@ -13,10 +13,10 @@ from anomalysd_edge.bundle.engine_records import PRECISIONS, QUANTISED, EngineRe
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import writing
-from anomalysd_edge.cli.console import show_table
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import few_shot, open_dataset
 from anomalysd_edge.errors import BackendError, DatasetError, SettingsError
+from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.vision import images
 
 ENGINE_KINDS = ("onnx", *ENGINES)

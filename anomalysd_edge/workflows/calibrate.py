@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from anomalysd_edge.bundle.update import LOCK
 from anomalysd_edge.bundle.writer import write_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
 from anomalysd_edge.calibration.settings_search import Trial
-from anomalysd_edge.core.files import json_ready, read_json, sha256_file
+from anomalysd_edge.core.files import read_json, sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
@@ -33,6 +33,10 @@ from anomalysd_edge.vision.images import load_rgb
 
 if TYPE_CHECKING:
     from anomalysd_edge.method.networks import Networks
+
+from anomalysd_edge.calibration.outcome import Calibrated, Seen
+from anomalysd_edge.data.datasets import Dataset
+from anomalysd_edge.workflows.open_options import Opening
 
 RUN_RECORD = "run.json"
 ENGINES = "engines"
@@ -56,35 +60,6 @@ class CalibrateRequest:
     """How."""
     threads: int | None = None
     """CPU threads; all cores if None."""
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What was found."""
-
-    bundle: Path
-    """Where the new bundle lies."""
-    trials: dict[str, list[Trial]]
-    """By class, in the order of trying; empty where settings were not to be chosen."""
-    before: dict[str, float | None]
-    """Thresholds by class."""
-    after: dict[str, float | None]
-    """The new ones."""
-    choices: dict[str, dict[str, Any]]
-    """Settings of each class that differ from the preset's."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """How long each class took."""
-    preset: str = "edge"
-    """What was calibrated."""
-    false_alarm_rate: float = 0.0
-    """The wanted one."""
-    shots: dict[str, list[str]] = field(default_factory=dict)
-    """SHA-256 of each class's good photos that were used."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        found: dict[str, Any] = json_ready(asdict(self))
-        return {**found, "bundle": self.bundle.name}
 
 
 def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
@@ -216,9 +191,31 @@ def _link_file(source: str, target: str) -> str:
     return target
 
 
-def words(changes: Any) -> str:
-    """Settings as a person reads them: 'scales 2/4/8, draws 3'."""
-    return ", ".join(
-        f"{name} {'/'.join(map(str, value)) if isinstance(value, tuple | list) else value}"
-        for name, value in changes.items()
-    )
+def false_alarms(found: Calibrated, photos: Path, how: Opening, progress: Progress) -> dict[str, Seen]:
+    """Judge the good photos of `photos` that were no shots (told by their bytes), for each class that has some.
+
+    Raises DatasetError where no class of the bundle has any.
+    """
+    data = open_dataset(photos)
+    others = {name: _others(data, name, set(found.shots[name])) for name in found.after if name in data.classes}
+    others = {name: files for name, files in others.items() if files}
+    if not others:
+        raise DatasetError(f"{photos} holds no good photos but the shots; a false-alarm rate needs others")
+    total, done = sum(map(len, others.values())), 0
+    seen = {}
+    with how.detector(found.bundle) as detector:
+        for name, files in others.items():
+            scores: list[float] = []
+            for start in range(0, len(files), detector.group):
+                part = [load_rgb(file) for file in files[start : start + detector.group]]
+                scores += [answer.pred_score for answer in detector.inspect(part, name)]
+                done += len(part)
+                progress("check", done, total, name)
+            seen[name] = Seen(tuple(scores), detector.classes[name].threshold)
+    return seen
+
+
+def _others(data: Dataset, name: str, shots: set[str]) -> list[Path]:
+    part = data.classes[name]
+    good = [*part.train, *(sample.path for sample in part.test if not sample.label)]
+    return [file for file in good if sha256_file(file) not in shots]

@@ -12,8 +12,8 @@ from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import ClassError, DatasetError
 from anomalysd_edge.evaluation import evaluate
-from anomalysd_edge.reports import inspection
-from anomalysd_edge.vision import heatmap, images
+from anomalysd_edge.reports import gallery, inspection
+from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import Opening
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def evaluate_bundle(
         raise DatasetError(
             f"{data} has no test photos; eval needs labelled ones (test/good and test/DEFECT, or good/ and bad/)"
         )
-    rows: list[heatmap.ReportRow] = []
+    rows: list[gallery.ReportRow] = []
 
     def keep(sample: Any, photo: Any, answer: Any) -> None:
         name = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
@@ -86,10 +86,10 @@ def evaluate_bundle(
         write_json(out / "results.json", measured.to_json())
         if (picture := inspection.examples_picture(rows)) is not None:
             images.save_png(out / "examples.png", picture)
-        table = heatmap.TableData(
+        table = gallery.TableData(
             measured.columns, tuple(measured.rows), "Image/pixel AUROC per map, then the fused map, in percent"
         )
-        heatmap.write_report(
+        gallery.write_report(
             out / "report.html", f"Inspection of {data.name}", rows, table, list(facts.items()), side_px=128
         )
     return measured

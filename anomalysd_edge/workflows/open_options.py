@@ -7,10 +7,10 @@ from pathlib import Path
 
 from anomalysd_edge.bundle.backend_spec import BackendChoice, backend_choice
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
-from anomalysd_edge.cli.console import say
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.reports.console import say
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.errors import ClassError, DatasetError, RunError, SettingsError
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, ClassResult, evaluate, result_of
+from anomalysd_edge.reports.protocol import ProtocolReport
 from anomalysd_edge.workflows.export import export_to
 from anomalysd_edge.workflows.open_options import Opening
 from anomalysd_edge.workflows.train import choose_shots, train_on
@@ -110,7 +111,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProtocolResult:
     """The whole protocol's result."""
 
     request: ProtocolRequest
@@ -126,6 +127,22 @@ class Measured:
         """Results of all seeds by number of shots, ascending."""
         numbers = sorted({cell.shots for cell in self.cells})
         return {n: [found for cell, found in self.cells.items() if cell.shots == n] for n in numbers}
+
+    def report(self) -> ProtocolReport:
+        """What is shown of it."""
+        asked, known = self.request, PUBLISHED.get(self.request.dataset or "")
+        title = known.title if known else self.data.root.resolve().name
+        facts = {
+            "preset": asked.opening.preset,
+            "backend": asked.opening.backend,
+            "base": asked.base_name,
+            "seeds": ", ".join(asked.seeds),
+            "spread": "sample standard deviation over seeds, of which each chooses the shots and seeds the training",
+        }
+        published = known.title if known else None
+        return ProtocolReport(
+            f"Few-shot protocol: {title}", facts, list(self.data.classes), self.by_shots(), published, self.notes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -151,7 +168,7 @@ class Measured:
         }
 
 
-def run_protocol(asked: ProtocolRequest, progress: Progress) -> Measured:
+def run_protocol(asked: ProtocolRequest, progress: Progress) -> ProtocolResult:
     """Train, export and measure what is missing, then collect. Raises SettingsError where `out` holds other settings.
 
     Also what training, export and inspection raise; DatasetError where a class has no labelled test photos.
@@ -165,7 +182,7 @@ def run_protocol(asked: ProtocolRequest, progress: Progress) -> Measured:
         shots = choose_shots(data, cell.shots, cell.shot_seed)
         shot_names[cell] = {n: [p.relative_to(data.root).as_posix() for p in paths] for n, paths in shots.items()}
         measured[cell] = _measure(asked, data, cell, shots, progress)
-    return Measured(asked, data, notes, measured, shot_names)
+    return ProtocolResult(asked, data, notes, measured, shot_names)
 
 
 def _open(asked: ProtocolRequest) -> tuple[Dataset, list[str]]:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 
 from anomalysd_edge.bundle.backend_spec import backend_choice
 from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.engine_records import GateRecord
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
-from anomalysd_edge.cli.console import show_table
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.data.datasets import open_dataset
@@ -23,6 +24,7 @@ from anomalysd_edge.errors import DatasetError, SettingsError
 from anomalysd_edge.evaluation import agreement
 from anomalysd_edge.evaluation.backend_parity import FIGURES, GateSettings, Judgement, judge
 from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.reports.html import HEAD, STYLE
 from anomalysd_edge.reports.inspection import heat_range
 from anomalysd_edge.vision import heatmap, images
@@ -89,8 +91,7 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
         return stack.enter_context(opened)
     if request.run is None:
         raise SettingsError("the backend torch needs the run that the bundle was exported from; give it with --run")
-    from anomalysd_edge.training.models.torch_networks import networks_of_run
-    from anomalysd_edge.training.run import read_run
+    from anomalysd_edge.training.run import networks_of_run, read_run
 
     torch_networks = networks_of_run(read_run(request.run), request.threads, features_folder=request.features)
     networks = stack.enter_context(torch_networks)
@@ -101,8 +102,24 @@ def _enter(path: Path, kind: str, precision: str, found: Judgement) -> None:
     with writing(path):
         manifest = read_manifest(path)
         record = manifest.precisions[precision]
-        marked = replace(record, gates={**record.gates, kind: found.record()})
+        marked = replace(record, gates={**record.gates, kind: gate_record(found)})
         write_manifest(path, replace(manifest, precisions={**manifest.precisions, precision: marked}))
+
+
+def gate_record(found: Judgement) -> GateRecord:
+    """What the manifest keeps of a judged precision."""
+    return GateRecord(
+        reference=found.backends[0],
+        backend=found.backends[1],
+        photos=len(found.photos),
+        flips=found.flips,
+        score_difference=found.score_difference,
+        auroc_drop=found.auroc_drop,
+        allowed_flips=found.settings.flips,
+        allowed_auroc_drop=found.settings.auroc_drop,
+        passed=found.passed,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
 def _sample_name(path: Path) -> str:
@@ -205,8 +222,7 @@ def verify_against(
     features: Path | None = None,
 ) -> agreement.Agreement:
     """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
-    from anomalysd_edge.training.models.torch_networks import networks_of_run
-    from anomalysd_edge.training.run import read_run
+    from anomalysd_edge.training.run import networks_of_run, read_run
     from anomalysd_runtime.loading import open_detector
 
     bundle = read_bundle(bundle_path)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
-from anomalysd_edge.bundle.signing import check_engines, new_key, sign
+from anomalysd_edge.bundle.reader import MANIFEST, check_engines, read_bundle
+from anomalysd_edge.bundle.signing import new_key, sign
 from anomalysd_edge.errors import BundleError, InputError
 from tests.conftest import sd_edge
 from tests.support.small_graphs import small_bundle

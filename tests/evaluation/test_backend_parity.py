@@ -17,7 +17,7 @@ from anomalysd_edge.evaluation.network_parity import SideBySide
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.verify import network_rows, rows, worst_picture, write_report
+from anomalysd_edge.workflows.verify import gate_record, network_rows, rows, worst_picture, write_report
 from tests.method.test_detector import SCHEDULE, SMALL, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
@@ -83,7 +83,7 @@ def test_small_differences_pass_and_are_told(samples: list[Sample]) -> None:
     assert 0 < found.networks["vae_encoder"].max_abs <= 5e-4 + 1e-6
     assert found.networks["vae_decoder"].max_abs == 0, "the decoder is the same: compared on the same latents"
     assert "verified: coarse against fake on 8 photos: verdict flips 0" in found.sentence()
-    assert found.record().passed
+    assert gate_record(found).passed
     assert [row[0] for row in network_rows(found)] == sorted(found.networks)
 
 

@@ -20,8 +20,9 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, ParityError, RunError, SettingsError
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.settings import InspectSettings
-from anomalysd_edge.training.models.base import load_base, quiet
+from anomalysd_edge.training.models.base import load_base
 from anomalysd_edge.training.models.features import DenseFeatures
+from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.models.perceptual import AlexPerceptual
 from anomalysd_edge.training.models.torch_networks import TorchNetworks
 from anomalysd_export import onnx_export

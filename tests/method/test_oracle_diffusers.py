@@ -14,7 +14,8 @@ from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import NumericError, ShapeError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import InpaintJob, Networks
-from anomalysd_edge.training.models.base import Base, load_base, prompt_states, quiet
+from anomalysd_edge.training.models.base import Base, load_base, prompt_states
+from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.models.perceptual import AlexPerceptual
 from anomalysd_edge.training.models.torch_networks import TorchNetworks
 from tests.support.tiny_models import TINY_PX, tiny_base

@@ -10,11 +10,12 @@ import pytest
 
 from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationSettings
+from anomalysd_edge.calibration.outcome import Calibrated, Seen
 from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.errors import DatasetError, InputError
-from anomalysd_edge.reports.calibration import COLUMNS, Report, Seen, false_alarms, report_folder
+from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.calibrate import Calibrated, CalibrateRequest, recalibrate
+from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
 from anomalysd_edge.workflows.open_options import Opening
 from tests.conftest import sd_edge
 from tests.evaluation.test_aggregate import SVG

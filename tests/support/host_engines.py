@@ -16,7 +16,8 @@ from anomalysd_edge.core.types import Array
 from anomalysd_runtime.onnx.sessions import open_session
 from anomalysd_runtime.onnx.step_graph import step_graph
 from anomalysd_runtime.static_batches import references_of
-from anomalysd_runtime.tensorrt.networks import StaticEngine, TensorrtNetworks
+from anomalysd_runtime.tensorrt.networks import TensorrtNetworks
+from anomalysd_runtime.tensorrt.protocols import StaticEngine
 from tests.support.small_graphs import SIZES, write_graph
 
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}

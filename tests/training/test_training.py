@@ -24,7 +24,8 @@ from anomalysd_edge.training.checkpoints import partial_folder
 from anomalysd_edge.training.data import TrainingData, random_mask
 from anomalysd_edge.training.loop import learning_rate
 from anomalysd_edge.training.losses import noisy_samples, unet_loss
-from anomalysd_edge.training.models.base import load_base, quiet
+from anomalysd_edge.training.models.base import load_base
+from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.run import Run, read_run
 from anomalysd_edge.training.settings import NANO_DEFAULTS, TrainSettings
 from anomalysd_edge.training.train import train

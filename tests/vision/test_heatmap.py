@@ -14,18 +14,8 @@ import pytest
 from PIL import Image
 
 from anomalysd_edge.errors import InputError, NumericError, ShapeError
-from anomalysd_edge.vision.heatmap import (
-    ALARM,
-    COLOURS,
-    ReportRow,
-    TableData,
-    contour,
-    heat_map,
-    overlay,
-    severity,
-    spotlight,
-    write_report,
-)
+from anomalysd_edge.reports.gallery import ReportRow, TableData, severity, write_report
+from anomalysd_edge.vision.heatmap import ALARM, COLOURS, contour, heat_map, overlay, spotlight
 
 GREY = np.full((8, 8, 3), 100, np.uint8)
 

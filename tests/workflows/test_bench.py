@@ -20,6 +20,7 @@ from anomalysd_edge.cli.main import app
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.profiling import operating_point_search
 from anomalysd_edge.profiling.hardware import board_milliwatts, machine_facts
+from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.profiling.operating_points import (
     Mode,
     ModeTable,
@@ -32,7 +33,7 @@ from anomalysd_edge.profiling.operating_points import (
 )
 from anomalysd_edge.reports.bench import COLUMNS, Floor, as_csv, plot, stage_table, table
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.bench_worker import STAGES, BenchRequest, BenchRow, measure
+from anomalysd_edge.workflows.bench_worker import measure
 from anomalysd_edge.workflows.open_options import Opening, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates

@@ -103,7 +103,7 @@ def test_every_cell_is_trained_once_and_reported(asked: ProtocolRequest) -> None
     kept = read_json(asked.out / "1-shot/seed-5/classes/bottle.json")
     assert [p["label"] for p in kept["photos"]] == [0, 0, 0, 1, 1, 1]
 
-    protocol_report.write(found, asked.out)
+    protocol_report.write(found.report(), found.to_json(), asked.out)
     assert json.loads((asked.out / "results.json").read_text()) == json_ready(values)
     page = (asked.out / "report.html").read_text()
     assert page.count("<svg") == 2

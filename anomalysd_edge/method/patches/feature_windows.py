@@ -19,7 +19,6 @@ from anomalysd_edge.vision import images
 
 _OVERLAP = 4
 """Neighbouring windows share this part of a side, a fourth; of it each gives the half farther from its own border."""
-MOST = 8
 _REDUCED = 2.5
 """Photos are reduced to no less than one part in this, as far as _USUAL windows reach."""
 _USUAL = 3

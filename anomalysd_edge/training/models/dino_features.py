@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import InputError, ShapeError
-from anomalysd_edge.training.models.base import quiet
+from anomalysd_edge.training.models.hub import quiet
 
 PATCHES = 32
 """Patches along a side: with DINOv2's patches of 14 px the photo is 448 px wide."""

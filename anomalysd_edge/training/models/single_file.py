@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from anomalysd_edge.core.files import folder_aside, sha256_file
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.training.models.base import from_hub
+from anomalysd_edge.training.models.hub import from_hub
 
 UNET, CLIP_1, CLIP_2 = "model.diffusion_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
 TOKENIZER = "openai/clip-vit-large-patch14"

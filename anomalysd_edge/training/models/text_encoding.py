@@ -11,7 +11,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.training.models.base import Base, find_base, prompt_states, quiet
+from anomalysd_edge.training.models.base import Base, find_base, prompt_states
+from anomalysd_edge.training.models.hub import quiet
 
 
 def open_text_encoder(place: Path | None, base_name: str) -> Callable[[str], F32]:

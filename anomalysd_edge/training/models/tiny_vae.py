@@ -14,7 +14,8 @@ from diffusers import AutoencoderTiny
 
 from anomalysd_edge.core.files import read_json, sha256_file
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.training.models.base import Base, from_hub, latent_factor, quiet
+from anomalysd_edge.training.models.base import Base, latent_factor
+from anomalysd_edge.training.models.hub import from_hub, quiet
 
 TINY = "tiny"
 TINY_HUB = "madebyollin/taesd"

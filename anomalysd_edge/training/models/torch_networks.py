@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +14,7 @@ from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.errors import BackendError, NumericError, ShapeError
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_edge.training.models.base import decode, encode_mode, latent_factor
-from anomalysd_edge.training.models.features import FEATURES_PX, features_of
-from anomalysd_edge.training.models.perceptual import load_perceptual
-from anomalysd_edge.training.run import Run
+from anomalysd_edge.training.models.features import FEATURES_PX
 
 
 class TorchNetworks:
@@ -194,33 +191,3 @@ class TorchNetworks:
             raise ShapeError(
                 f"{name} came as {array.dtype} {array.shape}; expected float32 (N >= 1, {', '.join(map(str, shape))})"
             )
-
-
-def networks_of_run(
-    run: Run,
-    threads: int | None = None,
-    max_batch: int = 16,
-    device: str = "cpu",
-    features_folder: Path | None = None,
-) -> TorchNetworks:
-    """The networks of a finished run: its model, the perceptual network that it was trained with, the feature network.
-
-    `features_folder`: DINOv2, where the export was told so.
-
-    Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
-    """
-    base = run.load()
-    perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
-    features, _, _ = features_of(features_folder)
-    side: int = getattr(features, "side", FEATURES_PX)
-    return TorchNetworks(
-        base.unet,
-        base.vae,
-        perceptual,
-        features,
-        size_px=run.size_px,
-        features_px=side,
-        max_batch=max_batch,
-        device=device,
-        threads=threads,
-    )

@@ -1,1 +1,1 @@
-"""."""
+"""The recipe of the embedded base "nano"."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as nnf
 
 from anomalysd_edge.training.nano import models
-from anomalysd_edge.training.nano.recipe import SEED, batch_of, blend, note, rate
+from anomalysd_edge.training.nano.common import SEED, batch_of, blend, note, rate
 
 BATCH = 16
 PEAK_RATE = 6e-4

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.errors import ImageError
 from anomalysd_edge.vision.images import decode_rgb
-from anomalysd_runtime.server.inference.jobs import BadRequest, TooLarge, WrongType
+from anomalysd_runtime.server.errors import BadRequest, TooLarge, WrongType
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """What a camera sends. Pillow's other decoders (EPS starts a program, for one) never see a client's bytes."""

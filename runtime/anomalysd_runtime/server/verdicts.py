@@ -15,7 +15,7 @@ from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision import heatmap, images
 from anomalysd_edge.vision.morphology import label_regions
-from anomalysd_runtime.server.inference.jobs import BadRequest
+from anomalysd_runtime.server.errors import BadRequest
 
 SCHEMA = "sd-edge.verdict.1"
 """Named in every verdict that leaves the box; a change of a field's meaning raises its number."""

@@ -18,7 +18,7 @@ from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_runtime.static_batches import padded
 
 if TYPE_CHECKING:
-    from anomalysd_runtime.tensorrt.networks import Device, StaticEngine
+    from anomalysd_runtime.tensorrt.protocols import Device, StaticEngine
 
 ALIGNMENT = 256
 """Bytes: where TensorRT takes an input or output. A table's rows begin at multiples of it."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,48 +27,8 @@ from anomalysd_runtime.static_batches import (
     within_references,
 )
 from anomalysd_runtime.tensorrt.device_loop import DeviceLoop
+from anomalysd_runtime.tensorrt.protocols import Device, StaticEngine
 from anomalysd_runtime.validation import check_array, check_index, check_job, finite
-
-
-class Device(Protocol):
-    """Memory and one stream of work; see cuda_device.CudaDevice."""
-
-    def allocate(self, length: int) -> int: ...
-
-    def upload(self, address: int, array: Array) -> None: ...
-
-    def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array: ...
-
-    def synchronize(self) -> None: ...
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
-
-    def enter_thread(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class StaticEngine(Protocol):
-    """A network at a few static batch sizes; see tensorrt_engine.TensorrtEngine."""
-
-    sizes: tuple[int, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def workspace_bytes(self) -> int: ...
-
-    def use_room(self, address: int) -> None: ...
-
-    def dtype(self, name: str) -> np.dtype[Any]: ...
-
-    def shape(self, name: str, size: int) -> tuple[int, ...]: ...
-
-    def enqueue(self, size: int, addresses: Mapping[str, int]) -> None: ...
-
-    def capturable(self, size: int) -> bool: ...
-
-    def close(self) -> None: ...
 
 
 class TensorrtNetworks:

@@ -21,8 +21,8 @@ from PIL import Image
 
 from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_runtime.loading import open_detector
+from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import Unavailable
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import (
     CRASH,

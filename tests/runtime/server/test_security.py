@@ -15,9 +15,9 @@ import pytest
 
 from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server import settings as s
+from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.http.middleware import RateLimit
 from anomalysd_runtime.server.inference.fair_queue import FairQueue
-from anomalysd_runtime.server.inference.jobs import Unavailable
 from tests.conftest import sd_edge
 from tests.support.serving import Box, free_port, png, running_box, small_settings
 from tests.support.small_graphs import small_bundle

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anomalysd_edge.vision.images import decode_rgb
+from anomalysd_runtime.server.errors import BadRequest
 from anomalysd_runtime.server.http import tensors
-from anomalysd_runtime.server.inference.jobs import BadRequest
 from tests.support.serving import Answer, Box, png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 

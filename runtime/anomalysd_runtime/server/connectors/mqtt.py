@@ -30,15 +30,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from anomalysd_runtime.server.errors import BadRequest, DeadlineMissed, QueueFull, ServeError, TooLarge, Unavailable
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import (
-    BadRequest,
-    DeadlineMissed,
-    QueueFull,
-    ServeError,
-    TooLarge,
-    Unavailable,
-)
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.settings import MqttSettings
 from anomalysd_runtime.server.verdicts import Told, Verdict

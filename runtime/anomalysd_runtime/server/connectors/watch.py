@@ -24,8 +24,8 @@ from typing import Any
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
+from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import DeadlineMissed, QueueFull, ServeError, Unavailable
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.verdicts import Told, Verdict
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from anomalysd_edge import __version__
+from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.http import page, schemas, v2
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
 from anomalysd_runtime.server.http.error_handlers import REFUSALS, handle_refusals
 from anomalysd_runtime.server.http.middleware import Guard, own_hosts
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.records.history import Wanted
 from anomalysd_runtime.server.records.history import find as find_verdicts

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from anomalysd_runtime.server.errors import BadRequest, DeadlineMissed, ServeError
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import BadRequest, DeadlineMissed, ServeError
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.verdicts import Told
 

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from anomalysd_edge.errors import SDEdgeError
+from anomalysd_runtime.server.errors import ServeError
 from anomalysd_runtime.server.http import schemas
 from anomalysd_runtime.server.http.asgi_bridge import ClientGone
 from anomalysd_runtime.server.http.middleware import Refused
-from anomalysd_runtime.server.inference.jobs import ServeError
 from anomalysd_runtime.server.records.verdict_store import RecordError
 
 REFUSALS: dict[int | str, dict[str, Any]] = {

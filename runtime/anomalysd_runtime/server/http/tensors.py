@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.types import Array
-from anomalysd_runtime.server.inference.jobs import BadRequest
+from anomalysd_runtime.server.errors import BadRequest
 
 DTYPES: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "UINT8": np.uint8, "BOOL": np.bool_}
 HEADER = "inference-header-content-length"

@@ -13,11 +13,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from anomalysd_edge import __version__
+from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, TooLarge, Unavailable, WrongType
 from anomalysd_runtime.server.http import tensors
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
 from anomalysd_runtime.server.http.error_handlers import REFUSALS
 from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.inference.jobs import BadRequest, NotFound, ServeError, TooLarge, Unavailable, WrongType
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.verdicts import Told
 

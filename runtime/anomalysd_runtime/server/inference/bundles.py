@@ -14,8 +14,8 @@ from typing import Any
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import BundleError, SDEdgeError
+from anomalysd_runtime.server.errors import NotFound, Unavailable
 from anomalysd_runtime.server.inference.engine import Engine
-from anomalysd_runtime.server.inference.jobs import NotFound, Unavailable
 from anomalysd_runtime.server.inference.worker import Opened
 from anomalysd_runtime.server.settings import bundle_path
 

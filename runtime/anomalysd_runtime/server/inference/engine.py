@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.errors import SDEdgeError
+from anomalysd_runtime.server.errors import DeadlineMissed, Failed, Unavailable
 from anomalysd_runtime.server.inference.fair_queue import FairQueue
-from anomalysd_runtime.server.inference.jobs import DeadlineMissed, Failed, Job, Judged, Unavailable
+from anomalysd_runtime.server.inference.jobs import Job, Judged
 from anomalysd_runtime.server.inference.worker import Opened, Opener, Verdicts, Worker, WorkerLost, open_bundle
 from anomalysd_runtime.server.settings import EngineSettings
 

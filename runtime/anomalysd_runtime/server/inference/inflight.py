@@ -13,8 +13,9 @@ from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision.images import encode_png
+from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, Unavailable
 from anomalysd_runtime.server.inference.bundles import Loaded
-from anomalysd_runtime.server.inference.jobs import BadRequest, Job, Judged, NotFound, ServeError, Unavailable
+from anomalysd_runtime.server.inference.jobs import Job, Judged
 from anomalysd_runtime.server.verdicts import Told, Verdict, regions_of
 
 

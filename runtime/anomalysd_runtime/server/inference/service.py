@@ -12,6 +12,15 @@ from typing import Any
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server import decoding
+from anomalysd_runtime.server.errors import (
+    BadRequest,
+    DeadlineMissed,
+    Failed,
+    QueueFull,
+    ServeError,
+    TooLarge,
+    Unavailable,
+)
 from anomalysd_runtime.server.inference.bundles import BundleStore
 from anomalysd_runtime.server.inference.engine import Engine
 from anomalysd_runtime.server.inference.inflight import (
@@ -24,16 +33,7 @@ from anomalysd_runtime.server.inference.inflight import (
     same_answer,
     verdict_of,
 )
-from anomalysd_runtime.server.inference.jobs import (
-    BadRequest,
-    DeadlineMissed,
-    Failed,
-    Job,
-    QueueFull,
-    ServeError,
-    TooLarge,
-    Unavailable,
-)
+from anomalysd_runtime.server.inference.jobs import Job
 from anomalysd_runtime.server.inference.worker import Opener, open_bundle
 from anomalysd_runtime.server.metrics import Metrics
 from anomalysd_runtime.server.records.retention import Retention
