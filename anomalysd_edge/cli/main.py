@@ -245,7 +245,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Find prototypes, thresholds and each class's settings again, from good photos alone."""
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.reports.calibration import Report, report_folder
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
     from anomalysd_edge.workflows.open_options import Opening

@@ -106,7 +106,7 @@ def add_class(
     quiet: Quiet = False,
 ) -> None:
     """Add a class to a bundle without training: its prompts, prototypes and threshold. Needs the text encoder."""
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.workflows.add_class import AddRequest
     from anomalysd_edge.workflows.add_class import add_class as body
 

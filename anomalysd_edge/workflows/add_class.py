@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors, preset_settings, reading_of
+from anomalysd_edge.bundle.detector_factory import (
+    calibration_task,
+    class_record,
+    constant_tensors,
+    preset_settings,
+)
 from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import LOCK
 from anomalysd_edge.bundle.writer import write_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, is_described, load_classes
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.method.class_model import ClassConstants
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.vision.images import list_images, load_rgb
 from anomalysd_edge.workflows.calibrate import ENGINES, link
 
@@ -96,25 +101,19 @@ def add_class(asked: AddRequest, progress: Progress) -> Added:
     presets = sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]
     from anomalysd_runtime.onnx.networks import OnnxNetworks
 
-    config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
     found: dict[str, ClassConstants] = {}
     with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
         for preset in presets:
-            found[preset] = calibrate(
-                networks,
-                NoiseSchedule.from_config(config),
-                {asked.name: photos},
-                {asked.name: spec},
-                {asked.name: prompts},
-                preset_settings(bundle, preset),
-                asked.settings,
-                bundle.constants[NEGATIVE_PROMPT],
-                progress,
-                reading=reading_of(bundle),
-            )[asked.name]
+            task = calibration_task(
+                bundle, networks, {asked.name: photos}, preset_settings(bundle, preset), asked.settings
+            )
+            task = replace(task, specs={asked.name: spec}, prompts={asked.name: prompts})
+            found[preset] = calibrate(task, progress).classes[asked.name]
     out = asked.out or asked.bundle
     _write(bundle, out, spec, len(photos), found)
-    return Added(out, asked.name, len(photos), {preset: constants.threshold for preset, constants in found.items()})
+    return Added(
+        out, asked.name, len(photos), {preset: constants.calibration.threshold for preset, constants in found.items()}
+    )
 
 
 def _states(bundle: Bundle, spec: ClassSpec, place: Path | None) -> dict[str, F32]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors, preset_settings, reading_of
+from anomalysd_edge.bundle.detector_factory import (
+    calibration_task,
+    class_record,
+    constant_tensors,
+    preset_settings,
+)
 from anomalysd_edge.bundle.manifest import ClassRecord, Manifest
 from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import LOCK
 from anomalysd_edge.bundle.writer import write_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
-from anomalysd_edge.calibration.settings_search import Trial
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import read_json, sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
@@ -28,7 +32,6 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.data.datasets import few_shot, open_dataset
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.method.class_model import ClassConstants
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.vision.images import load_rgb
 
 if TYPE_CHECKING:
@@ -69,60 +72,23 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     records = bundle.manifest.classes
     files = good_photos(asked.photos, records, asked.shots)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
-    prompts = {
-        name: {
-            level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
-        }
-        for name in records
-    }
-    trials: dict[str, list[Trial]] = {}
-    seconds, timed = _clock(progress, list(specs))
     with _networks(bundle, asked.threads) as networks:
-        found = calibrate(
-            networks,
-            NoiseSchedule.from_config(
-                {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-            ),
-            shots,
-            specs,
-            prompts,
-            inspect,
-            asked.settings,
-            bundle.constants[NEGATIVE_PROMPT],
-            timed,
-            trials,
-            reading=reading_of(bundle),
-        )
+        found = calibrate(calibration_task(bundle, networks, shots, inspect, asked.settings), progress)
+    specs = bundle.specs()
     out = asked.out or asked.bundle
-    _write(bundle, out, specs, shots, found, asked.preset)
+    _write(bundle, out, specs, shots, found.classes, asked.preset)
     return Calibrated(
         bundle=out,
-        trials=trials,
+        trials=found.trials,
         before={n: r.calibration[asked.preset].threshold if asked.preset in r.calibration else None
                 for n, r in records.items()},
-        after={name: constants.threshold for name, constants in found.items()},
-        choices={name: dict(constants.choices) for name, constants in found.items() if constants.choices},
-        seconds=seconds,
+        after={name: constants.calibration.threshold for name, constants in found.classes.items()},
+        choices={name: chosen for name, c in found.classes.items() if (chosen := dict(c.calibration.choices))},
+        seconds=found.seconds,
         preset=asked.preset,
         false_alarm_rate=asked.settings.false_alarm_rate,
         shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
     )  # fmt: skip
-
-
-def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Progress]:
-    """Seconds by class, filled in while calibrate tells that it begins class after class, and what to give it."""
-    seconds: dict[str, float] = {}
-    began: list[float] = []
-
-    def timed(phase: str, done: int, total: int, detail: str) -> None:
-        if len(began) == done <= len(names):
-            began.append(time.monotonic())
-            if done:
-                seconds[names[done - 1]] = round(began[-1] - began[-2], 1)
-        progress(phase, done, total, detail)
-
-    return seconds, timed
 
 
 def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None) -> dict[str, list[Path]]:
@@ -211,7 +177,7 @@ def false_alarms(found: Calibrated, photos: Path, how: Opening, progress: Progre
                 scores += [answer.pred_score for answer in detector.inspect(part, name)]
                 done += len(part)
                 progress("check", done, total, name)
-            seen[name] = Seen(tuple(scores), detector.classes[name].threshold)
+            seen[name] = Seen(tuple(scores), detector.classes[name].calibration.threshold)
     return seen
 
 

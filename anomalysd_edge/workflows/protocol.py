@@ -278,7 +278,7 @@ def _bundle(asked: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], pr
     if not asked.calibrate or not cell.shots:
         export_to(run.path, out, asked.class_file, asked.opening.threads, progress)
         return out
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, recalibrate
 
     exported = cell.folder / "exported"
