@@ -1,7 +1,7 @@
 """What a bundle learns of a class from its good photos alone: prototypes, map scales, thresholds, settings of its own.
 
-No defect photo is ever asked for. Thresholds come from held-out normals (heldout.py); where settings are to be chosen
-too, from synthetic anomalies painted on those (synthetic.py, choosing.py).
+No defect photo is ever asked for. Thresholds come from held-out normals (holdout.py); where settings are to be chosen
+too, from synthetic anomalies painted on those (synthetic_anomalies.py, settings_search.py).
 """
 
 from __future__ import annotations

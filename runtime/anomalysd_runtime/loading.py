@@ -23,7 +23,7 @@ ON_MISMATCH = ("error", "rebuild", "onnxruntime")
 
 
 def open_detector(
-    bundle_path: Path,
+    bundle_path: Path | str,
     preset: str = "edge",
     backend: str = "cpu",
     threads: int | None = None,
@@ -50,7 +50,7 @@ def open_detector(
     choice = backend_choice(backend)
     if on_mismatch not in ON_MISMATCH:
         raise SettingsError(f"on_mismatch is {on_mismatch!r}, expected one of {', '.join(ON_MISMATCH)}")
-    bundle = read_bundle(bundle_path, verify, public_key)
+    bundle = read_bundle(Path(bundle_path), verify, public_key)
     if not force:
         check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle_path))
     use_threads(threads)
