@@ -28,7 +28,7 @@ def swap_vae(base: Base, requested: str) -> None:
 
     Raises InputError if it is not found, is no AutoencoderTiny, or its latents have another shape than the base's.
     """
-    name = TINY_HUB if requested == TINY else asked
+    name = TINY_HUB if requested == TINY else requested
     if Path(name).is_dir():
         folder = Path(name)
     elif len(name.split("/")) == 2 and not name.startswith((".", "~", "/")):
