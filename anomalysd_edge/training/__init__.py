@@ -1,1 +1,1 @@
-"""The only room of this package where torch and diffusers live."""
+"""Fine-tuning and its networks: the only subpackage that imports torch and diffusers."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +183,8 @@ def available_bytes(device: str) -> int | None:
 
 
 def _unet_peak(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
-    half = autocast_dtype(settings)
     rows = _largest_micro_batch(settings.batch, processes, settings.accumulate)
-    side = size_px // base.latent_factor
-    resident = [base.vae] if settings.cache == "lazy" else []
-    if settings.context_tokens:
-        resident.append(base.text_encoder)
-    width = int(base.unet.config.cross_attention_dim)
-    channels = int(base.unet.config.out_channels)
+    side, config = size_px // base.latent_factor, base.unet.config
     unet = _meta_copy(base.unet)
     if settings.lora_rank:
         add_adapter(unet, settings)
@@ -198,18 +192,19 @@ def _unet_peak(base: Base, settings: TrainSettings, size_px: int, processes: int
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
-    with _fake_tensors() as counter:
-        _materialise(unet)
-        trained = [weight for weight in unet.parameters() if weight.requires_grad]
-        counter.peak = counter.now
-        with _autocast(half):
-            inputs = torch.zeros(rows, int(base.unet.config.in_channels), side, side)
-            states = torch.zeros(rows, 77, width)
+
+    def train_step(autocast: torch.autocast) -> None:
+        with autocast:
+            inputs = torch.zeros(rows, int(config.in_channels), side, side)
+            states = torch.zeros(rows, 77, int(config.cross_attention_dim))
             output = unet(inputs, torch.zeros(rows, dtype=torch.int64), encoder_hidden_states=states).sample
-        loss = (output.float() - torch.zeros(rows, channels, side, side)).square().mean()
-        loss.backward()
-        peak = counter.peak
-    return peak + _optimizer_bytes(trained, settings) + sum(_weight_bytes(network) for network in resident)
+        channels = int(config.out_channels)
+        (output.float() - torch.zeros(rows, channels, side, side)).square().mean().backward()
+
+    peak = _peak_of_step(unet, train_step, settings)
+    if settings.cache == "lazy":
+        peak += _weight_bytes(base.vae)
+    return peak + (_weight_bytes(base.text_encoder) if settings.context_tokens else 0)
 
 
 def _decoder_peak(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
@@ -222,22 +217,36 @@ def _decoder_peak(base: Base, settings: TrainSettings, size_px: int, processes: 
     if settings.gradient_checkpointing and isinstance(vae, AutoencoderKL):
         vae.enable_gradient_checkpointing()
         vae.decoder.train()
-    with _fake_tensors() as counter:
-        _materialise(vae)
-        trained = list(decoder_parameters(vae).values())
+
+    def train_step(autocast: torch.autocast) -> None:
         perceptual = AlexPerceptual("shift_tolerant") if settings.lpips_weight else None
-        counter.peak = counter.now
-        with _autocast(autocast_dtype(settings)):
+        with autocast:
             decoded = decode(vae, torch.zeros(rows, int(vae.config.latent_channels), side, side))
         photos = torch.zeros(rows, 3, size_px, size_px)
         loss = (photos - decoded.float()).square().mean()
         if perceptual is not None:
             loss = loss + perceptual.mean_distance(photos, decoded.float()).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        peak = counter.peak
+
     # The trained UNet stays in memory until the run is written; with a GPU it was moved to the CPU.
     unet = _weight_bytes(base.unet) if settings.device == "cpu" else 0
-    return peak + _optimizer_bytes(trained, settings) + unet
+    return _peak_of_step(vae, train_step, settings) + unet
+
+
+def _peak_of_step(
+    network: torch.nn.Module, train_step: Callable[[torch.autocast], None], settings: TrainSettings
+) -> int:
+    """Peak bytes of one forward and backward pass of a meta `network`, and of the optimizer state."""
+    half = autocast_dtype(settings)
+    with _fake_tensors() as counter:
+        _materialise(network)
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
+        counter.peak = counter.now
+        train_step(torch.autocast("cpu", half, enabled=half is not None))
+        # Two AdamW moments and the moving average of every trained weight.
+        moment = 1 if settings.optimizer == "adamw8bit" else 4
+        per_weight = 2 * moment + (4 if settings.ema else 0)
+        return counter.peak + per_weight * sum(weight.numel() for weight in trained)
 
 
 def _meta_copy(network: Any) -> Any:
@@ -269,20 +278,9 @@ def _fake_tensors() -> Iterator[_StorageCounter]:
         torch.random.set_rng_state(state)
 
 
-def _autocast(half: torch.dtype | None) -> Any:
-    return nullcontext() if half is None else torch.autocast("cpu", half)
-
-
 def _largest_micro_batch(batch: int, processes: int, accumulate: int) -> int:
     share = -(-batch // processes)
     return -(-share // min(accumulate, share))
-
-
-def _optimizer_bytes(weights: list[Any], settings: TrainSettings) -> int:
-    """Bytes of both AdamW moments and of the moving average."""
-    count: int = sum(weight.numel() for weight in weights)
-    moment = 1 if settings.optimizer == "adamw8bit" else 4
-    return count * (2 * moment + (4 if settings.ema else 0))
 
 
 def _weight_bytes(network: torch.nn.Module) -> int:

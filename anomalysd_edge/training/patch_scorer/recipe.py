@@ -1,9 +1,9 @@
-"""The recipe of the reading (reading.py): python -m anomalysd_edge.training.patch_scorer.recipe --cache DIR
+"""Training the patch scorer: python -m anomalysd_edge.training.patch_scorer.recipe --cache DIR
 
-Stage 1 draws cases (reading_images.py) and measures their photos' distances to prototypes of their shot, through the
-same functions that an inspection uses. Stage 2 teaches convolutions, alike but for their seeds, to tell changed patches
-from others. All is seeded; finished pieces of stage 1 are kept in DIR. On two cores about 15 minutes for the 1000 cases
-that ship, and 7 for each convolution.
+Stage 1 draws cases (cases.py) and measures the distances of their photos' patches to the memory bank of their shot,
+with the functions of an inspection. Stage 2 trains an ensemble of convolutional networks, equal but for their seeds, to
+classify patches as changed or not. All is seeded; finished pieces of stage 1 are kept in DIR. On two cores about 15
+minutes for the 1000 cases of the shipped weights, and 7 for each network.
 """
 
 from __future__ import annotations
