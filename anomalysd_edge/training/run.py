@@ -9,7 +9,6 @@ RUN/log.jsonl      one line a step
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from urllib.parse import quote
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError
+from anomalysd_edge.profiling.hardware import package_versions
 from anomalysd_edge.training.checkpoints import partial_folder
 from anomalysd_edge.training.models.base import PARTS, Base, load_base
 from anomalysd_edge.training.models.features import FEATURES_PX, features_of
@@ -177,29 +177,7 @@ def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool)
 
 def versions() -> dict[str, str]:
     """Versions of Python, the machine's architecture and the packages that influence a result, where installed."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _copy_part(source: Path, target: Path) -> None:
-    """Copy configs and safetensors, no pickles; weights that exist only in float16 get the name without variant."""
-    target.mkdir()
-    names = {file.name for file in source.iterdir()}
-    for file in sorted(source.iterdir()):
-        plain = file.name.replace(".fp16.safetensors", ".safetensors")
-        if file.suffix in (".json", ".txt", ".safetensors") and (plain == file.name or plain not in names):
-            shutil.copyfile(file, target / plain)
-
-
-def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
-    return ClassSpec(
-        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
-    )
+    return {"python": platform.python_version(), "machine": platform.machine(), **package_versions(_PACKAGES)}
 
 
 def networks_of_run(
@@ -228,4 +206,20 @@ def networks_of_run(
         max_batch=max_batch,
         device=device,
         threads=threads,
+    )
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    """Copy configs and safetensors, no pickles; weights that exist only in float16 get the name without variant."""
+    target.mkdir()
+    names = {file.name for file in source.iterdir()}
+    for file in sorted(source.iterdir()):
+        plain = file.name.replace(".fp16.safetensors", ".safetensors")
+        if file.suffix in (".json", ".txt", ".safetensors") and (plain == file.name or plain not in names):
+            shutil.copyfile(file, target / plain)
+
+
+def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
+    return ClassSpec(
+        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
     )
