@@ -169,7 +169,7 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
 
     first_step: dict[str, float] = {}
     trainer.progress = note
-    trainer.foresee(None)
+    trainer.estimate_memory(None)
     resident.reset()
     foreseen = time.monotonic()
     trainer.run(False)
@@ -177,7 +177,7 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
     log = [json.loads(line) for line in (trainer.work / "log.jsonl").read_text().splitlines()]
     return {
         "options": OPTIONS[number][0],
-        "estimate_gib": trainer.foreseen.peak / GIB,
+        "estimate_gib": trainer.memory_estimate.peak / GIB,
         **{key: max(first_step[key], value) for key, value in later.items()},
         "in_use_gib": later.get("with_mapped_files_gib", later["peak_gib"]),
         "load_s": loaded - began,

@@ -1,4 +1,4 @@
-"""The demo data set: five products rendered by a seed, with defects whose masks are exact, in MVTec-AD's layout.
+"""The demo data set: five seeded, procedurally rendered products with exact defect masks, in MVTec-AD's layout.
 
     ROOT/CLASS/train/good/000.png            good parts
     ROOT/CLASS/test/good/000.png
@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from anomalysd_edge.core.files import folder_aside
-from anomalysd_edge.core.types import Mask
+from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.demo.defects import SURFACE_DEFECTS
-from anomalysd_edge.demo.procedural import Field, finish
+from anomalysd_edge.demo.procedural import finish
 from anomalysd_edge.demo.products import BUILDERS
-from anomalysd_edge.demo.scene import lit
+from anomalysd_edge.demo.scene import render_scene
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.vision.morphology import box_sum, dilate, erode
 
@@ -43,36 +42,33 @@ DEMO_DEFECTS: dict[str, tuple[str, ...]] = {
         "stain",
     ),
 }
-"""The defects of each class, in the order in which the photos take them."""
+"""The defect types of each class; test image n shows type n modulo their number."""
 
 LOGICAL_DEFECTS = frozenset({"part_missing", "part_misplaced", "part_turned"})
-"""Nothing is damaged: something is absent, in the wrong place or the wrong way round."""
+"""Logical anomalies: a component is absent, misplaced or turned, nothing is damaged."""
 
 VISIBLE = 5 / 255
-"""A pixel belongs to the mask where a channel differs by more than this from the same part without the defect."""
+"""Mask threshold: a pixel is defective where a channel differs by more than this from the render without the defect."""
 SMALLEST, LARGEST = 0.0008, 0.25
-"""Share of the photo that a mask covers; a defect outside these bounds is drawn again."""
+"""Allowed share of the photo that a mask covers; a defect outside these bounds is drawn again."""
 ATTEMPTS = 40
-
-Canvas = Field
-Photo = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class RenderedPart:
-    """One part, with and without its defect, before light fall-off and grain."""
+    """One part, with and without its defect, before light fall-off and sensor noise."""
 
-    clean: Canvas
+    clean: F32
     """(side,side,3) float32 in [0,1]: the part without the defect."""
-    canvas: Canvas
+    canvas: F32
     """(side,side,3) float32: with the defect; equal to `clean` wherever `mask` is False."""
     mask: Mask
     """(side,side) bool; all False for a good part."""
     finish_key: tuple[int, ...]
-    """Seeds light fall-off and grain."""
+    """Seed of light fall-off and sensor noise."""
 
-    def photo(self, with_defect: bool = True) -> Photo:
-        """(side,side,3) uint8; light fall-off and grain are the same with and without the defect."""
+    def photo(self, with_defect: bool = True) -> U8:
+        """(side,side,3) uint8; light fall-off and sensor noise are the same with and without the defect."""
         rng = np.random.default_rng(self.finish_key)
         grain, light = float(rng.uniform(0.006, 0.013)), float(rng.uniform(0.0, 0.05))
         return finish(self.canvas if with_defect else self.clean, rng, grain, light)
@@ -91,8 +87,7 @@ def render_part(class_name: str, key: tuple[int, ...], side: int, defect: str = 
     if side < 32:
         raise InputError(f"demo photos of {side} px were asked for: take at least 32 px a side")
     build = BUILDERS[class_name]
-    idle = np.random.default_rng(0)
-    clean = lit(build(np.random.default_rng((*key, 0)), side, "good", idle))
+    clean = render_scene(build(np.random.default_rng((*key, 0)), side, "good", np.random.default_rng(0)))
     if defect == "good":
         return RenderedPart(clean, clean, np.zeros((side, side), bool), (*key, 1))
     for attempt in range(ATTEMPTS):
@@ -101,8 +96,8 @@ def render_part(class_name: str, key: tuple[int, ...], side: int, defect: str = 
         scene = build(np.random.default_rng((*key, 0)), side, defect if structural else "good", rng)
         if not structural:
             SURFACE_DEFECTS[defect](scene, rng)
-        canvas = lit(scene)
-        mask = tidy(np.abs(canvas - clean).max(axis=2) > VISIBLE)
+        canvas = render_scene(scene)
+        mask = despeckle(np.abs(canvas - clean).max(axis=2) > VISIBLE)
         if defect in LOGICAL_DEFECTS:
             mask = dilate(mask, 1)
         if SMALLEST <= mask.mean() <= LARGEST:
@@ -110,8 +105,8 @@ def render_part(class_name: str, key: tuple[int, ...], side: int, defect: str = 
     raise InputError(f"no {defect} on {class_name} came out of a fitting size at {side} px: take a larger side")
 
 
-def tidy(mask: Mask) -> Mask:
-    """`mask` without lone specks (fewer than 4 of 25 pixels around), one-pixel gaps closed."""
+def despeckle(mask: Mask) -> Mask:
+    """(S,S) `mask` without specks (fewer than 4 set pixels in 5 x 5), one-pixel gaps closed."""
     kept = mask & (box_sum(mask.astype(np.int32)[..., None], 2)[..., 0] >= 4)
     return np.asarray(erode(dilate(kept, 1), 1) | kept)
 
@@ -155,7 +150,7 @@ def render_demo(
                     progress(done, total)
 
 
-def save(path: Path, image: Photo) -> None:
+def save(path: Path, image: U8) -> None:
     """Write a PNG at a fixed compression and without metadata, so that equal pixels give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, "PNG", compress_level=6, optimize=False)

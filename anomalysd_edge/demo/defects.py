@@ -1,7 +1,7 @@
-"""Defects on the surface of a demo part: each changes the scene's maps before the lamp is switched on.
+"""Defects on the surface of a demo part: each changes the scene's maps before it is shaded.
 
 A defect is a function (scene, rng) -> None. It lands on a random spot of `scene.area` and is clipped to it. Sizes are
-drawn so that some defects are plain and some are subtle.
+drawn so that some defects are obvious and some subtle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def blob(scene: Scene, rng: Rng, x: float, y: float, radius: float, ragged: floa
 
 
 def scratch(scene: Scene, rng: Rng) -> None:
-    """A bent line that digs into the surface and throws up a bright burr."""
+    """A bent groove with a bright burr."""
     x, y = spot(scene, rng, 0.08)
     angle, length = float(rng.uniform(0, np.pi)), float(rng.uniform(0.3, 0.7))
     bend, width = float(rng.uniform(-0.15, 0.15)) * length, float(rng.uniform(0.013, 0.026))
@@ -55,19 +55,19 @@ def scratch(scene: Scene, rng: Rng) -> None:
 
 
 def dent(scene: Scene, rng: Rng) -> None:
-    """A round hollow, or a bump: only the light tells."""
+    """A round hollow or bump, visible only by its shading."""
     radius = float(rng.uniform(0.11, 0.2))
     x, y = spot(scene, rng, radius)
     w = scene.window(x, y, radius * 2.6)
     squared = ((scene.x[w] - np.float32(x)) ** 2 + (scene.y[w] - np.float32(y)) ** 2) / np.float32(radius**2)
-    # A mirror shows a slope far more plainly than a matte surface does.
+    # Metal shows a slope far more than a matte surface does.
     plain = 0.55 if scene.metal[scene.side // 2].mean() > 0.4 else 1.0
     depth = plain * radius * float(rng.uniform(0.26, 0.46)) * (1 if rng.random() < 0.25 else -1)
     scene.height[w] += np.float32(depth) * np.exp(-1.6 * squared) * smoothstep(scene.area[w], 0.2, 0.9)
 
 
 def stain(scene: Scene, rng: Rng) -> None:
-    """A dried drop: it darkens, more so at its rim."""
+    """A dried drop that darkens the surface, most at its rim."""
     radius = float(rng.uniform(0.13, 0.26))
     x, y = spot(scene, rng, radius * 0.6)
     w, field = blob(scene, rng, x, y, radius, 0.16)
@@ -109,7 +109,7 @@ def contamination(scene: Scene, rng: Rng) -> None:
     x, y = spot(scene, rng, 0.12)
     w = scene.window(x, y, 0.34)
     lx, ly = rotate(scene.x[w] - np.float32(x), scene.y[w] - np.float32(y), float(rng.uniform(0, np.pi)))
-    sx, sy = np.cos(scene.lamp[0]), np.sin(scene.lamp[0])
+    sx, sy = np.cos(scene.light[0]), np.sin(scene.light[0])
     matter = np.array(
         [[0.08, 0.07, 0.07], [0.85, 0.83, 0.78], [0.5, 0.12, 0.1], [0.16, 0.22, 0.42]], np.float32
     )[int(rng.integers(4))]  # fmt: skip

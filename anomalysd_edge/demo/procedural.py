@@ -1,7 +1,7 @@
-"""Drawing blocks for images made in code: noise fields, shapes as signed distances, light. All seeded, all numpy.
+"""Procedural image primitives: noise fields, signed distance functions, relief lighting. Seeded, numpy only.
 
 Fields are (H,W) float32; a colour is three floats in [0,1]; coordinates run from -1 to 1 over the shorter side.
-Used by the demo parts (demo_parts.py) and by the recipe that makes the embedded base (training/nano_images.py).
+Used by the demo products (products.py, board.py) and the training images of the nano base (training/nano/images.py).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def worley(rng: Rng, side: int, cells: int, jitter: float = 1.0) -> tuple[Field,
 
 
 def rotate(x: Field, y: Field, angle_rad: float) -> tuple[Field, Field]:
-    """Coordinates as seen from a frame turned by `angle_rad`."""
+    """Coordinates in a frame rotated by `angle_rad`."""
     c, s = np.float32(np.cos(angle_rad)), np.float32(np.sin(angle_rad))
     return c * x + s * y, c * y - s * x
 

@@ -1,7 +1,7 @@
-"""The five demo products: how each is built on the scene, and the defects that change its structure.
+"""The five demo products: their scene builders, and the defects that change a part's structure.
 
-A builder is (rng, side, defect, defect_rng) -> Scene. It draws the same from `rng` whatever the defect is, so that a
-part with and without its defect are the same part in the same pose and light.
+A builder is (rng, side, defect, defect_rng) -> Scene. It draws the same from `rng` whatever the defect is, so that
+renders with and without the defect show the same part in the same pose and light.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from anomalysd_edge.demo.procedural import (
     smoothstep,
     value_noise,
 )
-from anomalysd_edge.demo.scene import Scene, Shape, lay, lettering, new_scene, turned
+from anomalysd_edge.demo.scene import Scene, Shape, add_background, lettering, new_scene, place, rotated_map
 
 
 def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
-    """Cloth in 2/2 twill: each yarn runs over two and under two others, which the surfaces of the yarns decide."""
+    """Cloth in 2/2 twill: each yarn runs over two and under two others, decided by the yarns' heights."""
     scene = new_scene(rng, side, 0.1, 0.03, 0.02)
     size = scene.side
     per_unit = np.float32(5.5)
     u = scene.u * per_unit + 0.05 * fbm(rng, size, 5, 2)
     v = scene.v * per_unit + 0.05 * fbm(rng, size, 5, 2)
-    place = defect_rng.uniform(-0.55, 0.55, 2) * per_unit
+    centre = defect_rng.uniform(-0.55, 0.55, 2) * per_unit
     if defect == "pulled_thread":
-        near = np.exp(-(((u - place[0]) / defect_rng.uniform(1.6, 3)) ** 2) - ((v - place[1]) / 1.3) ** 2)
+        near = np.exp(-(((u - centre[0]) / defect_rng.uniform(1.6, 3)) ** 2) - ((v - centre[1]) / 1.3) ** 2)
         v = v + np.float32(defect_rng.uniform(0.9, 1.4) * defect_rng.choice([-1, 1])) * near
     u, v = np.asarray(u, np.float32), np.asarray(v, np.float32)
     i, j = np.floor(u), np.floor(v)
@@ -47,7 +47,7 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     weft = np.sqrt(np.maximum(1 - (fv / 0.49) ** 2, 0)) + 0.62 * np.cos(tau * (u + j - 3))
     if defect == "broken_thread":
         half = float(defect_rng.uniform(2.6, 5.0))
-        gap = (i == np.floor(place[0])) * (1 - smoothstep(np.abs(v - np.float32(place[1])), half - 0.4, half + 0.1))
+        gap = (i == np.floor(centre[0])) * (1 - smoothstep(np.abs(v - np.float32(centre[1])), half - 0.4, half + 0.1))
         warp = warp - 2.2 * gap
     lines = 64
     shade_warp, shade_weft = rng.normal(1, 0.02, lines), rng.normal(1, 0.02, lines)
@@ -60,7 +60,7 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     light_weft = shade_weft.astype(np.float32)[row] * (0.88 + 0.20 * fibre_weft + 0.04 * twist[1])
     dyed = np.broadcast_to(cream, (*u.shape, 3))
     if defect == "colour_thread":
-        wrong = (j == np.floor(place[1])) * np.float32(defect_rng.uniform(0.5, 0.9))
+        wrong = (j == np.floor(centre[1])) * np.float32(defect_rng.uniform(0.5, 0.9))
         dyed = paint(np.asarray(dyed), np.array([[0.6, 0.3, 0.22], [0.36, 0.42, 0.3]])[defect_rng.integers(2)], wrong)
     top = np.maximum(warp, weft)
     over = smoothstep(warp - weft, -0.05, 0.05)[..., None]
@@ -73,12 +73,12 @@ def weave(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
 
 
 def metal(rng: Rng, side: int, _defect: str, _defect_rng: Rng) -> Scene:
-    """A brushed steel sheet: streaks along the brush, and broad bands of the mirrored room across it."""
+    """A brushed steel sheet: streaks along the brush, and broad bands of the reflected environment across it."""
     scene = new_scene(rng, side, 0.1, 0.09, 0.05)
     size = scene.side
-    fine = turned(value_noise(rng, size, 7, size / 1.6), -scene.pose[2])
-    middle = turned(value_noise(rng, size, 4, size / 6), -scene.pose[2])
-    deep = turned(smoothstep(value_noise(rng, size, 10, size / 2), 0.86, 1.0), -scene.pose[2])
+    fine = rotated_map(value_noise(rng, size, 7, size / 1.6), -scene.pose[2])
+    middle = rotated_map(value_noise(rng, size, 4, size / 6), -scene.pose[2])
+    deep = rotated_map(smoothstep(value_noise(rng, size, 10, size / 2), 0.86, 1.0), -scene.pose[2])
     streaks = 0.5 * (fine - 0.5) + 0.3 * (middle - 0.5) - 0.16 * deep
     bands = 0.035 * np.sin(np.float32(2.1) * scene.v + np.float32(rng.uniform(0, 6.3)))
     scene.height = np.asarray(bands + 0.02 * value_noise(rng, size, 2), dtype=np.float32)
@@ -102,10 +102,8 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """A stamped and faced gear washer on felt: bore with keyway, three punched holes, an embossed ring."""
     scene = new_scene(rng, side, 0.025, 0.04, 0.012, size=1.18)
     size = scene.side
-    felt = fbm(rng, size, 60, 3) * 0.05 + fbm(rng, size, 3, 2) * 0.03
-    scene.albedo = np.asarray(colour_near(rng, (0.20, 0.25, 0.31), 0.004) * (1 + felt[..., None]), dtype=np.float32)
+    felt = add_background(scene, rng, (0.20, 0.25, 0.31), 0.004, (60, 3, 0.05), (3, 2, 0.03))
     scene.height = np.asarray(0.004 * felt, dtype=np.float32)
-    scene.area[:] = 0
     teeth = _gear(0.05)
     places = [(0.425 * float(np.cos(a)), 0.425 * float(np.sin(a))) for a in np.array([0.0, 2.0, 4.0]) * np.pi / 3 + 0.4]
     victim = int(defect_rng.integers(3))
@@ -134,11 +132,11 @@ def washer(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     radius = np.hypot(scene.u, scene.v)
     turns = value_noise(rng, 512, 170)[0]
     lathe = np.interp(radius.ravel(), np.linspace(0, 1.6, 512), turns).reshape(radius.shape).astype(np.float32) - 0.5
-    glance = np.cos(2 * (np.arctan2(scene.v, scene.u) + np.float32(scene.pose[2] - scene.lamp[0])))
+    glance = np.cos(2 * (np.arctan2(scene.v, scene.u) + np.float32(scene.pose[2] - scene.light[0])))
     steel = colour_near(rng, (0.60, 0.60, 0.60), 0.006)
     faced = steel * (1 + 0.07 * lathe + 0.09 * glance + 0.03 * fbm(rng, size, 8, 3))[..., None]
     w = scene.window(*scene.locate(0, 0), (0.7 + 0.12) * scene.pose[3] * 1.05 + 4 * scene.soft)
-    lay(
+    place(
         scene, (0, 0), 0.7, shape, np.asarray(faced[w], dtype=np.float32),
         rise=0.03, bevel=0.03, metal=0.7, gloss=0.12, shadow=0.12, on_part=True,
     )  # fmt: skip
@@ -151,9 +149,7 @@ def capsule(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
     """A two-tone gelatine capsule with print on its body; the cap is a little wider and overlaps the body."""
     scene = new_scene(rng, side, 0.025, 0.04, 0.012, size=1.14)
     size = scene.side
-    pad = fbm(rng, size, 40, 3) * 0.012 + fbm(rng, size, 2, 2) * 0.015
-    scene.albedo = np.asarray(colour_near(rng, (0.60, 0.63, 0.64), 0.007) * (1 + pad[..., None]), dtype=np.float32)
-    scene.area[:] = 0
+    add_background(scene, rng, (0.60, 0.63, 0.64), 0.007, (40, 3, 0.012), (2, 2, 0.015))
     scene.sharpness = 70.0
     half, r_body, r_cap = 0.68, 0.25, 0.268
     edge = 0.06 + float(rng.uniform(-0.015, 0.015))
@@ -180,11 +176,11 @@ def capsule(rng: Rng, side: int, defect: str, defect_rng: Rng) -> Scene:
 
     whole = tube(r_body, -9, 0.3)
     cap = tube(r_cap, edge + slip, 9)
-    w, on_body = lay(scene, (0, 0), 1.0, whole, cream, gloss=0.75, shadow=0.16, on_part=True)
-    _, on_cap = lay(scene, (0, 0), 1.0, cap, red, gloss=0.75, shadow=0.16, on_part=True)
+    w, on_body = place(scene, (0, 0), 1.0, whole, cream, gloss=0.75, shadow=0.16, on_part=True)
+    _, on_cap = place(scene, (0, 0), 1.0, cap, red, gloss=0.75, shadow=0.16, on_part=True)
     mound = np.where(on_cap > 0.5, crown(r_cap)[w], np.where(on_body > 0.5, crown(r_body)[w], 0))
     scene.height[w] += np.asarray(0.8 * mound, dtype=np.float32)
-    # The ring moulded into the cap, the cap's rim, and the light that gelatine swallows towards its outline.
+    # The ring moulded into the cap, the cap's rim, and the light that gelatine absorbs towards its outline.
     groove = np.exp(-(((scene.u - edge - slip - 0.16) / 0.014) ** 2)) + 0.7 * np.exp(
         -(((scene.u - edge - slip - 0.03) / 0.012) ** 2)
     )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "clock_mhz": _cpu_clock(),
         "load_average": [round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": _versions(),
+        "versions": package_versions(PACKAGES),
     }
     gpu = _nvidia("name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit")
     if gpu:
@@ -118,9 +119,10 @@ def board_milliwatts(line: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _versions() -> dict[str, str]:
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed versions of `packages`; those that are not installed are left out."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""From one good photo to many: augmented copies, and copies with a synthetic anomaly. (S,S,3) uint8 in and out."""
+"""Data augmentation of good photos, and synthetic anomalies. Photos are (S,S,3) uint8 in and out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from anomalysd_edge.training.settings import TrainSettings
 def augmented(
     pixels: U8, shown: Mask, views: Sequence[tuple[int, bool]], settings: TrainSettings, rng: np.random.Generator
 ) -> tuple[U8, Mask]:
-    """A copy that is a good photo again: a view that the class allows, a little shift, zoom and tilt, another light.
+    """A label-preserving copy: a symmetry view of the class, a small shift, zoom and rotation, colour jitter.
 
-    pixels (S,S,3) and their foreground `shown` (S,S) move together; the foreground returned is never empty.
+    pixels (S,S,3) and their foreground mask `shown` (S,S) move together; the mask returned is never empty.
     """
     view = views[int(rng.integers(len(views)))]
     pixels, shown = apply_view(pixels, view), apply_view(shown, view)
@@ -25,7 +25,7 @@ def augmented(
     zoom = 1 + rng.uniform(-settings.zoom, settings.zoom)
     angle = np.deg2rad(rng.uniform(-settings.tilt_degrees, settings.tilt_degrees))
     shift = rng.uniform(-settings.shift, settings.shift, 2) * side
-    # Pillow asks where an output pixel comes from; the frame is reflected outwards far enough to answer everywhere.
+    # Pillow maps output to input pixels; reflection padding is wide enough for every output pixel.
     margin = side // 2
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     middle = side / 2  # Pillow's coordinates run through pixel centres at x + 0.5
@@ -47,8 +47,8 @@ def augmented(
 def with_anomaly(pixels: U8, other: U8, mask: Mask, rng: np.random.Generator) -> U8:
     """(S,S,3) with a synthetic anomaly somewhere inside `mask` (S,S); unchanged if the mask is empty.
 
-    Its outline is a blob, a bar or a thin scar; its filling a piece of another place or photo (CutPaste, Li et al.,
-    arXiv 2104.04015), smooth random colours, or one flat colour, blended in at 40 to 100 %.
+    Its shape is a blob, a bar or a thin scratch; its texture a patch from elsewhere or another photo (CutPaste, Li et
+    al., arXiv 2104.04015), smooth random colours, or one flat colour, blended in at 40 to 100 %.
     """
     inside = np.argwhere(mask)
     if not len(inside):
@@ -72,13 +72,13 @@ def with_anomaly(pixels: U8, other: U8, mask: Mask, rng: np.random.Generator) ->
     else:
         bend = smooth_field(rng, side, 4) * length * 0.3
         shape = (abs(along) < length) & (abs(across + bend) < rng.uniform(0.6, max(0.7, side / 60)))
-    filling = int(rng.integers(3))
+    texture = int(rng.integers(3))
     paint: F32
-    if filling == 0:
+    if texture == 0:
         source = other if rng.random() < 0.5 else pixels
         moved = np.roll(source, tuple(int(v) for v in rng.integers(side // 8, side - side // 8, 2)), axis=(0, 1))
         paint = np.rot90(moved, int(rng.integers(4))).astype(np.float32)
-    elif filling == 1:
+    elif texture == 1:
         cells = int(rng.integers(3, 13))
         colours = np.stack([smooth_field(rng, side, cells) for _ in range(3)], axis=2)
         paint = (colours * 80 + rng.uniform(0, 255, 3)).astype(np.float32)
@@ -91,6 +91,6 @@ def with_anomaly(pixels: U8, other: U8, mask: Mask, rng: np.random.Generator) ->
 
 
 def smooth_field(rng: np.random.Generator, side: int, cells: int) -> F32:
-    """(side,side) float32 of about unit spread: random values on a coarse grid, bicubic between."""
+    """(side,side) float32 of about unit variance: bicubic interpolation of a coarse (cells,cells) normal grid."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Checkpoints of an unfinished training: weights, optimizer and place, as safetensors and JSON, whole or not there.
+"""Checkpoints of an unfinished training: weights, optimizer, step, as safetensors and JSON, written atomically.
 
-OUT.partial/training.json           what is trained: settings, photos, base; a resume must bring the same
-OUT.partial/log.jsonl               one line a step
+OUT.partial/training.json           identity of the training: settings, photos, base; equal in a resume
+OUT.partial/log.jsonl               one JSON object per step
 OUT.partial/checkpoints/step-000100/{state.json, unet, ema, decoder, optimizer .safetensors}
 """
 
@@ -28,25 +28,25 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Checkpoint:
-    """A place in a training. `phase` is "unet" or "decoder", `step` the number of its finished steps."""
+    """The state of a training. `phase`: "unet" or "decoder"; `step`: its finished steps."""
 
     phase: str
     step: int
     total: int
-    """Finished steps of all phases."""
+    """Finished steps of both phases."""
     seconds: float
-    """Training time spent so far, over all sittings."""
+    """Training time so far, interrupted calls included."""
     tensors: dict[str, Tensors] = field(default_factory=dict)
-    """By file stem: "unet" (what is trained of it), "ema", "decoder", "optimizer"."""
+    """By file stem: "unet" (its trained parameters), "ema", "decoder", "optimizer"."""
 
 
 def partial_folder(out: Path) -> Path:
-    """Where a training that will become `out` keeps its work."""
+    """The working folder of the training whose run will be `out`."""
     return out.with_name(out.name + ".partial")
 
 
 def save_checkpoint(work: Path, checkpoint: Checkpoint, unchanged: tuple[str, ...] = ()) -> None:
-    """Write `checkpoint` aside, rename it, then remove the older ones. `unchanged` files come from the last one."""
+    """Write `checkpoint` atomically, then remove older ones. Files in `unchanged` are linked from the last one."""
     folder = work / "checkpoints" / f"step-{checkpoint.total:06d}"
     before = latest(work)
     with folder_aside(folder) as aside:
@@ -88,21 +88,21 @@ def restore(parameters: Mapping[str, Tensor], tensors: Tensors) -> None:
     """Copy saved values into `parameters`. Raises RunError if one is missing or of another shape."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            saved = named(tensors, name)
+            saved = require_tensor(tensors, name)
             if saved.shape != parameter.shape:
                 raise RunError(f"the checkpoint's {name} is {tuple(saved.shape)}, expected {tuple(parameter.shape)}")
             parameter.copy_(saved)
 
 
-def begin(work: Path, identity: Mapping[str, Any]) -> None:
-    """A fresh partial folder; an earlier one, which its training.json marks as ours, is discarded."""
+def begin_partial(work: Path, identity: Mapping[str, Any]) -> None:
+    """Create an empty partial folder; one of an earlier training, recognised by its training.json, is replaced."""
     with folder_aside(work, marker="training.json") as aside:
         write_json(aside / "training.json", identity)
         (aside / "log.jsonl").touch()
 
 
 def check_identity(work: Path, identity: Mapping[str, Any]) -> None:
-    """Raise RunError, naming the difference, unless `identity` is what the partial folder was begun with."""
+    """Raise RunError, naming the difference, unless `identity` equals that in the partial folder."""
     begun = read_json(work / "training.json")
     for part, value in identity.items():
         was = begun.get(part)
@@ -118,15 +118,15 @@ def check_identity(work: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def keep_log_until(work: Path, total: int) -> None:
-    """Drop the log lines of steps after the checkpoint: they will be run again."""
+def truncate_log(work: Path, total: int) -> None:
+    """Drop the log lines of steps after the checkpoint: they will be repeated."""
     lines = [line for line in read_log(work / "log.jsonl") if line["total"] <= total]
     with write_aside(work / "log.jsonl") as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a loss log; a last line that was cut off is left out."""
+    """The lines of a loss log; an incomplete last line is left out."""
     lines = path.read_text().splitlines() if path.is_file() else []
     whole = []
     for number, line in enumerate(lines):
@@ -138,15 +138,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return whole
 
 
-def named(tensors: Tensors, name: str) -> Tensor:
-    """The tensor `name`. Raises RunError where a checkpoint lacks it."""
+def require_tensor(tensors: Tensors, name: str) -> Tensor:
+    """The tensor `name`. Raises RunError if the checkpoint lacks it."""
     if name not in tensors:
         raise RunError(f"the checkpoint holds no {name}; remove it and train again")
     return tensors[name]
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same bytes under a second name; copied where the file system has no links."""
+    """Hard-link; copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,8 +1,8 @@
-"""Training samples from a handful of photos: augmented copies, masks, synthetic anomalies, and cached latents.
+"""Training batches from a few photos: augmented copies, masks, synthetic anomalies, and cached latents.
 
-Every draw has an address. Copy c of photo p of a class, mask m of that copy and its anomaly are functions of the seed
-and of that address; which of them a step uses, with which prompt, t and noise, is a function of the seed and the step.
-So a resumed training needs no stored random state, and each (copy, mask) pair is encoded once, when first met.
+Every random draw is seeded by an index. Copy c of photo p of a class, mask m of that copy and its anomaly are functions
+of the seed and of these indices; which of them a step uses, with which prompt, t and noise, is a function of the seed
+and the step. So a resumed training needs no stored random state, and each (copy, mask) pair is encoded only once.
 """
 
 from __future__ import annotations
@@ -29,59 +29,59 @@ from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.vision.images import load_rgb, to_array
 from anomalysd_edge.vision.letterbox import Frame, common_aspect
 
-# The first entry of each address, so that no two kinds of draw share a stream.
+# The first entry of each random seed, so that no two kinds of draw share a random stream.
 _COPY, _MASK, _ANOMALY, _STEP, _DECODER_STEP = range(1, 6)
 
 
 @dataclass(frozen=True)
-class Photo:
-    """One good photo at training size."""
+class TrainingPhoto:
+    """One good photo, letterboxed to the training size S."""
 
     class_name: str
     pixels: U8
     """(S,S,3)."""
     foreground: Mask
-    """(S,S): where anomalies can be."""
+    """(S,S): where synthetic anomalies may lie."""
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One step's samples on the training device."""
+class UNetBatch:
+    """The samples of one UNet step, on the training device. (h,w) is the latent size, C the latent channels."""
 
     clean: Tensor
-    """(N,C,h,w) latents of the copies."""
+    """(N,C,h,w) float32 latents of the augmented copies."""
     start: Tensor
-    """(N,C,h,w) the latents that are noised: `clean`, or those of the copy with an anomaly."""
+    """(N,C,h,w) latents to add noise to: `clean`, or those of the copy with a synthetic anomaly."""
     masked: Tensor
-    """(N,C,h,w) latents of the copies with the masked pixels at 0."""
+    """(N,C,h,w) latents of the copies with masked pixels set to 0 in [-1,1]: z_o."""
     masks: Tensor
-    """(N,1,h,w) in {0,1}."""
+    """(N,1,h,w) float32 in {0,1}: inpainting mask, 1 = repaint."""
     corrupted: Tensor
-    """(N,) bool."""
+    """(N,) bool: whether `start` shows a synthetic anomaly."""
     states: Tensor
-    """(N,77,D) prompt states."""
+    """(N,77,D) text encoder states."""
     prompts: tuple[tuple[int, int], ...]
-    """Class number and prompt level of each sample; (-1, 0) is the empty prompt."""
+    """(class index, prompt level) of each sample; (-1, 0) is the empty prompt."""
     timesteps: Tensor
     """(N,) int64."""
     noise: Tensor
-    """(N,C,h,w)."""
+    """(N,C,h,w) standard normal."""
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Where one sample of a step comes from."""
+    """The indices that define one sample of a step."""
 
     pair: tuple[int, int, int, int]
-    """Class, photo, copy, mask."""
+    """(class, photo, copy, mask) indices."""
     prompt: tuple[int, int]
-    """As Draw.prompts."""
+    """As UNetBatch.prompts."""
     corrupted: bool
-    """Whether it starts from the copy with an anomaly."""
+    """Whether it starts from the copy with a synthetic anomaly."""
 
 
 class TrainingData:
-    """Photos, and everything that is drawn from them. Latents are cached on the CPU in float32."""
+    """The photos of all classes and the batches drawn from them. Latents are cached on the CPU in float32."""
 
     def __init__(
         self,
@@ -92,33 +92,32 @@ class TrainingData:
         train_steps: int,
         device: torch.device | None = None,
     ) -> None:
-        """Reads the photos. Raises ImageError for a photo that cannot be read, DatasetError if a class has none."""
+        """Read the photos. Raises ImageError if one cannot be read, DatasetError for a class without photos."""
         self._settings = settings
-        self.last_timestep: int
-        """Timesteps are drawn below it."""
         self._vae: Any = base.vae
         self._channels = base.vae.config.latent_channels
-        self._device, self._layout = device or torch.device(settings.device), memory_layout(settings)
-        self._vae.to(memory_format=self._layout)
+        self._device, self._memory_format = device or torch.device(settings.device), memory_format(settings)
+        self._vae.to(memory_format=self._memory_format)
         self._factor = base.latent_factor
         self.size_px = settings.size_px or base.size_px
         self._side = self.size_px // self._factor
         self._views = {name: symmetry_group(spec.symmetries) for name, spec in specs.items()}
         self.last_timestep = max(1, round(settings.max_timestep * train_steps))
+        """Timesteps are drawn uniformly from [0, last_timestep)."""
         self.classes = sorted(shots)
-        self._photos: list[list[Photo]] = []
+        self._photos: list[list[TrainingPhoto]] = []
         for name in self.classes:
             if not shots[name]:
                 raise DatasetError(f"class {name!r} has no photos; give at least one or train with 0 shots")
             self._photos.append(self._read(name, shots[name], specs[name].kind))
-        self._states = {name: prompt_states(base, levels(specs[name])) for name in self.classes}
+        self._states = {name: prompt_states(base, prompt_levels(specs[name])) for name in self.classes}
         self._empty = prompt_states(base, [""])
         self._copies: dict[tuple[int, int, int], tuple[U8, Mask]] = {}
         self._latents: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[int, int, int, int], Mask] = {}
 
-    def draw(self, step: int, rows: slice | None = None) -> Draw:
-        """The samples of UNet step `step`; with `rows` only those, exactly as they are among all."""
+    def unet_batch(self, step: int, rows: slice | None = None) -> UNetBatch:
+        """The batch of UNet step `step`; with `rows` only these rows, equal to those of the whole batch."""
         samples, rng = self._samples(step)
         side, channels = self._side, int(self._channels)
         timesteps = rng.integers(0, self.last_timestep, len(samples))
@@ -134,35 +133,35 @@ class TrainingData:
             self._corrupted(sample.pair) if sample.corrupted else known
             for sample, known in zip(samples, clean, strict=True)
         ]
-        return Draw(
+        return UNetBatch(
             clean=on_device(clean),
             start=on_device(start),
             masked=on_device([self._masked(sample.pair) for sample in samples]),
             masks=on_device([torch.from_numpy(self._mask(s.pair)[None].astype(np.float32)) for s in samples]),
             corrupted=torch.tensor([sample.corrupted for sample in samples], device=self._device),
-            states=on_device([self.states_of(sample.prompt) for sample in samples]),
+            states=on_device([self.prompt_state(sample.prompt) for sample in samples]),
             prompts=tuple(sample.prompt for sample in samples),
             timesteps=torch.from_numpy(timesteps).to(self._device),
             noise=torch.from_numpy(noise).to(self._device),
         )
 
-    def states_of(self, prompt: tuple[int, int]) -> Tensor:
-        """(77,D) states of a prompt as Draw.prompts names it."""
+    def prompt_state(self, prompt: tuple[int, int]) -> Tensor:
+        """(77,D) states of a prompt identified as in UNetBatch.prompts."""
         return self._empty[0] if prompt[0] < 0 else self._states[self.classes[prompt[0]]][prompt[1]]
 
-    def put_contexts(self, base: Base, specs: Mapping[str, ClassSpec], contexts: Mapping[str, Tensor]) -> None:
-        """Use the states of the prompts behind (M,E) `contexts`, learned before, where a class has one."""
+    def set_contexts(self, base: Base, specs: Mapping[str, ClassSpec], contexts: Mapping[str, Tensor]) -> None:
+        """Recompute the prompt states of the classes in `contexts` with their learned (M,E) context vectors."""
         for name, vectors in contexts.items():
-            texts = levels(specs[name])
+            texts = prompt_levels(specs[name])
             with torch.no_grad():
                 device = self._states[name].device
                 self._states[name] = context_states(base, texts, vectors.to(device).expand(len(texts), -1, -1))
 
-    def draw_photos(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
-        """Decoder step `step`: (N,3,S,S) copies in [-1,1] and their (N,C,h,w) scaled latents."""
-        addresses = self._photo_addresses(step)[rows or slice(None)]
-        pixels = [torch.from_numpy(to_array(self._copy(address)[0])[0]) for address in addresses]
-        latents = [self._clean(address) for address in addresses]
+    def decoder_batch(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        """The batch of decoder step `step`: (N,3,S,S) copies in [-1,1] and their (N,C,h,w) scaled latents."""
+        samples = self._decoder_samples(step)[rows or slice(None)]
+        pixels = [torch.from_numpy(to_array(self._copy(index)[0])[0]) for index in samples]
+        latents = [self._clean(index) for index in samples]
         return torch.stack(pixels).to(self._device), torch.stack(latents).to(self._device)
 
     def encode_ahead(
@@ -171,7 +170,7 @@ class TrainingData:
         decoder: Sequence[tuple[int, slice]],
         progress: Callable[[int, int], None],
     ) -> None:
-        """Encode what these (step, rows) will meet, and let the autoencoder go: nothing else can be drawn after."""
+        """Encode all latents of these (step, rows), then release the VAE: no other batches can be drawn afterwards."""
         jobs: dict[tuple[int, ...], Callable[[], Tensor]] = {}
         for step, rows in unet:
             for sample in self._samples(step)[0][rows]:
@@ -181,64 +180,64 @@ class TrainingData:
                 if sample.corrupted:
                     jobs[(*pair, 1)] = partial(self._corrupted, pair)
         for step, rows in decoder:
-            jobs.update((address, partial(self._clean, address)) for address in self._photo_addresses(step)[rows])
+            jobs.update((index, partial(self._clean, index)) for index in self._decoder_samples(step)[rows])
         for done, job in enumerate(jobs.values(), 1):
             job()
             progress(done, len(jobs))
         self._vae = None
 
     def _samples(self, step: int) -> tuple[list[_Sample], np.random.Generator]:
-        """Where the samples of UNet step `step` come from, and the stream that its t and noise are drawn from next."""
+        """The sample indices of UNet step `step`, and the generator from which its t and noise are drawn next."""
         settings, rng = self._settings, self._rng(_STEP, step)
         samples = []
         for _ in range(settings.batch):
             number = int(rng.integers(len(self.classes)))
             photo, copy = int(rng.integers(len(self._photos[number]))), int(rng.integers(settings.copies))
             pair = (number, photo, copy, int(rng.integers(settings.masks_per_copy)))
-            known = self._states[self.classes[number]]
-            level, dropped = int(rng.integers(len(known))), bool(rng.random() < settings.prompt_drop)
-            hit = bool(rng.random() < settings.start_corruption)
-            samples.append(_Sample(pair, (-1, 0) if dropped else (number, level), hit))
+            levels = self._states[self.classes[number]]
+            level, dropped = int(rng.integers(len(levels))), bool(rng.random() < settings.prompt_drop)
+            corrupted = bool(rng.random() < settings.start_corruption)
+            samples.append(_Sample(pair, (-1, 0) if dropped else (number, level), corrupted))
         return samples, rng
 
-    def _photo_addresses(self, step: int) -> list[tuple[int, int, int]]:
+    def _decoder_samples(self, step: int) -> list[tuple[int, int, int]]:
         rng = self._rng(_DECODER_STEP, step)
-        addresses = []
+        samples = []
         for _ in range(self._settings.decoder_batch):
             number = int(rng.integers(len(self.classes)))
             photo, copy = int(rng.integers(len(self._photos[number]))), int(rng.integers(self._settings.copies))
-            addresses.append((number, photo, copy))
-        return addresses
+            samples.append((number, photo, copy))
+        return samples
 
-    def _read(self, name: str, paths: Sequence[Path], kind: str) -> list[Photo]:
+    def _read(self, name: str, paths: Sequence[Path], kind: str) -> list[TrainingPhoto]:
         photos = [load_rgb(path) for path in paths]
         aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
         squares = [Frame.of(photo.shape[:2], aspect).resize(photo, self.size_px) for photo in photos]
-        return [Photo(name, pixels, foreground(pixels, kind)) for pixels in squares]
+        return [TrainingPhoto(name, pixels, foreground(pixels, kind)) for pixels in squares]
 
-    def _rng(self, *address: int) -> np.random.Generator:
-        return np.random.default_rng([self._settings.seed, *address])
+    def _rng(self, *index: int) -> np.random.Generator:
+        return np.random.default_rng([self._settings.seed, *index])
 
-    def _copy(self, address: tuple[int, int, int]) -> tuple[U8, Mask]:
-        if address not in self._copies:
-            photo = self._photos[address[0]][address[1]]
-            if address[2] == 0:
-                self._copies[address] = (photo.pixels, photo.foreground)
+    def _copy(self, index: tuple[int, int, int]) -> tuple[U8, Mask]:
+        if index not in self._copies:
+            photo = self._photos[index[0]][index[1]]
+            if index[2] == 0:
+                self._copies[index] = (photo.pixels, photo.foreground)
             else:
                 views = self._views[photo.class_name]
-                rng = self._rng(_COPY, *address)
-                self._copies[address] = augmented(photo.pixels, photo.foreground, views, self._settings, rng)
-        return self._copies[address]
+                rng = self._rng(_COPY, *index)
+                self._copies[index] = augmented(photo.pixels, photo.foreground, views, self._settings, rng)
+        return self._copies[index]
 
     def _mask(self, pair: tuple[int, int, int, int]) -> Mask:
         if pair not in self._masks:
             blocks = self._copy(pair[:3])[1].reshape(self._side, self._factor, self._side, self._factor)
-            seen: Mask = np.asarray(blocks.any((1, 3)))
-            self._masks[pair] = random_mask(self._rng(_MASK, *pair), self._side, seen, self._settings)
+            shown: Mask = np.asarray(blocks.any((1, 3)))
+            self._masks[pair] = random_mask(self._rng(_MASK, *pair), self._side, shown, self._settings)
         return self._masks[pair]
 
-    def _clean(self, address: tuple[int, int, int]) -> Tensor:
-        return self._encoded(address, lambda: self._copy(address)[0], None)
+    def _clean(self, index: tuple[int, int, int]) -> Tensor:
+        return self._encoded(index, lambda: self._copy(index)[0], None)
 
     def _masked(self, pair: tuple[int, int, int, int]) -> Tensor:
         return self._encoded((*pair, 0), lambda: self._copy(pair[:3])[0], self._mask(pair))
@@ -253,12 +252,12 @@ class TrainingData:
         return self._encoded((*pair, 1), corrupt, None)
 
     def _encoded(self, key: tuple[int, ...], pixels: Any, mask: Mask | None) -> Tensor:
-        """(C,h,w) latents, cached. One photo a call: another batch would round differently after a resume."""
+        """(C,h,w) latents, cached. Batch size 1, because another would round differently after a resume."""
         if key not in self._latents:
             array = to_array(pixels())
             if mask is not None:
                 array = array * (~to_pixels(mask, self._factor)).astype(np.float32)
-            image = torch.from_numpy(array).to(self._device).contiguous(memory_format=self._layout)
+            image = torch.from_numpy(array).to(self._device).contiguous(memory_format=self._memory_format)
             with torch.no_grad():
                 encoded = encode_mode(self._vae, image)
             self._latents[key] = encoded[0].float().cpu().contiguous()
@@ -266,22 +265,22 @@ class TrainingData:
 
 
 def random_mask(rng: np.random.Generator, side: int, shown: Mask, settings: TrainSettings) -> Mask:
-    """(side,side) bool training mask inside the foreground `shown`: a packed grid now and then, else rectangles."""
+    """(side,side) bool training mask inside the foreground `shown`: sometimes a sparse grid, else rectangles."""
     if rng.random() < settings.grid_masks:
         k = int(rng.choice([grid for grid in EDGE.scales if grid <= side] or [2]))
         cell, odd = np.arange(side) * k // side, rng.integers(0, 2, 2)
-        packed: Mask = np.asarray(np.logical_and.outer(cell % 2 == odd[0], cell % 2 == odd[1]) & shown)
-        if packed.any():
-            return packed
+        grid: Mask = np.asarray(np.logical_and.outer(cell % 2 == odd[0], cell % 2 == odd[1]) & shown)
+        if grid.any():
+            return grid
     return random_rectangles(rng, side, settings.mask_most, shown)
 
 
-def memory_layout(settings: TrainSettings) -> torch.memory_format:
-    """Channels last on a CPU, where convolutions then take a fifth less time."""
+def memory_format(settings: TrainSettings) -> torch.memory_format:
+    """Channels last on a CPU, where it makes convolutions a fifth faster."""
     return torch.channels_last if settings.device == "cpu" else torch.contiguous_format
 
 
-def levels(spec: ClassSpec) -> list[str]:
-    """The prompt levels that a class has: the whole, and the detail where its parts are known."""
+def prompt_levels(spec: ClassSpec) -> list[str]:
+    """A class's prompts by level: the whole, and the detail if its parts are known."""
     prompts = spec.prompts()
     return [prompts.whole] if prompts.detail is None else [prompts.whole, prompts.detail]

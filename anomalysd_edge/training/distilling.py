@@ -1,15 +1,15 @@
-"""Consistency distillation of a fine-tuned UNet into low-rank adapters: 1 to 4 passes from lambda*T (LCM-LoRA).
+"""Consistency distillation of a fine-tuned UNet into low-rank adapters: inference in 1 to 4 steps (LCM-LoRA).
 
-Latent consistency models (Luo et al., arXiv 2310.04378; LCM-LoRA, arXiv 2311.05556), on the part of the schedule that
-an inspection runs. Grid points t_1 < ... < t_N = lambda*T, t_0 the clean latents. The teacher, the UNet without
+Latent consistency models (Luo et al., arXiv 2310.04378; LCM-LoRA, arXiv 2311.05556), on the part of the noise schedule
+that inspection uses. Grid points t_1 < ... < t_N = lambda*T, t_0 the clean latents. The teacher, the UNet without
 adapters, takes one DDIM step from z at t_i to z' at t_(i-1); the student's prediction of the clean latents must not
 change:
 
-    L = huber( f(z, t_i) - f^-(z', t_(i-1)) ),   f the clean latents that the output stands for,   f^-(z', t_0) = z'
+    L = huber( f(z, t_i) - f^-(z', t_(i-1)) ),   f the predicted clean latents,   f^-(z', t_0) = z'
 
-f^- is the student itself without a gradient. LCM's c_skip and c_out are 0 and 1 but for its first timesteps and are
-left out. A sample that starts corrupted (losses.py) is led to the clean latents by the teacher, as in an inspection, so
-the student learns the whole way at once. Guidance is 1: nothing else is ever inspected with by default.
+f^- is the student itself without a gradient. LCM's c_skip and c_out are 0 and 1 except at its first timesteps and are
+omitted. The teacher denoises a corrupted start (losses.py) to the clean latents, as in an inspection, and the student
+learns to do so at once. The guidance scale is 1, the default of inspection.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from torch import Tensor
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import RunError, SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.training.checkpoints import partial_folder
 from anomalysd_edge.training.data import TrainingData
+from anomalysd_edge.training.loop import LossFunction
 from anomalysd_edge.training.memory import available_bytes
 from anomalysd_edge.training.prompt_tuning import PREFIX
 from anomalysd_edge.training.run import Run
-from anomalysd_edge.training.train import carry_out
-from anomalysd_edge.training.trainer import Step, Trainer
+from anomalysd_edge.training.train import run_training
+from anomalysd_edge.training.trainer import Trainer
 
 PASSES = (1, 2, 3, 4)
 _HUBER = 1e-2
@@ -39,26 +41,26 @@ _HUBER = 1e-2
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """How a run is distilled. Raises SettingsError for values out of range."""
+    """Settings of a distillation. Raises SettingsError for values out of range."""
 
     passes: int = 2
-    """UNet passes that the new model is for; presets of more take these when it is exported."""
+    """UNet passes of the distilled model's inference; an export limits presets with more to this number."""
     strength: float = 0.3
-    """lambda: inspections start at lambda*T, and the student learns nothing above it."""
+    """lambda: inspection starts at lambda*T; the student is not trained above it."""
     steps: int = 300
     """Steps of the distillation."""
     lora_rank: int = 16
-    """Rank of the adapters on the layers that the run's own lora_targets name, and on the UNet's convolutions."""
+    """Rank of the adapters on the layers of TARGETS."""
     lr: float = 5e-4
     """Peak learning rate."""
     batch: int = 0
-    """Samples a step; 0 = the run's."""
+    """Samples per step; 0 = as in the run's training."""
     grid: int = 20
-    """N: grid points between 0 and lambda*T; a teacher's step goes from one to the next."""
+    """N: grid points between 0 and lambda*T; a teacher step goes from one to the next lower."""
     ema: float = 0.95
-    """Decay of the moving average of the adapters that becomes the result."""
+    """Decay of the moving average of the adapters, which is the result."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """"cpu" or "cuda"."""
 
     def __post_init__(self) -> None:
         if self.passes not in PASSES:
@@ -70,7 +72,7 @@ class DistillSettings:
 
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
-"""What LCM-LoRA adapts in a UNet: attention, feed-forward layers and the residual blocks' convolutions."""
+"""Layers with adapters, as in LCM-LoRA: attention, feed-forward layers and the residual blocks' convolutions."""
 
 
 def distill(
@@ -80,119 +82,117 @@ def distill(
     resume: bool = False,
     progress: Progress = lambda _phase, _done, _total, _detail: None,
 ) -> Run:
-    """A run at `out` whose UNet repaints in few passes what `run`'s repaints in many; the rest is the same.
+    """Distil `run` into a run at `out` whose UNet inpaints in few steps; everything else is the same.
 
-    Raises RunError for a run without photos, and what `train` raises.
+    Raises RunError for a run without photos, and the errors of `train`.
     """
-    shots = {name: list(files) for name, files in run.shots.items()}
-    if not any(shots.values()):
+    if not any(run.shots.values()):
         raise RunError(f"the run {run.path} was trained on 0 shots; distillation needs its good photos: train on some")
-    from anomalysd_edge.training.checkpoints import partial_folder
-
-    there = available_bytes(settings.device)
-    trainer = Distiller(run, settings, partial_folder(out), progress)
-    return carry_out(trainer, out, resume, there)
+    free_bytes = available_bytes(settings.device)
+    return run_training(Distiller(run, settings, partial_folder(out), progress), out, resume, free_bytes)
 
 
 class Distiller(Trainer):
-    """A training whose loss is the consistency of the UNet with itself along the teacher's way."""
+    """A training whose loss is the consistency of the UNet's predictions along the teacher's trajectory."""
 
-    def __init__(self, run: Run, how: DistillSettings, work: Path, progress: Progress) -> None:
-        told = dataclasses.replace(
+    def __init__(self, run: Run, settings: DistillSettings, work: Path, progress: Progress) -> None:
+        train_settings = dataclasses.replace(
             run.settings,
-            steps=how.steps,
+            steps=settings.steps,
             decoder_steps=0,
-            batch=how.batch or run.settings.batch,
-            accumulate=1 if how.batch else run.settings.accumulate,
-            lr=how.lr,
-            lora_rank=how.lora_rank,
+            batch=settings.batch or run.settings.batch,
+            accumulate=1 if settings.batch else run.settings.accumulate,
+            lr=settings.lr,
+            lora_rank=settings.lora_rank,
             lora_alpha=0.0,
             lora_targets=TARGETS,
-            max_timestep=how.strength,
+            max_timestep=settings.strength,
             context_tokens=0,
             frozen_weights="float32",
-            ema=how.ema,
+            ema=settings.ema,
             vae="",
             size_px=run.size_px,
-            device=how.device,
+            device=settings.device,
         )
         base = run.load()
         base.vae_swap = run.record.get("vae")
-        super().__init__(
-            told, {name: list(files) for name, files in run.shots.items()}, run.specs, base, work, progress
-        )
-        self.how, self.origin = how, run
+        super().__init__(train_settings, run.shots, run.specs, base, work, progress)
+        self.distill_settings, self.teacher_run = settings, run
         self.fixed_contexts = run.contexts()
 
     def run(self, resume: bool) -> None:
-        """As a training, with the run's learned contexts, if any, in the prompt states."""
+        """Train; the result keeps the teacher run's learned context vectors, if any."""
         super().run(resume)
         self.contexts = {PREFIX + name: torch.nn.Parameter(value) for name, value in self.fixed_contexts.items()}
 
-    def prepare(self, data: TrainingData) -> None:
-        """The prompts that this run's classes are inspected with."""
+    def prepare_prompts(self, data: TrainingData) -> None:
+        """Use the teacher run's learned context vectors, if any."""
         if self.fixed_contexts:
-            data.put_contexts(self.base, self.specs, self.fixed_contexts)
+            data.set_contexts(self.base, self.specs, self.fixed_contexts)
 
-    def more_record(self) -> dict[str, Any]:
-        """What it was distilled for, and from which run."""
-        return {"distilled": {**dataclasses.asdict(self.how), "run_sha256": self.origin.sha256}}
+    def extra_record(self) -> dict[str, Any]:
+        """The distillation's settings and the digest of the teacher run."""
+        return {"distilled": {**dataclasses.asdict(self.distill_settings), "run_sha256": self.teacher_run.sha256}}
 
-    def unet_step(self, data: TrainingData, layout: torch.memory_format) -> Step:
+    def unet_loss_function(self, data: TrainingData) -> LossFunction:
         """The consistency loss over some rows of a step."""
         unet, device, outside = self.base.unet, self.processes.device, self.settings.outside_weight
-        way = TeachersWay(self.schedule, self.how.strength, self.how.grid, device)
+        grid = self.distill_settings.grid
+        trajectory = DdimTrajectory(self.schedule, self.distill_settings.strength, grid, device)
 
         def predicted(z: Tensor, points: Tensor, condition: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-            seen = torch.cat([z, condition], dim=1).contiguous(memory_format=layout)
+            inputs = torch.cat([z, condition], dim=1).contiguous(memory_format=self.memory_format)
             with self.autocast():
-                output = unet(seen, way.timesteps[points], encoder_hidden_states=states).sample.float()
-            return output, way.clean(z, output, points)
+                output = unet(inputs, trajectory.timesteps[points], encoder_hidden_states=states).sample.float()
+            return output, trajectory.predict_clean(z, output, points)
 
-        def loss_of(step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
-            draw = data.draw(step, rows)
-            # draw's t is uniform below lambda*T: the grid point that it falls to.
-            points = (draw.timesteps * self.how.grid // data.last_timestep).clamp(max=self.how.grid - 1) + 1
-            condition = torch.cat([draw.masks, draw.masked], dim=1)
-            z = way.noised(draw.start, draw.noise, points)
+        def loss(step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+            batch = data.unet_batch(step, rows)
+            # The batch's t, uniform below lambda*T, quantised to a grid point in 1..N.
+            points = (batch.timesteps * grid // data.last_timestep).clamp(max=grid - 1) + 1
+            condition = torch.cat([batch.masks, batch.masked], dim=1)
+            z = trajectory.add_noise(batch.start, batch.noise, points)
             with torch.no_grad():
                 unet.disable_adapters()
-                output, _ = predicted(z, points, condition, draw.states)
+                output, _ = predicted(z, points, condition, batch.states)
                 unet.enable_adapters()
-                before = way.stepped(z, output, points)
-                _, target = predicted(before, points - 1, condition, draw.states)
-                target = torch.where((points == 1).view(-1, 1, 1, 1), before, target)
-            _, mine = predicted(z, points, condition, draw.states)
-            weight = draw.masks + outside * (1 - draw.masks)
-            return (weight * (((mine - target).square() + _HUBER**2).sqrt() - _HUBER)).mean(), {}
+                previous = trajectory.ddim_step(z, output, points)
+                _, target = predicted(previous, points - 1, condition, batch.states)
+                target = torch.where((points == 1).view(-1, 1, 1, 1), previous, target)
+            _, prediction = predicted(z, points, condition, batch.states)
+            weight = batch.masks + outside * (1 - batch.masks)
+            return (weight * (((prediction - target).square() + _HUBER**2).sqrt() - _HUBER)).mean(), {}
 
-        return loss_of
+        return loss
 
 
-class TeachersWay:
-    """The grid below lambda*T: point 0 is clean, points 1..N are timesteps; DDIM steps between neighbours."""
+class DdimTrajectory:
+    """The teacher's grid below lambda*T: point 0 is clean, points 1..N are timesteps; DDIM steps between neighbours.
+
+    All tensors are (B,C,h,w) float32 and `points` (B,) int64.
+    """
 
     def __init__(self, schedule: NoiseSchedule, strength: float, grid: int, device: torch.device) -> None:
         table = schedule.even_ddim(grid, strength)
         rising = torch.from_numpy(table.timesteps[::-1].copy())
         self.timesteps = torch.cat([rising[:1], rising]).to(device)
-        """(N+1,) int64; that of point 0 is never asked."""
+        """(N+1,) int64; entry 0 is a placeholder, its output is discarded."""
         self._steps = torch.from_numpy(table.coefficients[::-1].copy()).to(device)
         abar = torch.from_numpy(schedule.alphas_cumprod[self.timesteps.cpu().numpy()]).float()
         self._signal, self._spread = abar.sqrt().to(device), (1 - abar).sqrt().to(device)
         self._kind = schedule.prediction_type
 
-    def noised(self, latents: Tensor, noise: Tensor, points: Tensor) -> Tensor:
-        """(N,C,h,w) latents at their grid points."""
+    def add_noise(self, latents: Tensor, noise: Tensor, points: Tensor) -> Tensor:
+        """sqrt(abar) latents + sqrt(1-abar) noise at the grid points."""
         return self._at(self._signal, points) * latents + self._at(self._spread, points) * noise
 
-    def stepped(self, z: Tensor, output: Tensor, points: Tensor) -> Tensor:
-        """One DDIM step from `points` to the points before."""
-        chosen = self._steps[points - 1]
-        return chosen[:, 0].view(-1, 1, 1, 1) * z + chosen[:, 1].view(-1, 1, 1, 1) * output
+    def ddim_step(self, z: Tensor, output: Tensor, points: Tensor) -> Tensor:
+        """One DDIM step from `points` to the next lower ones, with the UNet's `output` at `points`."""
+        keep, add = (self._at(column, points - 1) for column in self._steps.unbind(1))
+        return keep * z + add * output
 
-    def clean(self, z: Tensor, output: Tensor, points: Tensor) -> Tensor:
-        """The clean latents that a UNet's output at `points` stands for."""
+    def predict_clean(self, z: Tensor, output: Tensor, points: Tensor) -> Tensor:
+        """The clean latents predicted by the UNet's `output` (epsilon or v) at `points`."""
         signal, spread = self._at(self._signal, points), self._at(self._spread, points)
         if self._kind == "epsilon":
             return (z - spread * output) / signal

@@ -1,4 +1,4 @@
-"""The optimisation loop of both phases: AdamW, learning rate, moving average, loss log, checkpoints."""
+"""The optimisation loop of both phases: AdamW, learning rate schedule, moving average, loss log, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,11 +25,25 @@ from anomalysd_edge.training.optimizers import (
 )
 from anomalysd_edge.training.settings import TrainSettings
 
-_OVERFLOWS = 20
-"""Steps in a row that float16 may leave out while its loss scale falls by half each time."""
+LossFunction = Callable[[int, slice], tuple[Tensor, dict[str, float]]]
+"""loss(step, rows) -> scalar mean loss over these rows of the step's batch, and its terms for the log."""
+_MAX_OVERFLOWS = 20
+"""Consecutive steps that float16 may skip while its loss scale is halved each time."""
 
 
-class Fitter:
+@dataclass(frozen=True)
+class _PhaseState:
+    """What a phase changes, and what its checkpoints hold."""
+
+    phase: str
+    weights: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Tensors
+    """Moving average of the weights; empty if settings.ema is 0."""
+
+
+class TrainingLoop:
     """Runs the phases "unet" and "decoder" one after the other, from the start or from a checkpoint."""
 
     def __init__(
@@ -37,67 +52,58 @@ class Fitter:
         work: Path,
         progress: Progress,
         unet_steps: int,
-        found: Checkpoint | None,
+        checkpoint: Checkpoint | None,
         processes: Processes,
     ) -> None:
-        """`work` is the partial folder, `found` the checkpoint to go on from."""
+        """`work`: the partial folder; `checkpoint`: the one to resume from."""
         self.settings, self.work, self.progress, self.processes = settings, work, progress, processes
-        self.half = arithmetic(settings)
-        self.unet_steps, self.found = unet_steps, found
+        self.half = autocast_dtype(settings)
+        self.unet_steps, self.checkpoint = unet_steps, checkpoint
         self.unet_tensors: Tensors = {}
-        self._began = time.monotonic() - (found.seconds if found else 0.0)
+        self._began = time.monotonic() - (checkpoint.seconds if checkpoint else 0.0)
 
     def seconds(self) -> float:
-        """Training time so far, over all sittings."""
+        """Training time so far, interrupted calls included."""
         return time.monotonic() - self._began
 
     def fit(
         self,
         phase: str,
         weights: dict[str, torch.nn.Parameter],
-        loss_of: Callable[[int, slice], tuple[Tensor, dict[str, float]]],
+        loss_function: LossFunction,
         steps: int,
         batch: int,
-        peaks: Mapping[str, float],
+        peak_rates: Mapping[str, float],
     ) -> None:
-        """Adam on `weights` from the checkpoint's step, if it is of this phase, to `steps`.
+        """Optimise `weights` in place from the checkpoint's step, if it is of this phase, to `steps`.
 
-        `loss_of(step, rows)` gives the mean loss over some of the step's `batch` samples and its terms for the log.
-        `peaks` are learning rates by a prefix of the weights' names, the longest that fits ("" fits all). Raises
-        NumericError for a loss or gradient that is not finite, before it reaches the weights.
+        `batch`: samples per step; `peak_rates`: learning rates by prefix of the weights' names, the longest match
+        counts ("" matches all). Raises NumericError for a non-finite loss or gradient, before the weights change.
         """
-        settings, found, processes = self.settings, self.found, self.processes
-        optimizer = make_optimizer(settings, weights, peaks)
-        scaler = torch.amp.GradScaler(processes.device.type, enabled=self.half == torch.float16)
+        settings, processes = self.settings, self.processes
         average = {name: weight.detach().clone() for name, weight in weights.items()} if settings.ema else {}
-        start = 0
-        if found is not None and phase in (found.phase, "unet"):
-            restore(weights, found.tensors[phase])
-            if found.phase != phase:  # a decoder checkpoint: the UNet's phase is over and holds its result
-                self.unet_tensors = found.tensors["unet"]
-                return
-            start = found.step
-            restore_optimizer(optimizer, weights, found.tensors["optimizer"])
-            restore_scaler(scaler, found.tensors["optimizer"])
-            if average:
-                restore(average, found.tensors["ema"])
-            found.tensors.clear()  # gigabytes that are in the weights now
-        pieces = processes.rows(batch, settings.accumulate)
-        before = self.unet_steps if phase == "decoder" else 0
-        recent: float | None = None
-        refused = 0
+        scaler = torch.amp.GradScaler(processes.device.type, enabled=self.half == torch.float16)
+        optimizer = make_optimizer(settings, weights, peak_rates)
+        state = _PhaseState(phase, weights, optimizer, scaler, average)
+        start = self._restore(state)
+        if start is None:
+            return
+        micro_batches = processes.rows(batch, settings.accumulate)
+        steps_before = self.unet_steps if phase == "decoder" else 0
+        smoothed: float | None = None
+        overflows = 0
         for step in range(start, steps):
             share = learning_rate(step, steps, 1.0, settings)
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak"]
-            rate = share * peaks[""]
+            rate = share * peak_rates[""]
             optimizer.zero_grad(set_to_none=True)
             value, terms = 0.0, dict[str, float]()
-            for rows in pieces:
-                loss, told = loss_of(step, rows)
+            for rows in micro_batches:
+                loss, loss_terms = loss_function(step, rows)
                 part = (rows.stop - rows.start) / batch
                 value += part * float(loss.detach())
-                terms = {name: terms.get(name, 0.0) + part * term for name, term in told.items()}
+                terms = {name: terms.get(name, 0.0) + part * term for name, term in loss_terms.items()}
                 scaler.scale(loss * part).backward()
             value = processes.sum(value)
             terms = {name: processes.sum(term) for name, term in terms.items()}
@@ -105,9 +111,9 @@ class Fitter:
             processes.sum_gradients(weights.values())
             scaler.unscale_(optimizer)
             norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip_norm))
-            # Half precision looks for its scale by overflowing now and then; the step is then left out.
-            refused = refused + 1 if self.half == torch.float16 and not math.isfinite(norm) else 0
-            if self.half != torch.float16 or refused > _OVERFLOWS:
+            # Dynamic loss scaling overflows now and then by design; the scaler then skips the step.
+            overflows = overflows + 1 if self.half == torch.float16 and not math.isfinite(norm) else 0
+            if self.half != torch.float16 or overflows > _MAX_OVERFLOWS:
                 self._require_finite("gradient", norm, phase, step, rate)
             scaler.step(optimizer)
             scaler.update()
@@ -115,47 +121,52 @@ class Fitter:
                 for name, slow in average.items():
                     slow.lerp_(weights[name], 1 - settings.ema)
             done = step + 1
-            recent = value if recent is None else 0.9 * recent + 0.1 * value
-            if processes.main:
-                self._note(phase, done, before + done, value, rate, terms, self.seconds())
-                self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {recent:.4f}")
-            # The end of a phase too: a full disk while the run is written must not cost the training.
-            if processes.main and (done % settings.checkpoint_every == 0 or done == steps):
-                self._checkpoint(phase, done, before + done, weights, average, optimizer, scaler)
+            total = steps_before + done
+            smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
+            if processes.is_main:
+                self._log({"phase": phase, "step": done, "total": total, "loss": value, "lr": rate, **terms})
+                self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {smoothed:.4f}")
+            # Also at the end of a phase: a full disk while the run is written must not lose the training.
+            if processes.is_main and (done % settings.checkpoint_every == 0 or done == steps):
+                self._save(state, done, total)
         if average:
             restore(weights, average)
         if phase == "unet":
             self.unet_tensors = {name: weight.detach() for name, weight in weights.items()}
 
-    def _checkpoint(
-        self,
-        phase: str,
-        step: int,
-        total: int,
-        weights: dict[str, torch.nn.Parameter],
-        average: Tensors,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-    ) -> None:
-        state = {**optimizer_tensors(optimizer, weights), **scaler_tensors(scaler)}
-        tensors: dict[str, Tensors] = {phase: dict(weights), "optimizer": state}
-        if average:
-            tensors["ema"] = average
-        done_before = latest(self.work)
+    def _restore(self, state: _PhaseState) -> int | None:
+        """Load the checkpoint into `state`; the step to start at, or None if the phase was finished before it."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or state.phase not in (checkpoint.phase, "unet"):
+            return 0
+        restore(state.weights, checkpoint.tensors[state.phase])
+        if checkpoint.phase != state.phase:  # a decoder checkpoint: its "unet" file is the result of the UNet phase
+            self.unet_tensors = checkpoint.tensors["unet"]
+            return None
+        restore_optimizer(state.optimizer, state.weights, checkpoint.tensors["optimizer"])
+        restore_scaler(state.scaler, checkpoint.tensors["optimizer"])
+        if state.average:
+            restore(state.average, checkpoint.tensors["ema"])
+        checkpoint.tensors.clear()  # frees gigabytes that were copied into the weights
+        return checkpoint.step
+
+    def _save(self, state: _PhaseState, step: int, total: int) -> None:
+        optimizer = {**optimizer_tensors(state.optimizer, state.weights), **scaler_tensors(state.scaler)}
+        tensors: dict[str, Tensors] = {state.phase: dict(state.weights), "optimizer": optimizer}
+        if state.average:
+            tensors["ema"] = state.average
+        last = latest(self.work)
         unchanged: tuple[str, ...] = ()
-        if phase == "decoder" and self.unet_steps:
+        if state.phase == "decoder" and self.unet_steps:
             tensors["unet"] = self.unet_tensors
             # From the second decoder checkpoint on, the UNet's file is the same.
-            if done_before is not None and int(done_before.name.split("-")[1]) > self.unet_steps:
+            if last is not None and int(last.name.split("-")[1]) > self.unet_steps:
                 unchanged = ("unet",)
-        save_checkpoint(self.work, Checkpoint(phase, step, total, self.seconds(), tensors), unchanged)
+        save_checkpoint(self.work, Checkpoint(state.phase, step, total, self.seconds(), tensors), unchanged)
 
-    def _note(
-        self, phase: str, step: int, total: int, loss: float, rate: float, terms: Mapping[str, float], seconds: float
-    ) -> None:
-        line = {"phase": phase, "step": step, "total": total, "loss": loss, "lr": rate, **terms}
+    def _log(self, line: Mapping[str, object]) -> None:
         with (self.work / "log.jsonl").open("a") as log:
-            log.write(json.dumps({**line, "seconds": round(seconds, 3)}) + "\n")
+            log.write(json.dumps({**line, "seconds": round(self.seconds(), 3)}) + "\n")
 
     def _require_finite(self, what: str, value: float, phase: str, step: int, rate: float) -> None:
         if math.isfinite(value):
@@ -170,7 +181,7 @@ class Fitter:
 
 
 def learning_rate(step: int, steps: int, peak: float, settings: TrainSettings) -> float:
-    """Of step 0 <= step < steps: a linear rise over `warmup` steps, then a cosine down to lr_floor * peak."""
+    """At 0 <= step < steps: linear warm-up over `warmup` steps, then cosine decay to lr_floor * peak."""
     warmup = min(settings.warmup, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -178,8 +189,8 @@ def learning_rate(step: int, steps: int, peak: float, settings: TrainSettings) -
     return peak * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * position)))
 
 
-def arithmetic(settings: TrainSettings) -> torch.dtype | None:
-    """The half precision of autocast, None for float32; "auto" is bfloat16 where the hardware multiplies it."""
+def autocast_dtype(settings: TrainSettings) -> torch.dtype | None:
+    """The dtype of autocast, None for float32; "auto" is bfloat16 if the hardware supports it."""
     if settings.autocast != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[settings.autocast]
     if settings.device == "cuda":
@@ -187,4 +198,4 @@ def arithmetic(settings: TrainSettings) -> torch.dtype | None:
     try:
         return torch.bfloat16 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else None
     except OSError:
-        return None  # not Linux: nothing is known of this CPU
+        return None  # not Linux: the CPU's instruction set is unknown

@@ -14,14 +14,14 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_adapter(unet: Any, settings: TrainSettings) -> None:
-    """Freeze `unet` and add adapters to the layers whose names end in `lora_targets`; they begin without effect.
+    """Freeze `unet` and add zero-initialised adapters to layers whose names end in one of `lora_targets`.
 
     Raises SettingsError if no layer matches.
     """
     from peft import LoraConfig
 
     unet.requires_grad_(False)
-    # A fixed start, without touching the caller's random state.
+    # A seeded initialisation that leaves the caller's random state alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
@@ -40,9 +40,9 @@ def add_adapter(unet: Any, settings: TrainSettings) -> None:
 
 
 def lower_frozen(unet: Any, settings: TrainSettings) -> None:
-    """Keep the convolutions and linear layers that do not learn in the half precision that autocast computes them in.
+    """Store frozen convolutions and linear layers in the half precision that autocast computes them in.
 
-    Norms stay float32: autocast feeds them float32. `merge_adapter` needs the float32 weights back (restore_frozen).
+    Norms stay float32, since autocast runs them in float32. Call `restore_frozen` before `merge_adapter`.
     """
     if settings.frozen_weights == "float32":
         return
@@ -58,7 +58,7 @@ def lower_frozen(unet: Any, settings: TrainSettings) -> None:
 
 
 def restore_frozen(unet: Any, fresh: Any) -> None:
-    """Give every weight that `lower_frozen` rounded its float32 value back, from `fresh`, the base's UNet."""
+    """Restore the float32 value of every weight that `lower_frozen` rounded, from `fresh`, the base's UNet."""
     exact = dict(fresh.named_parameters())
     for name, weight in unet.named_parameters():
         plain = name.replace(".base_layer.", ".")

@@ -1,9 +1,9 @@
-"""How much memory a training will take, before it starts; and which settings to change where that is too much.
+"""Estimating the peak memory of a training before it starts, and the settings to change if it does not fit.
 
-One step of each phase is run on tensors without data (torch's FakeTensorMode), and every storage that it makes is
-counted from its birth to its death: weights, activations kept for the backward pass, what is computed again, gradients.
-Optimizer state and moving average follow from the number of weights that learn. What libraries take beside tensors is a
-constant; figures against measured peaks stand in docs/stable-diffusion.md.
+One step of each phase runs on tensors without data (torch's FakeTensorMode), counting every storage while it is alive:
+weights, activations kept for the backward pass, recomputed activations, gradients. Optimizer state and moving average
+follow from the number of trained weights. Memory of libraries beside tensors is a constant; docs/stable-diffusion.md
+compares estimates with measured peaks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.training.loop import arithmetic
+from anomalysd_edge.training.loop import autocast_dtype
 from anomalysd_edge.training.lora import add_adapter, lower_frozen
 from anomalysd_edge.training.models.base import Base, decode, decoder_parameters
 from anomalysd_edge.training.models.hub import quiet
@@ -32,22 +32,22 @@ from anomalysd_edge.training.models.perceptual import AlexPerceptual
 from anomalysd_edge.training.settings import TrainSettings
 
 GIB = 2**30
-LIBRARIES = {"cpu": 0.8 * GIB, "cuda": 0.7 * GIB}
-"""torch, diffusers and transformers in a process (measured); a CUDA context with its libraries' work space."""
-_PLENTY = 4 * GIB
-"""Free memory with which a base of nano's size (2 GiB at most, for a megapixel a step) needs no estimate."""
-FRAGMENTS = 1.05
-"""Allocators round up and leave gaps."""
+LIBRARY_BYTES = {"cpu": 0.8 * GIB, "cuda": 0.7 * GIB}
+"""Measured, by device: torch, diffusers and transformers; or a CUDA context with its libraries' workspace."""
+_AMPLE_BYTES = 4 * GIB
+"""With this much free memory, a base of nano's size (at most 2 GiB at a megapixel per step) needs no estimate."""
+FRAGMENTATION = 1.05
+"""Factor for rounding and gaps of the allocator."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-    """Bytes at the worst moment of each phase, on the device that trains."""
+class MemoryEstimate:
+    """Peak bytes of each phase, on the training device."""
 
     unet: int
-    """Of the UNet's phase; 0 where it has no steps."""
+    """Of the UNet phase; 0 without steps."""
     decoder: int
-    """Of the decoder's."""
+    """Of the decoder phase; 0 without steps."""
 
     @property
     def peak(self) -> int:
@@ -55,8 +55,8 @@ class Estimate:
         return max(self.unet, self.decoder)
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of storages that are alive, and the most that ever were."""
+class _StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of live storages, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def add(self, tensor: Tensor) -> None:
-        """Count the tensor's storage, once, until nothing holds it."""
+        """Count the tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._seen:
@@ -80,51 +80,52 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now += size
         self.peak = max(self.peak, self.now)
 
-        def gone() -> None:
+        def freed() -> None:
             self.now -= size
             self._seen.pop(key, None)
 
-        self._seen[key] = weakref.finalize(storage, gone)
+        self._seen[key] = weakref.finalize(storage, freed)
 
 
-def estimate(base: Base, settings: TrainSettings, size_px: int, processes: int = 1) -> Estimate:
-    """Run a step of both phases without data. `processes` share each step's samples."""
-    unet = _unet_step(base, settings, size_px, processes) if settings.steps else 0
-    decoder = _decoder_step(base, settings, size_px, processes) if settings.decoder_steps else 0
-    library = int(LIBRARIES[settings.device])
-    return Estimate(*(int(FRAGMENTS * taken) + library if taken else 0 for taken in (unet, decoder)))
+def estimate(base: Base, settings: TrainSettings, size_px: int, processes: int = 1) -> MemoryEstimate:
+    """Run one step of both phases without data. `processes`: world size, which shares each batch."""
+    unet = _unet_peak(base, settings, size_px, processes) if settings.steps else 0
+    decoder = _decoder_peak(base, settings, size_px, processes) if settings.decoder_steps else 0
+    library = int(LIBRARY_BYTES[settings.device])
+    return MemoryEstimate(*(int(FRAGMENTATION * peak) + library if peak else 0 for peak in (unet, decoder)))
 
 
 def check_memory(
     base: Base, settings: TrainSettings, size_px: int, processes: int = 1, free: int | None = None
-) -> Estimate | None:
-    """The estimate. Raises SettingsError, naming settings that would make it fit, where it exceeds what there is.
+) -> MemoryEstimate | None:
+    """The estimate. Raises SettingsError, naming settings that make it fit, if it exceeds the memory limit.
 
-    `free`: bytes that were free before the base was loaded; None where nobody knows, and nothing is refused then.
-    None for a base of nano's size where gigabytes are free: nothing is run for it.
+    `free`: free bytes before the base was loaded; None if unknown, then there is no limit (unless memory_gib is set).
+    Returns None without estimating for a base of nano's size with gigabytes free.
     """
-    there = int(settings.memory_gib * GIB) or free
-    if not settings.memory_gib and (there or 0) >= _PLENTY and _is_small(base, settings, size_px):
+    limit = int(settings.memory_gib * GIB) or free
+    if not settings.memory_gib and (limit or 0) >= _AMPLE_BYTES and _is_small(base, settings, size_px):
         return None
     found = estimate(base, settings, size_px, processes)
-    if there is not None and settings.device == "cpu" and not settings.memory_gib:
-        there //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", str(processes))))  # they share this machine's
-    if there is None or found.peak <= there:
+    if limit is not None and settings.device == "cpu" and not settings.memory_gib:
+        # Processes of one machine share its memory.
+        limit //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", str(processes))))
+    if limit is None or found.peak <= limit:
         return found
-    wanted = settings
+    reduced = settings
     steps: list[str] = []
     for name, value in savings(settings, size_px, processes):
         also = {"autocast": value} if name == "frozen_weights" else {}
-        wanted = dataclasses.replace(wanted, **also, **{name: value})
-        size = wanted.size_px or size_px
-        less = estimate(base, wanted, size, processes)
-        steps.append(f"{name} = {value} ({less.peak / GIB:.1f} GiB)")
-        if less.peak <= there:
+        reduced = dataclasses.replace(reduced, **also, **{name: value})
+        size = reduced.size_px or size_px
+        smaller = estimate(base, reduced, size, processes)
+        steps.append(f"{name} = {value} ({smaller.peak / GIB:.1f} GiB)")
+        if smaller.peak <= limit:
             break
     advice = f"set {', then '.join(steps)}" if steps else "every setting that saves memory is on"
-    enough = bool(steps) and less.peak <= there
+    enough = bool(steps) and smaller.peak <= limit
     raise SettingsError(
-        f"this training would take about {found.peak / GIB:.1f} GiB and {there / GIB:.1f} GiB are "
+        f"this training would take about {found.peak / GIB:.1f} GiB and {limit / GIB:.1f} GiB are "
         f"{'allowed by memory_gib' if settings.memory_gib else 'free'}: {advice}"
         + ("" if enough else "; even that is not enough: use a smaller base or a machine with more memory")
     )
@@ -136,7 +137,7 @@ def _is_small(base: Base, settings: TrainSettings, size_px: int) -> bool:
 
 
 def savings(settings: TrainSettings, size_px: int, processes: int) -> Iterator[tuple[str, Any]]:
-    """Settings that take less memory, those first that change the result least."""
+    """Settings that save memory, as (name, value), ordered by how little they change the result."""
     if not settings.gradient_checkpointing:
         yield "gradient_checkpointing", True
     share = max(1, settings.batch // processes)
@@ -144,7 +145,7 @@ def savings(settings: TrainSettings, size_px: int, processes: int) -> Iterator[t
         yield "accumulate", share
     if settings.cache == "lazy":
         yield "cache", "ahead"
-    half = arithmetic(settings)
+    half = autocast_dtype(settings)
     word = "fp16" if half == torch.float16 else "bf16"
     if half is None:
         yield "autocast", word
@@ -165,7 +166,7 @@ def savings(settings: TrainSettings, size_px: int, processes: int) -> Iterator[t
 
 
 def available_bytes(device: str) -> int | None:
-    """Free memory of the GPU; of this machine, no more than its control group allows. None where nobody says."""
+    """Free memory of the GPU, or of this machine within its control group's limit; None if unknown."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     try:
@@ -181,72 +182,81 @@ def available_bytes(device: str) -> int | None:
         return free
 
 
-def _unet_step(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
-    half = arithmetic(settings)
-    rows = _most_rows(settings.batch, processes, settings.accumulate)
-    side = size_px // base.latent_factor
-    kept = [base.vae] if settings.cache == "lazy" else []
-    if settings.context_tokens:
-        kept.append(base.text_encoder)
-    width = int(base.unet.config.cross_attention_dim)
-    channels = int(base.unet.config.out_channels)
-    unet = _shape_of(base.unet)
+def _unet_peak(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
+    rows = _largest_micro_batch(settings.batch, processes, settings.accumulate)
+    side, config = size_px // base.latent_factor, base.unet.config
+    unet = _meta_copy(base.unet)
     if settings.lora_rank:
         add_adapter(unet, settings)
         lower_frozen(unet, settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
-    with _without_data() as live:
-        _fill(unet)
-        learn = [weight for weight in unet.parameters() if weight.requires_grad]
-        live.peak = live.now
-        with _autocast(half):
-            seen = torch.zeros(rows, int(base.unet.config.in_channels), side, side)
-            states = torch.zeros(rows, 77, width)
-            output = unet(seen, torch.zeros(rows, dtype=torch.int64), encoder_hidden_states=states).sample
-        loss = (output.float() - torch.zeros(rows, channels, side, side)).square().mean()
-        loss.backward()
-        peak = live.peak
-    return peak + _state_bytes(learn, settings) + sum(_weight_bytes(network) for network in kept)
+
+    def train_step(autocast: torch.autocast) -> None:
+        with autocast:
+            inputs = torch.zeros(rows, int(config.in_channels), side, side)
+            states = torch.zeros(rows, 77, int(config.cross_attention_dim))
+            output = unet(inputs, torch.zeros(rows, dtype=torch.int64), encoder_hidden_states=states).sample
+        channels = int(config.out_channels)
+        (output.float() - torch.zeros(rows, channels, side, side)).square().mean().backward()
+
+    peak = _peak_of_step(unet, train_step, settings)
+    if settings.cache == "lazy":
+        peak += _weight_bytes(base.vae)
+    return peak + (_weight_bytes(base.text_encoder) if settings.context_tokens else 0)
 
 
-def _decoder_step(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
-    rows = _most_rows(settings.decoder_batch, processes, settings.accumulate)
+def _decoder_peak(base: Base, settings: TrainSettings, size_px: int, processes: int) -> int:
+    rows = _largest_micro_batch(settings.decoder_batch, processes, settings.accumulate)
     side = size_px // base.latent_factor
-    vae = _shape_of(base.vae)
+    vae = _meta_copy(base.vae)
     vae.requires_grad_(False)
     for weight in decoder_parameters(vae).values():
         weight.requires_grad_(True)
     if settings.gradient_checkpointing and isinstance(vae, AutoencoderKL):
         vae.enable_gradient_checkpointing()
         vae.decoder.train()
-    with _without_data() as live:
-        _fill(vae)
-        learn = list(decoder_parameters(vae).values())
-        judge = AlexPerceptual("shift_tolerant") if settings.lpips_weight else None
-        live.peak = live.now
-        with _autocast(arithmetic(settings)):
+
+    def train_step(autocast: torch.autocast) -> None:
+        perceptual = AlexPerceptual("shift_tolerant") if settings.lpips_weight else None
+        with autocast:
             decoded = decode(vae, torch.zeros(rows, int(vae.config.latent_channels), side, side))
         photos = torch.zeros(rows, 3, size_px, size_px)
         loss = (photos - decoded.float()).square().mean()
-        if judge is not None:
-            loss = loss + judge.mean_distance(photos, decoded.float()).mean()
+        if perceptual is not None:
+            loss = loss + perceptual.mean_distance(photos, decoded.float()).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        peak = live.peak
-    # The UNet is done, but lies in memory until the run is written; on a GPU it has been moved away.
+
+    # The trained UNet stays in memory until the run is written; with a GPU it was moved to the CPU.
     unet = _weight_bytes(base.unet) if settings.device == "cpu" else 0
-    return peak + _state_bytes(learn, settings) + unet
+    return _peak_of_step(vae, train_step, settings) + unet
 
 
-def _shape_of(network: Any) -> Any:
-    """A network of the same configuration, its weights without data."""
+def _peak_of_step(
+    network: torch.nn.Module, train_step: Callable[[torch.autocast], None], settings: TrainSettings
+) -> int:
+    """Peak bytes of one forward and backward pass of a meta `network`, and of the optimizer state."""
+    half = autocast_dtype(settings)
+    with _fake_tensors() as counter:
+        _materialise(network)
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
+        counter.peak = counter.now
+        train_step(torch.autocast("cpu", half, enabled=half is not None))
+        # Two AdamW moments and the moving average of every trained weight.
+        moment = 1 if settings.optimizer == "adamw8bit" else 4
+        per_weight = 2 * moment + (4 if settings.ema else 0)
+        return counter.peak + per_weight * sum(weight.numel() for weight in trained)
+
+
+def _meta_copy(network: Any) -> Any:
+    """A network of the same configuration on the meta device."""
     with quiet(), torch.device("meta"):
         return type(network).from_config(network.config)
 
 
-def _fill(network: torch.nn.Module) -> None:
-    """Give a network without data tensors of the mode that is on: what runs then is counted."""
+def _materialise(network: torch.nn.Module) -> None:
+    """Replace meta tensors by fake ones of the active FakeTensorMode, so that they are counted."""
     for module in network.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -258,30 +268,19 @@ def _fill(network: torch.nn.Module) -> None:
 
 
 @contextmanager
-def _without_data() -> Iterator[_Live]:
+def _fake_tensors() -> Iterator[_StorageCounter]:
     state = torch.random.get_rng_state()
-    live = _Live()
+    counter = _StorageCounter()
     try:
-        with FakeTensorMode(), live:
-            yield live
+        with FakeTensorMode(), counter:
+            yield counter
     finally:
         torch.random.set_rng_state(state)
 
 
-def _autocast(half: torch.dtype | None) -> Any:
-    return nullcontext() if half is None else torch.autocast("cpu", half)
-
-
-def _most_rows(batch: int, processes: int, accumulate: int) -> int:
+def _largest_micro_batch(batch: int, processes: int, accumulate: int) -> int:
     share = -(-batch // processes)
     return -(-share // min(accumulate, share))
-
-
-def _state_bytes(weights: list[Any], settings: TrainSettings) -> int:
-    """Both moments of AdamW, and the moving average."""
-    count: int = sum(weight.numel() for weight in weights)
-    moment = 1 if settings.optimizer == "adamw8bit" else 4
-    return count * (2 * moment + (4 if settings.ema else 0))
 
 
 def _weight_bytes(network: torch.nn.Module) -> int:

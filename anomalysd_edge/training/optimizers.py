@@ -1,4 +1,4 @@
-"""AdamW, plain or with its moments in 8 bits; its state and the loss scale as named tensors, for checkpoints."""
+"""AdamW with float32 or 8-bit moments; its state and the loss scale as named tensors, for checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from anomalysd_edge.errors import MissingExtra
-from anomalysd_edge.training.checkpoints import Tensors, named
+from anomalysd_edge.training.checkpoints import Tensors, require_tensor
 from anomalysd_edge.training.settings import TrainSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -15,17 +15,17 @@ _SCALE, _GROWTH = "scaler/scale", "scaler/growth"
 
 
 def make_optimizer(
-    settings: TrainSettings, weights: Mapping[str, torch.nn.Parameter], peaks: Mapping[str, float]
+    settings: TrainSettings, weights: Mapping[str, torch.nn.Parameter], peak_rates: Mapping[str, float]
 ) -> torch.optim.Optimizer:
-    """AdamW on `weights`, a group per peak learning rate, which each group keeps as "peak".
+    """AdamW on `weights` with one parameter group per peak learning rate, stored in the group as "peak".
 
-    `peaks`: by a prefix of the weights' names, the longest that fits. Raises MissingExtra without bitsandbytes.
+    `peak_rates`: by prefix of the weights' names; the longest match counts. Raises MissingExtra without bitsandbytes.
     """
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, weight in weights.items():
-        prefix = max((known for known in peaks if name.startswith(known)), key=len)
+        prefix = max((known for known in peak_rates if name.startswith(known)), key=len)
         groups.setdefault(prefix, []).append(weight)
-    listed = [{"params": group, "lr": peaks[prefix], "peak": peaks[prefix]} for prefix, group in groups.items()]
+    listed = [{"params": group, "lr": peak_rates[key], "peak": peak_rates[key]} for key, group in groups.items()]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(listed, weight_decay=settings.weight_decay)
     try:
@@ -40,12 +40,12 @@ def make_optimizer(
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
-    """The state, named by kind and parameter, for instance exp_avg/NAME; numbers become tensors."""
+    """The optimizer state by kind and parameter, for instance exp_avg/NAME; numbers become tensors."""
     found: Tensors = {}
     for name, parameter in parameters.items():
         for kind, value in optimizer.state[parameter].items():
             tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            # One map of quantised values serves all parameters; a file names no tensor twice.
+            # All parameters share one quantisation map; safetensors refuses shared memory.
             found[f"{kind}/{name}"] = tensor.clone() if kind.startswith("qmap") else tensor
     return found
 
@@ -53,17 +53,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors
 ) -> None:
-    """The inverse of `optimizer_tensors`. Raises RunError where a checkpoint lacks something."""
+    """The inverse of `optimizer_tensors`. Raises RunError if the checkpoint lacks a tensor."""
     kinds = {key.split("/")[0] for key in tensors if "/" in key} - {"scaler"}
     if kinds >= set(_MOMENTS):
         for name, parameter in parameters.items():
             for kind in _MOMENTS:
-                # In the parameter's own memory layout, as AdamW makes it.
+                # In the parameter's memory format, as AdamW allocates it.
                 state = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                optimizer.state[parameter][kind] = state.detach().copy_(named(tensors, f"{kind}/{name}"))
-            optimizer.state[parameter]["step"] = named(tensors, f"step/{name}")
+                optimizer.state[parameter][kind] = state.detach().copy_(require_tensor(tensors, f"{kind}/{name}"))
+            optimizer.state[parameter]["step"] = require_tensor(tensors, f"step/{name}")
         return
-    for name, parameter in parameters.items():  # bitsandbytes: quantised moments, their scales and maps
+    for name, parameter in parameters.items():  # bitsandbytes: quantised moments, scales and quantisation maps
         for kind in kinds:
             key = f"{kind}/{name}"
             if key in tensors:
@@ -72,7 +72,7 @@ def restore_optimizer(
 
 
 def scaler_tensors(scaler: torch.amp.GradScaler) -> Tensors:
-    """The loss scale of float16 and how long it has held; nothing where no scale is used."""
+    """The loss scale of float16 and its growth counter; empty if no loss scaling is used."""
     state = scaler.state_dict()
     if not state:
         return {}
@@ -83,5 +83,6 @@ def restore_scaler(scaler: torch.amp.GradScaler, tensors: Tensors) -> None:
     """The inverse of `scaler_tensors`."""
     if scaler.is_enabled():
         state = scaler.state_dict()
-        state.update(scale=float(named(tensors, _SCALE)), _growth_tracker=int(named(tensors, _GROWTH)))
+        scale, growth = (require_tensor(tensors, name) for name in (_SCALE, _GROWTH))
+        state.update(scale=float(scale), _growth_tracker=int(growth))
         scaler.load_state_dict(state)

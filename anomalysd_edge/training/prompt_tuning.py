@@ -1,8 +1,8 @@
-"""Learned context vectors: a few token embeddings in front of a class's prompts, trained with the UNet.
+"""Prompt tuning: learned context vectors in front of a class's prompts, trained together with the UNet.
 
 "[V1]..[VM] A perfect bottle." with V learned and the text encoder frozen: context optimisation (CoOp, Zhou et al.,
 arXiv 2109.01134) by the loss of the diffusion model, as textual inversion does (Gal et al., arXiv 2208.01618). They
-begin as the embeddings of the class's own noun. What leaves the training are prompt states like any others.
+are initialised with the embeddings of the class's noun. The exported result are ordinary prompt states.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.training.models.base import Base
+from anomalysd_edge.training.models.base import Base, tokenize
 
-FILE = "contexts.safetensors"
+CONTEXTS_FILE = "contexts.safetensors"
 PREFIX = "context/"
-"""Of their names among the weights that learn, before the class."""
+"""Prefix, before the class name, of the vectors' names among the trained parameters."""
 
 
-def first_contexts(base: Base, specs: Mapping[str, ClassSpec], tokens: int) -> dict[str, torch.nn.Parameter]:
-    """(tokens,E) vectors of every class, by PREFIX + class: its noun's embeddings, over and over."""
+def initial_contexts(base: Base, specs: Mapping[str, ClassSpec], tokens: int) -> dict[str, torch.nn.Parameter]:
+    """Initial (tokens,E) float32 vectors by PREFIX + class name: the noun's token embeddings, repeated."""
     found = {}
     table = base.text_encoder.get_input_embeddings().weight
     for name in sorted(specs):
@@ -36,24 +36,18 @@ def first_contexts(base: Base, specs: Mapping[str, ClassSpec], tokens: int) -> d
 
 def context_states(base: Base, prompts: Sequence[str], vectors: Tensor) -> Tensor:
     """Prompts with (P,M,E) vectors in front -> (P,77,D) float32 states, differentiable in the vectors."""
-    words, text = base.tokenizer, base.text_encoder
+    end, text = base.tokenizer.eos_token_id, base.text_encoder
     count = vectors.shape[1]
-    coded = words(
-        list(prompts),
-        padding="max_length",
-        max_length=words.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    coded = tokenize(base, prompts)
 
     def shifted(row: Tensor, fill: int) -> Tensor:
-        room = torch.full((len(row), count), fill, dtype=row.dtype)
-        return torch.cat([row[:, :1], room, row[:, 1 : row.shape[1] - count]], dim=1)
+        inserted = torch.full((len(row), count), fill, dtype=row.dtype)
+        return torch.cat([row[:, :1], inserted, row[:, 1 : row.shape[1] - count]], dim=1)
 
-    tokens = shifted(coded.input_ids, words.eos_token_id)
-    # A prompt that no longer fits loses its last words, never its end.
-    cut = (tokens[:, 1 + count :] != words.eos_token_id).all(1)
-    tokens[cut, -1] = words.eos_token_id
+    tokens = shifted(coded.input_ids, end)
+    # A prompt that is too long now loses its last words, but keeps the end token.
+    cut = (tokens[:, 1 + count :] != end).all(1)
+    tokens[cut, -1] = end
     mask = shifted(coded.attention_mask, 1) if getattr(text.config, "use_attention_mask", False) else None
     device = vectors.device
 
@@ -69,13 +63,13 @@ def context_states(base: Base, prompts: Sequence[str], vectors: Tensor) -> Tenso
 
 
 def save_contexts(folder: Path, vectors: Mapping[str, Tensor]) -> None:
-    """Write them to folder/FILE, by class name."""
+    """Write the vectors to folder/CONTEXTS_FILE, by class name."""
     save_file(
         {name.removeprefix(PREFIX): value.detach().cpu().contiguous() for name, value in vectors.items()},
-        folder / FILE,
+        folder / CONTEXTS_FILE,
     )
 
 
 def load_contexts(folder: Path) -> dict[str, Tensor]:
-    """(M,E) vectors by class name; nothing where a run learned none."""
-    return load_file(folder / FILE) if (folder / FILE).is_file() else {}
+    """(M,E) vectors by class name; empty for a run without prompt tuning."""
+    return load_file(folder / CONTEXTS_FILE) if (folder / CONTEXTS_FILE).is_file() else {}

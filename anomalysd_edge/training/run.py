@@ -1,4 +1,4 @@
-"""A run folder: everything that a fine-tuning leaves, and everything that export needs.
+"""A run folder: the result of a fine-tuning, and all that the export reads.
 
 RUN/run.json       settings, seed, versions, classes, digests of photos and base, losses, seconds
 RUN/model/         diffusers' folder layout: StableDiffusionInpaintPipeline.from_pretrained(RUN/model) loads it
@@ -9,7 +9,6 @@ RUN/log.jsonl      one line a step
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,13 @@ from urllib.parse import quote
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError
+from anomalysd_edge.profiling.hardware import package_versions
 from anomalysd_edge.training.checkpoints import partial_folder
 from anomalysd_edge.training.models.base import PARTS, Base, load_base
 from anomalysd_edge.training.models.features import FEATURES_PX, features_of
 from anomalysd_edge.training.models.perceptual import load_perceptual
 from anomalysd_edge.training.models.torch_networks import TorchNetworks
-from anomalysd_edge.training.prompt_tuning import FILE as CONTEXTS
-from anomalysd_edge.training.prompt_tuning import load_contexts
+from anomalysd_edge.training.prompt_tuning import CONTEXTS_FILE, load_contexts
 from anomalysd_edge.training.settings import TrainSettings
 
 SCHEMA_VERSION = 1
@@ -42,7 +41,7 @@ class Run:
     path: Path
     settings: TrainSettings
     specs: dict[str, ClassSpec]
-    """By class name, as the prompts were made from."""
+    """By class name: what the prompts were made from."""
     shots: dict[str, tuple[Path, ...]]
     """By class name: the good photos inside the run folder; empty for 0 shots."""
     record: dict[str, Any]
@@ -55,42 +54,43 @@ class Run:
 
     @property
     def size_px(self) -> int:
-        """Side of the square photo that was trained on."""
+        """Side of the square training photo in px."""
         return int(self.record["size_px"])
 
     @property
     def perceptual_kind(self) -> str | None:
-        """Which perceptual network L_D used; None where it used none."""
+        """The perceptual network of L_D; None if it used none."""
         found = self.record["perceptual"]
         return None if found is None else str(found["kind"])
 
     @property
     def round_trip(self) -> bool:
-        """Whether photos must be compared with their own round trip: a smaller autoencoder took the base's place."""
+        """Whether photos are compared with their own VAE round trip, because a smaller VAE replaced the base's."""
         return self.record.get("vae") is not None
 
     @property
     def few_steps(self) -> tuple[float, int] | None:
-        """lambda and number of passes that the run was distilled for; None where it was not."""
+        """(lambda, number of UNet passes) that the run was distilled for; None if it was not."""
         found = self.record.get("distilled")
         return None if found is None else (float(found["strength"]), int(found["passes"]))
 
     def contexts(self) -> dict[str, Any]:
-        """(M,E) learned context vectors by class; nothing where none were learned. Raises RunError if changed."""
+        """(M,E) learned context vectors by class; empty if none were learned. Raises RunError for a changed file."""
         wanted = self.record.get("contexts_sha256")
         if wanted is None:
             return {}
-        if not (self.path / CONTEXTS).is_file() or sha256_file(self.path / CONTEXTS) != wanted:
-            raise RunError(f"{self.path / CONTEXTS} was changed since the run was written; train again or restore it")
+        file = self.path / CONTEXTS_FILE
+        if not file.is_file() or sha256_file(file) != wanted:
+            raise RunError(f"{file} was changed since the run was written; train again or restore it")
         return load_contexts(self.path)
 
     @property
     def sha256(self) -> str:
-        """Digest of run.json, which holds the digests of the rest."""
+        """SHA-256 of run.json, which holds the digests of all other files."""
         return sha256_file(self.path / MARKER)
 
     def load(self) -> Base:
-        """The fine-tuned model, in float32 and eval mode. Its name and digest are those of the run's model."""
+        """Load the fine-tuned model, float32, eval mode. Raises RunError if a file of it was changed."""
         loaded = load_base(self.model)
         if loaded.sha256 != self.record["model_sha256"]:
             raise RunError(f"a file in {self.model} was changed since the run was written; train again or restore it")
@@ -128,14 +128,14 @@ def read_run(path: Path) -> Run:
 def copy_shots(
     folder: Path, shots: Mapping[str, Sequence[Path]], specs: Mapping[str, ClassSpec]
 ) -> dict[str, dict[str, Any]]:
-    """Copy the photos to folder/shots/CLASS/ and return run.json's "classes": specs, files, digests."""
+    """Copy the photos to folder/shots/CLASS/ and return the entry "classes" of run.json: specs, files, digests."""
     classes: dict[str, dict[str, Any]] = {}
     for name, paths in shots.items():
         spec, entries = specs[name], []
         prompts = spec.prompts()
         stems = [path.name for path in paths]
         for number, path in enumerate(paths):
-            # Photos of one name from several folders stay apart.
+            # Photos of the same file name from several folders get a number in front.
             file = path.name if stems.count(path.name) == 1 else f"{number:02d}-{path.name}"
             target = folder / "shots" / quote(name, safe=" ") / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -154,12 +154,12 @@ def copy_shots(
 
 
 def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool) -> None:
-    """diffusers' layout in `folder`: trained networks in float32, everything else as the base has it, byte for byte."""
+    """Write diffusers' layout: trained networks in float32, all other files copied from the base byte for byte."""
     folder.mkdir(parents=True)
     index = read_json(base.folder / "model_index.json")
     for part, value in index.items():
         if isinstance(value, list) and part not in PARTS:
-            index[part] = [None, None]  # for instance a safety checker, which an inspection has no use for
+            index[part] = [None, None]  # for instance a safety checker, which no inspection uses
     if base.vae_swap:
         index["vae"] = ["diffusers", type(base.vae).__name__]
     write_json(folder / "model_index.json", {**index, "requires_safety_checker": False})
@@ -171,35 +171,13 @@ def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool)
         else:
             _copy_part(base.folder / part, folder / part)
     config = folder / "scheduler" / "scheduler_config.json"
-    if read_json(config) != base.scheduler:  # its prediction type was given by hand
+    if read_json(config) != base.scheduler:  # its prediction type was set by TrainSettings.prediction_type
         write_json(config, base.scheduler)
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result may depend on; a package that is not installed is left out."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _copy_part(source: Path, target: Path) -> None:
-    """Configs and safetensors, no pickles; weights that exist in float16 alone get the plain name."""
-    target.mkdir()
-    names = {file.name for file in source.iterdir()}
-    for file in sorted(source.iterdir()):
-        plain = file.name.replace(".fp16.safetensors", ".safetensors")
-        if file.suffix in (".json", ".txt", ".safetensors") and (plain == file.name or plain not in names):
-            shutil.copyfile(file, target / plain)
-
-
-def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
-    return ClassSpec(
-        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
-    )
+    """Versions of Python, the machine's architecture and the packages that influence a result, where installed."""
+    return {"python": platform.python_version(), "machine": platform.machine(), **package_versions(_PACKAGES)}
 
 
 def networks_of_run(
@@ -209,10 +187,9 @@ def networks_of_run(
     device: str = "cpu",
     features_folder: Path | None = None,
 ) -> TorchNetworks:
-    """The networks of a finished run: its model, the perceptual network that it was trained with, the feature network.
+    """The networks of a finished run: its model, the perceptual network of its training, the feature network.
 
-    `features_folder`: DINOv2, where the export was told so.
-
+    `features_folder`: a DINOv2 folder in place of EfficientNet-Lite2.
     Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
     """
     base = run.load()
@@ -229,4 +206,20 @@ def networks_of_run(
         max_batch=max_batch,
         device=device,
         threads=threads,
+    )
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    """Copy configs and safetensors, no pickles; weights that exist only in float16 get the name without variant."""
+    target.mkdir()
+    names = {file.name for file in source.iterdir()}
+    for file in sorted(source.iterdir()):
+        plain = file.name.replace(".fp16.safetensors", ".safetensors")
+        if file.suffix in (".json", ".txt", ".safetensors") and (plain == file.name or plain not in names):
+            shutil.copyfile(file, target / plain)
+
+
+def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
+    return ClassSpec(
+        name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
     )

@@ -1,4 +1,4 @@
-"""Every choice of a fine-tuning, in one frozen dataclass that travels with its result."""
+"""The settings of a fine-tuning: one frozen dataclass, stored in run.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NANO = "nano"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of one run. The defaults suit a Stable Diffusion base; `for_base` knows better ones for nano.
+    """Settings of one run. The defaults suit a Stable Diffusion base; `for_base` has others for nano.
 
     Raises SettingsError for values out of range.
     """
@@ -23,69 +23,69 @@ class TrainSettings:
     base: str = NANO
     """The model to fine-tune: "nano", a folder in diffusers' layout, or a model hub's id."""
     vae: str = ""
-    """"" = the base's own autoencoder; "tiny" (TAESD from the hub), or the folder or hub id of an AutoencoderTiny."""
+    """"" = the base's own VAE; "tiny" (TAESD from the hub), or the folder or hub id of an AutoencoderTiny."""
     prediction_type: str = ""
-    """"" = as the base's scheduler says; "epsilon" or "v_prediction" where a checkpoint file cannot say it."""
+    """"" = from the base's scheduler; "epsilon" or "v_prediction" for checkpoint files without this metadata."""
     shots: int = 4
-    """K: good photos per class; 0 = no fine-tuning, the run holds the base as it is."""
+    """K: good photos per class; 0 = no fine-tuning, the run holds the base unchanged."""
     seed: int = 0
-    """Every draw is a function of the seed and its place (photo, copy, mask, step), so a resumed run draws alike."""
+    """Random seed. Every draw is a function of it and of the photo, copy, mask or step: a resumed run repeats them."""
     size_px: int = 0
-    """Side of the square training photo; 0 = what the base was made for."""
+    """Side of the square training photo in px; 0 = the base's own size."""
     steps: int = 1000
-    """Steps of the UNet's fine-tuning."""
+    """Optimiser steps of the UNet phase."""
     batch: int = 8
-    """Samples a step, of all classes, processes and accumulated pieces together."""
+    """Samples per step, over all classes, processes and accumulated micro-batches."""
     accumulate: int = 1
-    """Pieces that a process works its samples off in, one after the other: less memory, the same step."""
+    """Gradient accumulation: micro-batches per step and process. Less memory, the same step."""
     lr: float = 1e-5
     """Peak learning rate of the UNet (AdamW)."""
     warmup: int = 20
-    """Steps in which the learning rate rises linearly to its peak, in both phases."""
+    """Steps of linear learning rate warm-up, in both phases."""
     lr_floor: float = 0.05
-    """Where the cosine that follows ends, as a share of the peak."""
+    """Final value of the cosine decay after the warm-up, as a share of the peak."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay, in both phases."""
     optimizer: str = "adamw"
-    """"adamw", or "adamw8bit": its two moments in 8 bits (needs the package bitsandbytes)."""
+    """"adamw", or "adamw8bit": both moments in 8 bits (needs the package bitsandbytes)."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest global gradient norm (clipping)."""
     ema: float = 0.0
-    """Decay of the moving average of the weights that becomes the result; 0 = the last weights are the result."""
+    """Decay of the moving average of the weights, which is the result; 0 = the last weights are the result."""
     lora_rank: int = 0
-    """0 = full fine-tuning; above it, the UNet's weights stay and low-rank adapters of this rank learn."""
+    """0 = full fine-tuning; otherwise the rank of the low-rank adapters; the UNet's own weights are frozen."""
     lora_alpha: float = 0.0
     """The adapters' scale is alpha / rank; 0 = alpha equals the rank."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Name endings of the layers that get an adapter."""
+    """Name endings of the layers with adapters."""
     context_tokens: int = 0
-    """Learned vectors in front of each class's prompts (ours: context optimisation, CoOp); 0 = the words alone."""
+    """Learned context vectors in front of each class's prompts (CoOp; not in the paper); 0 = none."""
     context_lr: float = 1e-3
-    """Peak learning rate of those vectors."""
+    """Peak learning rate of the context vectors."""
     decoder_steps: int = 200
-    """Steps of the decoder's fine-tuning after the UNet's; the encoder stays frozen."""
+    """Optimiser steps of the decoder phase, after the UNet phase; the encoder is frozen."""
     decoder_batch: int = 4
-    """Photos a decoder step."""
+    """Photos per decoder step."""
     decoder_lr: float = 1e-5
     """Peak learning rate of the decoder."""
     lpips_weight: float = 0.1
     """beta of L_D = MSE + beta * LPIPS; 0 needs no perceptual network."""
     perceptual: str = "auto"
-    """Perceptual network of L_D: "lpips_alex", "shift_tolerant" or "auto" (the first that is here)."""
+    """Perceptual network of L_D: "lpips_alex", "shift_tolerant" or "auto" (the first that is installed)."""
     max_timestep: float = 1.0
-    """t ~ U(0, max_timestep * T). 1 is the paper's; inspection starts at lambda * T and never asks above it."""
+    """t ~ U(0, max_timestep * T). 1 as in the paper; inspection only uses t up to lambda * T."""
     prompt_drop: float = 0.05
-    """Share of samples with the empty prompt, which guidance above 1 steers away from."""
+    """Share of samples with the empty prompt, for classifier-free guidance."""
     mask_most: int = 4
     """Largest number of random rectangles in a training mask."""
     grid_masks: float = 0.0
-    """Share of masks that are every other cell, both ways, of one of preset edge's grids: the slots it repaints."""
+    """Share of masks that are every other cell, in rows and columns, of a grid of preset edge, as in its inference."""
     outside_weight: float = 1.0
-    """Weight of the UNet's squared error outside the mask, where z_o all but tells the answer; 1 is the paper's."""
+    """Weight of the UNet's squared error outside the mask, where z_o nearly gives the answer; 1 as in the paper."""
     copies: int = 8
     """Augmented copies of each photo, the photo itself among them."""
     masks_per_copy: int = 8
-    """Masks drawn for each copy; a (copy, mask) pair is encoded once and met again with other t and noise."""
+    """Masks per copy; each (copy, mask) pair is encoded once and reused with other t and noise."""
     shift: float = 0.05
     """Largest shift of a copy, as a share of its side."""
     zoom: float = 0.06
@@ -95,24 +95,24 @@ class TrainSettings:
     jitter: float = 0.06
     """Largest relative change of a copy's light; a third of it per colour channel."""
     start_corruption: float = 0.0
-    """Share of samples whose z_t shows a synthetic anomaly inside the mask (ours, not the paper's: see losses.py)."""
+    """Share of samples whose z_t shows a synthetic anomaly inside the mask (not in the paper: see losses.py)."""
     autocast: str = "auto"
-    """UNet and decoder arithmetic: "none" (float32), "bf16", "fp16" (with a scaled loss), or "auto": bf16 where the
-    hardware multiplies it."""
+    """UNet and decoder arithmetic: "none" (float32), "bf16", "fp16" (with a scaled loss), or "auto": bf16 if the
+    hardware supports it."""
     frozen_weights: str = "float32"
-    """With LoRA and autocast: convolutions and linear layers that do not learn lie in "bf16" or "fp16"."""
+    """Storage type of frozen convolutions and linear layers, with LoRA and autocast: "float32", "bf16" or "fp16"."""
     cache: str = "lazy"
-    """Latents: "lazy" encodes a copy when first met; "ahead" all that the steps will meet, then lets the VAE go."""
+    """Latents: "lazy" encodes a copy at first use; "ahead" encodes all before the first step, then frees the VAE."""
     memory_gib: float = 0.0
-    """Memory that a training may take (of the GPU with "cuda", else of this machine); 0 = what is free at the start."""
+    """Memory limit in GiB (of the GPU with "cuda", else of this machine); 0 = what is free at the start."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     device: str = "cpu"
     """"cpu" or "cuda"."""
     threads: int = 0
-    """CPU threads; 0 = torch's choice. Other numbers of threads may round differently."""
+    """CPU threads; 0 = torch's default. Results may round differently with another number."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, in both phases; the last one is kept."""
+    """Steps between checkpoints, in both phases; only the last one is kept."""
 
     def __post_init__(self) -> None:
         self._at_least(0, "shots", "size_px", "steps", "warmup", "weight_decay", "ema", "lora_rank", "lora_alpha")
@@ -203,4 +203,4 @@ NANO_DEFAULTS: dict[str, Any] = {
     "outside_weight": 0.3,
     "start_corruption": 0.5,
 }
-"""What nano, 9 million parameters trained from scratch, is best fine-tuned with in three minutes on two cores."""
+"""Defaults for nano (9 million parameters): about three minutes on two CPU cores."""

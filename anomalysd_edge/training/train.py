@@ -1,12 +1,11 @@
-"""Fine-tuning: a few good photos per class, all classes together, in; a run folder out.
+"""Fine-tuning the base model on a few good photos per class, all classes together; the result is a run folder.
 
-The work lies in OUT.partial until it is done; what stands at OUT is always a finished run.
+Checkpoints are kept in OUT.partial until the training is finished; OUT itself is always a finished run.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,7 @@ import torch
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, class_spec
 from anomalysd_edge.errors import BackendError, DatasetError, InputError, RunError, SettingsError
-from anomalysd_edge.training.checkpoints import (
-    latest,
-    partial_folder,
-)
+from anomalysd_edge.training.checkpoints import latest, partial_folder
 from anomalysd_edge.training.memory import available_bytes
 from anomalysd_edge.training.models.base import load_base
 from anomalysd_edge.training.models.tiny_vae import swap_vae
@@ -38,52 +34,51 @@ def train(
 ) -> Run:
     """Fine-tune `settings.base` on exactly `settings.shots` photos of every class; returns the finished run.
 
-    An older run at `out` is replaced when the new one is whole. With `resume`, a training of the same settings and
-    photos goes on from its last checkpoint and ends with the weights of an unbroken one, bit for bit on the same
-    machine and versions; a finished one is returned as it is. Without, an unfinished one is begun again.
-    On an error or Ctrl-C, OUT.partial stays if it holds a checkpoint and goes otherwise.
+    An older run at `out` is replaced once the new one is complete. With `resume`, a training of the same settings and
+    photos continues from its last checkpoint and ends with the weights of an uninterrupted one, bit for bit on the same
+    machine and versions; a finished run is returned unchanged. Without, an unfinished training starts again.
+    On an error or Ctrl-C, OUT.partial is kept if it holds a checkpoint and removed otherwise.
 
     Raises DatasetError (too few photos), ImageError, InputError (base or perceptual weights), SettingsError,
-    BackendError, RunError (a resume that brings other settings or photos) and NumericError (a loss not finite).
+    BackendError, RunError (a resume with other settings or photos) and NumericError (a non-finite loss).
     """
     _check_shots(settings, shots)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"device cuda was asked for, but torch {torch.__version__} sees none; set device to cpu")
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise InputError(f"{out} is not empty and holds no {MARKER}, so it is not replaced; choose another folder")
-    known = dict(specs) if specs is not None else {}
-    resolved = {name: known.get(name) or class_spec(name) for name in shots}
+    resolved = {name: (specs or {}).get(name) or class_spec(name) for name in shots}
     if resume and (out / MARKER).is_file() and latest(partial_folder(out)) is None:
         return _finished(out, settings)
-    there = available_bytes(settings.device)
+    free_bytes = available_bytes(settings.device)
     base = load_base(settings.base)
     if settings.vae:
         swap_vae(base, settings.vae)
     if settings.prediction_type:
         base.scheduler["prediction_type"] = settings.prediction_type
-    return carry_out(Trainer(settings, shots, resolved, base, partial_folder(out), progress), out, resume, there)
+    return run_training(
+        Trainer(settings, shots, resolved, base, partial_folder(out), progress), out, resume, free_bytes
+    )
 
 
-def carry_out(trainer: Trainer, out: Path, resume: bool, there: int | None) -> Run:
-    """Run `trainer` and put its run at `out`. `there`: bytes that were free before the base was loaded."""
-    work, processes = trainer.work, trainer.processes
+def run_training(trainer: Trainer, out: Path, resume: bool, free_bytes: int | None) -> Run:
+    """Run `trainer` and write its run to `out`. `free_bytes`: free memory before the base was loaded."""
+    work, processes, finished = trainer.work, trainer.processes, False
     with _threads(trainer.settings.threads):
         try:
-            trainer.foresee(there)
+            trainer.estimate_memory(free_bytes)
             trainer.run(resume)
-            if processes.main:
+            if processes.is_main:
                 trainer.write(out)
+            finished = True
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(error) from error
         except RuntimeError as error:
             raise _out_of_memory(error) if "allocate memory" in str(error) else error from error
-        except BaseException:
-            raise
         finally:
-            failed = sys.exc_info()[0] is not None
-            if processes.main and (not failed or latest(work) is None):
+            if processes.is_main and (finished or latest(work) is None):
                 shutil.rmtree(work, ignore_errors=True)
-    processes.wait()
+    processes.barrier()
     return read_run(out)
 
 
@@ -95,7 +90,7 @@ def _out_of_memory(error: BaseException) -> SettingsError:
 
 
 def _finished(out: Path, settings: TrainSettings) -> Run:
-    """The run at `out`, unless it was made with other settings."""
+    """The finished run at `out`. Raises RunError if its settings differ."""
     run = read_run(out)
     ours, theirs = settings.to_json(), run.settings.to_json()
     for name in ours:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anomalysd_edge.data.classes import class_spec
-from anomalysd_edge.training.data import levels
+from anomalysd_edge.training.data import prompt_levels
 from benchmarks import choices, prompts, repaints
 from tests.support.small_graphs import small_bundle
 from tests.workflows.test_protocol import data_set
@@ -22,11 +22,12 @@ def run(module: object, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_prompts_are_cut_down_to_what_is_told() -> None:
     bottle = class_spec("bottle")
-    said = {way: levels(prompts.told(bottle, way)) for way in prompts.WAYS}
+    said = {way: prompt_levels(prompts.told(bottle, way)) for way in prompts.WAYS}
     whole, detail = "A perfect bottle.", "A bottle with intact neck, body and rim."
     assert said == {"whole": [whole], "detail": [detail], "both": [whole, detail], "none": [""]}
     plain = class_spec("bracket_of_mine")
-    assert levels(prompts.told(plain, "detail")) == levels(plain), "without named parts there is one level"
+    detailed = prompt_levels(prompts.told(plain, "detail"))
+    assert detailed == prompt_levels(plain), "without named parts there is one level"
 
 
 def test_repaints_under_every_setting_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalysd_edge.demo.dataset import DEMO_DEFECTS, LOGICAL_DEFECTS, VISIBLE, render_demo, render_part, tidy
+from anomalysd_edge.demo.dataset import DEMO_DEFECTS, LOGICAL_DEFECTS, VISIBLE, despeckle, render_demo, render_part
 from anomalysd_edge.errors import InputError
 
 SIDE = 64
@@ -91,7 +91,7 @@ def test_tidy_drops_specks_and_closes_gaps() -> None:
     mask[10, 10] = True
     wanted = np.zeros((12, 12), bool)
     wanted[2:7, 2:7] = True
-    assert np.array_equal(tidy(mask), wanted)
+    assert np.array_equal(despeckle(mask), wanted)
 
 
 def test_refuses_a_full_folder_and_leaves_it_alone(tmp_path: Path) -> None:

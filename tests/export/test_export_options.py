@@ -21,7 +21,7 @@ from anomalysd_edge.errors import ParityError, SettingsError
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.settings import PAPER, InspectSettings
 from anomalysd_edge.training.models.base import check_size, load_base
-from anomalysd_edge.training.prompt_tuning import context_states, first_contexts
+from anomalysd_edge.training.prompt_tuning import context_states, initial_contexts
 from anomalysd_export.engines.lowering import LARGEST, lower
 from anomalysd_export.engines.ranges import examples, prove_half, wide_tensors
 from anomalysd_export.exporting import ExportSettings, Trained, export_trained
@@ -73,7 +73,7 @@ def trained(tmp_path: Path) -> Trained:
 
 
 def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: Trained) -> None:
-    context = first_contexts(trained.base, trained.specs, 2)["context/nut"].detach() + 0.3
+    context = initial_contexts(trained.base, trained.specs, 2)["context/nut"].detach() + 0.3
     expected = context_states(trained.base, ["A perfect nut."], context[None])[0]
     told = dataclasses.replace(trained, contexts={"nut": context}, round_trip=True, few_steps=(0.4, 2))
     graphs = ExportSettings(size_px=48, batches=(1, 4), precisions=("fp32", "fp16"))

@@ -16,7 +16,7 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError, SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.training.data import TrainingData
-from anomalysd_edge.training.distilling import DistillSettings, TeachersWay, distill
+from anomalysd_edge.training.distilling import DdimTrajectory, DistillSettings, distill
 from anomalysd_edge.training.run import Run
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
@@ -75,48 +75,48 @@ def test_the_student_becomes_consistent(tmp_path: Path, run: Run) -> None:
     base = run.load()
     settings = dataclasses.replace(run.settings, batch=64, max_timestep=how.strength)
     data = TrainingData(run.shots, run.specs, base, settings, 1000)
-    draw = data.draw(10**6)
-    way = TeachersWay(NoiseSchedule.from_config(base.scheduler), how.strength, how.grid, torch.device("cpu"))
-    points = draw.timesteps * how.grid // data.last_timestep + 1
-    condition = torch.cat([draw.masks, draw.masked], dim=1)
-    z = way.noised(draw.start, draw.noise, points)
+    batch = data.unet_batch(10**6)
+    trajectory = DdimTrajectory(NoiseSchedule.from_config(base.scheduler), how.strength, how.grid, torch.device("cpu"))
+    points = batch.timesteps * how.grid // data.last_timestep + 1
+    condition = torch.cat([batch.masks, batch.masked], dim=1)
+    z = trajectory.add_noise(batch.start, batch.noise, points)
 
     def output(unet: Any, z: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         seen = torch.cat([z, condition], dim=1)
-        found: torch.Tensor = unet(seen, way.timesteps[points], encoder_hidden_states=draw.states).sample
+        found: torch.Tensor = unet(seen, trajectory.timesteps[points], encoder_hidden_states=batch.states).sample
         return found
 
     def gap(unet: Any) -> float:
         with torch.no_grad():
-            before = way.stepped(z, output(base.unet, z, points), points)
-            target = way.clean(before, output(unet, before, points - 1), points - 1)
+            before = trajectory.ddim_step(z, output(base.unet, z, points), points)
+            target = trajectory.predict_clean(before, output(unet, before, points - 1), points - 1)
             target = torch.where((points == 1).view(-1, 1, 1, 1), before, target)
-            return float((way.clean(z, output(unet, z, points), points) - target).square().mean())
+            return float((trajectory.predict_clean(z, output(unet, z, points), points) - target).square().mean())
 
     assert gap(made.load().unet) < 0.9 * gap(base.unet)
 
 
-def test_the_way_is_ddim(run: Run) -> None:
+def test_the_trajectory_is_ddim(run: Run) -> None:
     """Walking the grid point by point with one fixed output equals the schedule's own table of steps."""
     schedule = NoiseSchedule.from_config({**SCHEDULER, "prediction_type": run.load().scheduler["prediction_type"]})
-    way, table = TeachersWay(schedule, 0.4, 5, torch.device("cpu")), schedule.even_ddim(5, 0.4)
+    trajectory, table = DdimTrajectory(schedule, 0.4, 5, torch.device("cpu")), schedule.even_ddim(5, 0.4)
     z = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     output = torch.full_like(z, 0.3)
     mine, theirs = z, z
     for point, (keep, add) in zip(range(5, 0, -1), table.coefficients.tolist(), strict=True):
         at = torch.tensor([point])
-        assert int(way.timesteps[at]) == table.timesteps[5 - point]
-        mine = way.stepped(mine, output, at)
+        assert int(trajectory.timesteps[at]) == table.timesteps[5 - point]
+        mine = trajectory.ddim_step(mine, output, at)
         theirs = keep * theirs + add * output
     torch.testing.assert_close(mine, theirs)
     # A true output leads to the clean latents in one prediction, from every point.
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
     for point in range(1, 6):
         at = torch.tensor([point])
-        abar = float(schedule.alphas_cumprod[int(way.timesteps[at])])
-        noisy = way.noised(z, noise, at)
+        abar = float(schedule.alphas_cumprod[int(trajectory.timesteps[at])])
+        noisy = trajectory.add_noise(z, noise, at)
         true = noise if schedule.prediction_type == "epsilon" else abar**0.5 * noise - (1 - abar) ** 0.5 * z
-        torch.testing.assert_close(way.clean(noisy, true, at), z, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(trajectory.predict_clean(noisy, true, at), z, atol=1e-5, rtol=1e-5)
 
 
 def test_bad_input(tmp_path: Path, run: Run) -> None:

@@ -306,8 +306,8 @@ def test_draws_are_functions_of_seed_and_step(base_folder: Path, shots: dict[str
     base, settings = load_base(str(base_folder)), small(base_folder, batch=8, max_timestep=0.5)
     schedule = NoiseSchedule.from_config(base.scheduler)
     one, two = (TrainingData(shots, SPECS, base, settings, schedule.train_steps) for _ in range(2))
-    two.draw(0)
-    a, b, later = one.draw(5), two.draw(5), one.draw(6)
+    two.unet_batch(0)
+    a, b, later = one.unet_batch(5), two.unet_batch(5), one.unet_batch(6)
     for name in ("clean", "start", "masked", "masks", "states", "timesteps", "noise"):
         assert torch.equal(getattr(a, name), getattr(b, name))
     assert not torch.equal(a.noise, later.noise)

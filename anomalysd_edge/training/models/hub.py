@@ -1,4 +1,4 @@
-"""Models of a hub by id, from this machine's cache or by download; and quiet loading."""
+"""Model hub snapshots by id, from the local cache or by download; loading without notices and with one error type."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from anomalysd_edge.errors import InputError
@@ -15,7 +16,7 @@ from anomalysd_edge.errors import InputError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and notices of diffusers and transformers: what goes wrong is raised."""
+    """Silence progress bars and notices of diffusers and transformers; errors are still raised."""
     diffusers_level, transformers_level = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
@@ -35,10 +36,22 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def from_hub(name: str, files: Sequence[str], needed: Sequence[str], what: str) -> Path:
-    """The hub's snapshot, from this machine's cache, else by download. Raises InputError that says how to get it.
+@contextmanager
+def loading(what: str, folder: Path) -> Iterator[None]:
+    """Quiet loading of a model folder; what from_pretrained raises becomes an InputError naming `what` and `folder`."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"the {what} {folder} cannot be loaded ({reason}); download or copy it again") from error
 
-    `files`: patterns of what is fetched; `needed`: those that a complete copy in the cache has; `what`: for messages.
+
+def from_hub(name: str, files: Sequence[str], needed: Sequence[str], what: str) -> Path:
+    """The folder of a hub snapshot, cached or downloaded. Raises InputError with the command that downloads it.
+
+    `files`: patterns of files to fetch; `needed`: patterns that a complete cached copy matches; `what`: model kind, for
+    messages.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

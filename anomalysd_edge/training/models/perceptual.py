@@ -1,7 +1,7 @@
-"""The distance D(x, x^): AlexNet features, unit-normalised, squared difference, learned weights, upsampled, summed.
+"""The perceptual distance D(x, x^): AlexNet features, unit-normalised, squared difference, weighted, upsampled, summed.
 
 Source of the formula: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (LPIPS,
-arXiv 1801.03924), without its mean over space. Two sets of trained weights fit:
+arXiv 1801.03924), without its mean over space. Two sets of trained weights are supported:
 
     lpips_alex      torchvision's ImageNet AlexNet with the heads of the `lpips` package (its version 0.1)
     shift_tolerant  ST-LPIPS (arXiv 2207.13686): conv1 at stride 1, blurred pooling; one file of `stlpips-pytorch`
@@ -58,7 +58,7 @@ class AlexPerceptual(nn.Module):
         self.heads = nn.ModuleList([nn.Conv2d(channels, 1, 1, bias=False) for channels in CHANNELS])
         for head in self.heads:
             nn.init.uniform_(cast(nn.Conv2d, head).weight)  # trained heads are never negative: a distance is >= 0
-        # LPIPS' scaling layer: ImageNet's mean and spread for inputs in [-1, 1].
+        # LPIPS' scaling layer: ImageNet's mean and standard deviation for inputs in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         binomial = torch.tensor([1.0, 2.0, 1.0])
@@ -93,13 +93,13 @@ class AlexPerceptual(nn.Module):
             if i == 0 and self.kind == "shift_tolerant":
                 x = self._blurred_half(x)
             x = functional.relu(x)
-            # The clamp changes no value that counts and keeps the gradient of sqrt finite where all channels are 0.
+            # The clamp keeps the gradient of sqrt finite where all channels are 0, and changes no other value.
             length = x.square().sum(1, keepdim=True).clamp_min(_EPS * _EPS).sqrt()
             layers.append(x / (length + _EPS))
         return layers
 
     def forward(self, references: Tensor, repaints: Tensor, reference_of: Tensor) -> Tensor:
-        """(M,3,H,W), (N,3,H,W) in [-1,1], (N,) int64 -> (N,H,W) distance >= 0; references pass the trunk once."""
+        """(M,3,H,W), (N,3,H,W) in [-1,1], (N,) int64 -> (N,H,W) distance >= 0; each reference passes the trunk once."""
         side = repaints.shape[-2:]
         maps = [
             functional.interpolate(layer, size=side, mode="bilinear", align_corners=False)
@@ -130,11 +130,11 @@ class AlexPerceptual(nn.Module):
 
 
 def load_perceptual(kind: str = "auto", trunk: Path | None = None) -> tuple[AlexPerceptual, str]:
-    """The distance network with trained weights, and one line that says where they came from.
+    """The distance network with trained weights, and one line naming their source.
 
-    `kind` is "lpips_alex", "shift_tolerant" or "auto": the first of the two that is on this machine; nothing is
-    downloaded. `trunk` names torchvision's AlexNet file; without it torch hub's cache is searched.
-    Raises MissingExtra or InputError if the weights are not there or not what they should be.
+    `kind`: "lpips_alex", "shift_tolerant" or "auto" (the first of the two that is installed); nothing is downloaded.
+    `trunk`: torchvision's AlexNet file; by default torch hub's cache is searched.
+    Raises MissingExtra or InputError if the weights are missing or broken.
     """
     if kind not in ("auto", "lpips_alex", "shift_tolerant"):
         raise InputError(f"the perceptual network {kind!r} is unknown; expected auto, lpips_alex or shift_tolerant")

@@ -1,8 +1,8 @@
-"""A base that is one .safetensors file in Stable Diffusion's own layout, brought into diffusers' folder layout.
+"""Converting a single-file checkpoint (.safetensors, Stable Diffusion's own names) to diffusers' folder layout.
 
-The names of the weights are translated by diffusers. Sizes are read off the weights, so no configuration is fetched:
-what a weight cannot tell (heads, activation, betas) is Stable Diffusion 1.x's or 2.x's. The folder is made once, below
-the user's cache, under the file's digest. Only the tokenizer's vocabulary is not in such a file.
+The names of the weights are translated by diffusers. Sizes are read from the weights' shapes, so no configuration is
+fetched; what shapes do not show (heads, activation, betas) is that of Stable Diffusion 1.x or 2.x. The folder is made
+once, in the user's cache, named by the file's digest. Such a file holds no tokenizer vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAYERS = 2
 
 
 def converted(file: Path) -> Path:
-    """`file` in diffusers' folder layout. Raises InputError for what is no inpainting model, or without a tokenizer."""
+    """Convert `file` to a diffusers folder. Raises InputError if it is no inpainting model or no tokenizer is found."""
     try:
         with safe_open(file, framework="pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -44,15 +44,15 @@ def converted(file: Path) -> Path:
     folder = cache_folder() / sha256_file(file)[:16]
     if (folder / _MARKER).is_file():
         return folder
-    words = _tokenizer(file)
+    tokenizer = _tokenizer(file)
     with folder_aside(folder, marker=_MARKER) as aside, safe_open(file, framework="pt") as opened:
         weights = {key: opened.get_tensor(key) for key in shapes}
-        _convert(weights, metadata, words, file).save_pretrained(aside, safe_serialization=True)
+        _convert(weights, metadata, tokenizer, file).save_pretrained(aside, safe_serialization=True)
     return folder
 
 
 def cache_folder() -> Path:
-    """Where converted bases lie: below XDG_CACHE_HOME, as caches of the desktop do."""
+    """Folder of converted checkpoints: XDG_CACHE_HOME, by default ~/.cache, /anomalysd-edge/bases."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anomalysd-edge" / "bases"
 
 
@@ -76,18 +76,18 @@ def require_inpainting(shapes: Mapping[str, tuple[int, ...]], file: Path) -> Non
 
 
 def _convert(
-    weights: Mapping[str, Tensor], metadata: Mapping[str, str], words: CLIPTokenizer, file: Path
+    weights: Mapping[str, Tensor], metadata: Mapping[str, str], tokenizer: CLIPTokenizer, file: Path
 ) -> StableDiffusionInpaintPipeline:
     unet_config, vae_config = unet_shape(weights), vae_shape(weights)
     unet = UNet2DConditionModel.from_config(unet_config)
     _load(unet, names.convert_ldm_unet_checkpoint(weights, unet_config, extract_ema=True), "UNet", file)
     vae = AutoencoderKL.from_config(vae_config)
     _load(vae, names.convert_ldm_vae_checkpoint(weights, vae_config), "VAE", file)
-    text = _text_encoder(weights, words, file)
+    text = _text_encoder(weights, tokenizer, file)
     return StableDiffusionInpaintPipeline(
         vae=vae,
         text_encoder=text,
-        tokenizer=words,
+        tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
             beta_start=0.00085,
@@ -105,7 +105,7 @@ def _convert(
 
 
 def prediction_type(weights: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """epsilon, unless the file says v: by modelspec's metadata or by the empty tensor "v_pred" that some tools add."""
+    """epsilon, or v_prediction by modelspec's metadata or by the empty tensor "v_pred" that some tools add."""
     said = metadata.get("modelspec.prediction_type", "")
     return "v_prediction" if said.startswith("v") or "v_pred" in weights else "epsilon"
 
@@ -155,10 +155,10 @@ def vae_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _text_encoder(weights: Mapping[str, Tensor], words: CLIPTokenizer, file: Path) -> CLIPTextModel:
-    """Stable Diffusion 1.x's CLIP whole; of 2.x's OpenCLIP all layers but the last, whose output it never uses."""
-    second = f"{CLIP_2}token_embedding.weight" in weights
-    if second:
+def _text_encoder(weights: Mapping[str, Tensor], tokenizer: CLIPTokenizer, file: Path) -> CLIPTextModel:
+    """CLIP of Stable Diffusion 1.x; of 2.x's OpenCLIP all layers but the last, whose output is never used."""
+    open_clip = f"{CLIP_2}token_embedding.weight" in weights
+    if open_clip:
         blocks = {int(key.split(".")[4]) for key in weights if key.startswith(f"{CLIP_2}transformer.resblocks.")}
         last = f"{CLIP_2}transformer.resblocks.{max(blocks)}."
         weights = {key: value for key, value in weights.items() if not key.startswith(last)}
@@ -179,13 +179,13 @@ def _text_encoder(weights: Mapping[str, Tensor], words: CLIPTokenizer, file: Pat
             num_attention_heads=max(1, int(table.shape[1]) // 64),
             max_position_embeddings=77,
             hidden_act=activation,
-            projection_dim=512 if second else int(table.shape[1]),
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
+            projection_dim=512 if open_clip else int(table.shape[1]),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
-    if second:
+    if open_clip:
         found = names.convert_open_clip_checkpoint(model, weights, prefix=CLIP_2)
     else:
         found = names.convert_ldm_clip_checkpoint(weights)

@@ -1,4 +1,4 @@
-"""A text encoder by itself: what adding a class needs of a model, without its UNet and autoencoder."""
+"""A text encoder without UNet and VAE: all that adding a class to a bundle needs of a model."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.training.models.base import Base, find_base, prompt_states
-from anomalysd_edge.training.models.hub import quiet
+from anomalysd_edge.training.models.base import Base, find_base, load_text_encoder, prompt_states
+from anomalysd_edge.training.models.hub import loading
 
 
 def open_text_encoder(place: Path | None, base_name: str) -> Callable[[str], F32]:
-    """prompt -> (77,D) float32 states, by the text encoder at `place` (a run, a model folder), else of the base.
+    """A function prompt -> (77,D) float32 states, by the text encoder of `place` (run or model folder) or the base.
 
-    Raises InputError that says where it was looked for.
+    Raises InputError that names the folder where it was expected.
     """
     if place is None:
         try:
@@ -36,14 +34,9 @@ def open_text_encoder(place: Path | None, base_name: str) -> Callable[[str], F32
             f"{place or folder} holds no text_encoder and tokenizer: expected a run that sd-edge train wrote, or a "
             "model in diffusers' layout"
         )
-    with quiet():
-        try:
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-            words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"the text encoder in {folder} cannot be loaded ({error}); copy it again") from error
-    text.requires_grad_(False)
-    alone = Base(None, None, text, words, scheduler={}, name="", sha256="", folder=folder)
+    with loading("text encoder in", folder):
+        text, tokenizer = load_text_encoder(folder)
+    alone = Base(None, None, text, tokenizer, scheduler={}, name="", sha256="", folder=folder)
 
     def encode(prompt: str) -> F32:
         return np.ascontiguousarray(prompt_states(alone, [prompt])[0].numpy(), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The networks' door on torch: what training's own model says, against which every exported backend is checked."""
+"""The torch backend: the trained networks themselves, the reference against which every exported backend is checked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from anomalysd_edge.training.models.features import FEATURES_PX
 
 
 class TorchNetworks:
-    """Five torch networks behind :class:`anomalysd_edge.method.networks.Networks`. float32, eager, one device.
+    """The five networks of :class:`anomalysd_edge.method.networks.Networks` in torch: float32, eager, one device.
 
-    A call that brings more than `max_batch` rows is worked off in pieces of that size; numbers do not depend on it
-    beyond rounding.
+    Calls with more than `max_batch` rows are split into batches of that size; results agree up to rounding.
     """
 
     def __init__(
@@ -37,10 +36,10 @@ class TorchNetworks:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """`size_px` defaults to what the UNet was made for; `features` may be None where no prototypes are used.
-        `threads` is torch's number of CPU threads, of the whole process, until `close`.
+        """`size_px` defaults to the UNet's training size; `features` may be None if no memory bank is used.
+        `threads`: torch's CPU threads in the whole process, until `close`.
 
-        Raises BackendError if the device is not there and ShapeError if `size_px` is not a multiple of a latent cell.
+        Raises BackendError if the device is missing and ShapeError if `size_px` is not a multiple of a latent cell.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError(f"the device {device!r} was asked for, but torch {torch.__version__} sees none; use cpu")
@@ -154,7 +153,7 @@ class TorchNetworks:
         return self._rows("feature network", self._features, images)
 
     def close(self) -> None:
-        """Let the networks go."""
+        """Release the networks and restore torch's number of threads."""
         self._unet = self._vae = self._perceptual = self._features = None
         torch.set_num_threads(self._threads_before)
         if self._device.type == "cuda":

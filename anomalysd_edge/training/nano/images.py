@@ -4,6 +4,10 @@ No photo of anybody's goes in. A family is a noun and a function (rng, side) -> 
 [0,1]. The families span what line cameras see: grained and woven surfaces, brushed and cast metal, regular patterns,
 round and symmetric parts, boards; and "collages" with the statistics of natural images (dead leaves, Lee et al. 2001),
 which teach the autoencoder edges and colours that the others lack.
+
+The demo draws a capsule and a board too, but not these: there each is one product with fixed geometry in a lit scene
+(demo/products.py), here a random member of a family on a flat canvas. Both share the primitives of demo/procedural.py.
+Longer than 300 lines because the 23 families are one list: their order and random draws define the training images.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the reading of prototype distances is taught on: shots and other photos of surfaces and parts drawn in code.
+"""Training cases of the patch scorer: procedurally drawn shots and further photos of surfaces and parts.
 
 A case is one shot and some further photos of the same surface or part, good ones and good ones with one synthetic
 anomaly. Good photos differ as they do on a line: another place of the surface, another light, a lamp's gradient, focus,
-grain, and a border where the part ends and the shot's did not. Nothing is anybody's photo.
+grain, and a border where the part ends and the shot's did not. No real photo is used.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _WHOLE_PX = 640
 
 @dataclass(frozen=True)
 class Case:
-    """One class of photos."""
+    """A shot and further photos of one surface or part."""
 
     shot: U8
-    """(S,S,3) what the prototypes are made from."""
+    """(S,S,3) uint8: the photo that the memory bank is built from."""
     photos: list[U8]
-    """(S,S,3) others."""
+    """(S,S,3) uint8: photos to score."""
     masks: list[Mask]
-    """(S,S) where each was changed; nowhere for a good one."""
+    """(S,S) bool: defect mask of each photo; all False for a good one."""
     textured: bool
     """A surface, not a part before a background."""
 

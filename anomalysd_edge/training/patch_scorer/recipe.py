@@ -1,9 +1,9 @@
-"""The recipe of the reading (reading.py): python -m anomalysd_edge.training.patch_scorer.recipe --cache DIR
+"""Training the patch scorer: python -m anomalysd_edge.training.patch_scorer.recipe --cache DIR
 
-Stage 1 draws cases (reading_images.py) and measures their photos' distances to prototypes of their shot, through the
-same functions that an inspection uses. Stage 2 teaches convolutions, alike but for their seeds, to tell changed patches
-from others. All is seeded; finished pieces of stage 1 are kept in DIR. On two cores about 15 minutes for the 1000 cases
-that ship, and 7 for each convolution.
+Stage 1 draws cases (cases.py) and measures the distances of their photos' patches to the memory bank of their shot,
+with the functions of an inspection. Stage 2 trains an ensemble of convolutional networks, equal but for their seeds, to
+classify patches as changed or not. All is seeded; finished pieces of stage 1 are kept in DIR. On two cores about 15
+minutes for the 1000 cases of the shipped weights, and 7 for each network.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def usual_of(reading: Reading, distances: F32, owner: npt.NDArray[np.int64], tex
 
 
 def main() -> None:
-    """Draw, measure, teach, judge on cases that were left out, and write the weights."""
+    """Draw and measure cases, train, evaluate on held-out cases, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of measured cases; kept")
     parser.add_argument("--cases", type=int, default=1000)
@@ -173,10 +173,10 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=MEMBERS, help="convolutions to teach")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=SHIPPED["efficientnet_lite2"])
-    asked = parser.parse_args()
-    asked.cache.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(asked.workers) as pool:
-        files = list(pool.map(partial(measure_piece, asked.cache, SEED), range(-(-asked.cases // PIECE))))
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.workers) as pool:
+        files = list(pool.map(partial(measure_piece, options.cache, SEED), range(-(-options.cases // PIECE))))
     pieces = [np.load(file) for file in files]
     distances = np.concatenate([p["distances"] for p in pieces]).astype(np.float32)
     changed = np.concatenate([p["changed"] for p in pieces]).astype(np.float32)
@@ -184,7 +184,7 @@ def main() -> None:
     seen = np.stack([inputs(d, bool(t)) for d, t in zip(distances, textured, strict=True)])
     kept = owner % 6 != 0
     lesson = torch.from_numpy(seen[kept]), torch.from_numpy(changed[kept])
-    models = [teach(*lesson, asked.epochs, seed) for seed in range(asked.members)]
+    models = [teach(*lesson, options.epochs, seed) for seed in range(options.members)]
     with torch.inference_mode():
         read = np.mean([model(torch.from_numpy(seen)).numpy() for model in models], axis=0)
     each = 1 + len(OWN_SHARES)
@@ -200,8 +200,8 @@ def main() -> None:
         usual_of(reading, distances[of], owner[of], t) for t in (True, False) for of in [good & (textured == t)]
     )
     print(f"usual image scores: surfaces {usual[0]}, parts {usual[1]}")  # noqa: T201
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(replace(reading, usual=(usual[0], usual[1])).tensors(), asked.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(replace(reading, usual=(usual[0], usual[1])).tensors(), options.out)
 
 
 if __name__ == "__main__":
