@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-
 from anomalysd_edge.core.files import json_ready
 
 Report = Callable[[str, int, int, str], None]
@@ -25,11 +21,23 @@ def progress_bars(quiet: bool = False) -> Iterator[Report]:
     if quiet:
         yield lambda _phase, _done, _total, _detail: None
         return
+    # rich takes longer to import than a short command to run: only where it shows something.
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         with _lines() as report:
             yield report
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("[bold]{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[detail]}"),
@@ -67,6 +75,9 @@ def _lines() -> Iterator[Report]:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> None:
     """A table on stdout; floats with one decimal, None and NaN as a dash; a row that starts with 'mean' is set off."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
