@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def bench(
     bundle: options.BundleDir,
-    photos: Annotated[Path, typer.Option(help="Photos to inspect: a data set, or a folder of one class.")],
+    photos: Annotated[Path, typer.Option(help="Photos to inspect: data set or folder.")],
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of the photos, where --photos is a plain folder.")
     ] = None,
@@ -40,7 +40,10 @@ def bench(
         bool, typer.Option("--pareto", help="Measure modes instead: the table beside the bundle for --deadline-ms.")
     ] = False,
     good: Annotated[
-        Path | None, typer.Option(help="With --pareto: good photos to fit thresholds to: data set, folder or RUN.")
+        Path | None,
+        typer.Option(
+            help="With --pareto: good photos to fit thresholds to (data set, folder or RUN); --photos if left out."
+        ),
     ] = None,
     per_class: Annotated[
         int, typer.Option(help="With --pareto: test photos per class, as many good ones as bad ones.")

@@ -28,7 +28,7 @@ def start_log() -> None:
 
 def serve(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders; a bundle's name is its folder's.")
+        list[Path], typer.Argument(metavar="BUNDLE", help="Bundle folders; a bundle's name is its folder's.")
     ],
     host: Annotated[str, typer.Option(help="Address to bind; outside loopback a token is required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 = any free one.")] = 8080,
@@ -66,7 +66,7 @@ def serve(
     rate: Annotated[float, typer.Option(help="Inspections per second and client; 0 = no limit.")] = 0,
     mqtt: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="MQTT broker; credentials in SD_EDGE_MQTT_USER and _PASSWORD."),
+        typer.Option(metavar="HOST:PORT", help="MQTT broker; credentials: SD_EDGE_MQTT_USER, SD_EDGE_MQTT_PASSWORD."),
     ] = None,
     mqtt_ca: Annotated[
         Path | None, typer.Option(help="PEM of the broker's certificate authority; enables TLS.")

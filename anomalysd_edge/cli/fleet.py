@@ -62,7 +62,7 @@ def pull(
 ) -> None:
     """Download a bundle from a registry, check it, and switch to it in one step; the version before is kept.
 
-    Example: sd-edge pull s3://models/registry line --into BUNDLES --box http://127.0.0.1:8080
+    Example: sd-edge pull s3://models/registry line --into BUNDLES
     """
     from anomalysd_edge.fleet.pulling import pull as get
 
@@ -119,20 +119,24 @@ def _reload(into: Path, name: str, box: str, before: str | None) -> None:
     say(f"{box} has {opened} open" if opened else f"no box answers at {box}; it opens this version when it starts")
 
 
-fleet = typer.Typer(help="Show the state of many boxes.", no_args_is_help=True, rich_markup_mode=None)
+fleet = typer.Typer(
+    help="Show the state of many boxes.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 
 @fleet.callback()
 def _fleet() -> None:
     """Show the state of many boxes.
 
-    Example: sd-edge fleet status http://10.0.0.7:8080 http://10.0.0.8:8080
+    Example: sd-edge fleet status http://10.0.0.7:8080
     """
 
 
-@fleet.command()
+@fleet.command(short_help="Show health, verdicts and load of each box.")
 def status(
-    boxes: Annotated[list[str] | None, typer.Argument(help="Addresses, as http://10.0.0.7:8080.")] = None,
+    boxes: Annotated[
+        list[str] | None, typer.Argument(metavar="BOX", help="Addresses, as http://10.0.0.7:8080.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--boxes", help="File of addresses, one a line.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds that a box may take to answer.")] = 5.0,
     as_json: options.AsJson = False,
@@ -187,7 +191,7 @@ def plan_capacity(
 
     For the measured machine, and for GPUs by their published rates.
 
-    Example: sd-edge plan-capacity measured --photos-per-second 6 --deadline-ms 3000 --gpu l4
+    Example: sd-edge plan-capacity OUT --photos-per-second 6 --deadline-ms 3000
     """
     from anomalysd_edge.core.files import read_json
     from anomalysd_edge.fleet import capacity

@@ -23,6 +23,7 @@ history = typer.Typer(
     help="List and export recorded verdicts, inspect stored photos again, propose thresholds.\n\n"
     "Example: sd-edge history list record.sqlite --class bracket",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
 )
 RecordArgument = Annotated[
@@ -76,10 +77,10 @@ def export(
     say(f"{len(lines)} verdicts written: {out}")
 
 
-@history.command()
+@history.command(short_help="Inspect a stored photo again and compare the score.")
 def again(
     record: RecordArgument,
-    uid: Annotated[str, typer.Argument(help="Id of the verdict, as list shows it.")],
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Id of the verdict, as list shows it.")],
     bundle: Annotated[Path, typer.Option(help="Bundle that gave the verdict.")],
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
@@ -98,7 +99,7 @@ def again(
         raise typer.Exit(1)
 
 
-@history.command()
+@history.command(short_help="Propose a threshold from operators' corrections.")
 def propose(
     record: RecordArgument,
     class_name: Annotated[str, typer.Option("--class", help="Class to propose a threshold for.")],

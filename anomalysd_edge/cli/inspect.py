@@ -14,7 +14,7 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json, show_t
 def inspect(
     bundle: options.BundleDir,
     photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO...", help="Photos, or folders of photos; with --ray also URLs.")
+        list[str], typer.Argument(metavar="PHOTO", help="Photos, or folders of photos; with --ray also URLs.")
     ],
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of the photos; not needed where the bundle has only one.")

@@ -216,7 +216,7 @@ def _write_triton(
 def add_class(
     bundle: options.BundleToChange,
     name: Annotated[str, typer.Option(help="Name of the new class, as data sets and inspect --class spell it.")],
-    photos: Annotated[Path, typer.Option(help="Folder with good photos of the new class.")],
+    photos: Annotated[Path, typer.Option(help="Good photos of the new class: folder.")],
     text_encoder: Annotated[
         Path | None,
         typer.Option(help="Run or model folder that holds the text encoder; the bundle's base if left out."),
@@ -233,7 +233,7 @@ def add_class(
 
     Needs the text encoder, which is no part of a bundle: run it where the model was trained.
 
-    Example: sd-edge add-class BUNDLE --name bracket --photos GOOD --text-encoder RUN
+    Example: sd-edge add-class BUNDLE --name bracket --photos GOOD
     """
     from anomalysd_edge.calibration.calibrate import CalibrationSettings
     from anomalysd_edge.workflows.add_class import AddClassRequest

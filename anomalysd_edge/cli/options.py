@@ -39,9 +39,9 @@ Backend = Annotated[
 Device = Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")]
 MaxBatch = Annotated[int, typer.Option(help="Most samples in one UNet pass: memory and speed, never a verdict.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples in one training step; the run's or base's if left out.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples in one training step; the model's default if left out.")]
 StaticBatches = Annotated[
-    str | None, typer.Option(metavar="SIZES", help="Fixed batch sizes, separated by commas, as 1,4,13.")
+    str | None, typer.Option(metavar="SIZES", help="Fixed batch sizes of the graphs or engines, as 1,4,13.")
 ]
 PublicKey = Annotated[
     Path | None,

@@ -15,9 +15,7 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json, show_t
 
 def calibrate(
     bundle: options.BundleToChange,
-    photos: Annotated[
-        Path | None, typer.Option(help="Good photos: a data set or folder, or the RUN of the bundle for its shots.")
-    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Good photos: data set, folder or RUN.")] = None,
     from_history: Annotated[
         Path | None,
         typer.Option(help="Record of a box: propose thresholds from operators' corrections, without changing any."),
@@ -75,7 +73,7 @@ def calibrate(
 
 def verify(
     bundle: options.BundleDir,
-    photos: Annotated[Path, typer.Option(help="Photos to compare on: a data set or folder.")],
+    photos: Annotated[Path, typer.Option(help="Photos to compare on: data set or folder.")],
     run: Annotated[
         Path | None, typer.Option(help="Run that the bundle was exported from: compares torch and ONNX Runtime.")
     ] = None,

@@ -19,7 +19,7 @@ def export_to(
     progress: Progress,
     graphs: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Export `run` to the bundle `out`; `graphs` are fields of ExportSettings. Raises what read_run, export_run raise."""
+    """Export the run to a bundle; `graphs` are fields of ExportSettings. Raises what read_run and export_run raise."""
     from anomalysd_edge.training.run import read_run
     from anomalysd_export.exporting import ExportSettings, export_run
 

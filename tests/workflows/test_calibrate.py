@@ -62,8 +62,7 @@ def test_in_place_the_bundle_is_replaced_and_engines_stay(tmp_path: Path) -> Non
 def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomalysd_edge.calibration import settings_search
-    from anomalysd_edge.calibration.calibrate import calibrate
+    from anomalysd_edge.calibration import calibrate, settings_search
 
     small_bundle(tmp_path / "B")
     taken = {"scales": (2,), "multiscale_weight": 2.5}
