@@ -119,9 +119,7 @@ def _reload(into: Path, name: str, box: str, before: str | None) -> None:
     say(f"{box} has {opened} open" if opened else f"no box answers at {box}; it opens this version when it starts")
 
 
-fleet = typer.Typer(
-    help="Show the state of many boxes.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
-)
+fleet = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @fleet.callback()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomalysd_edge.cli import options
-from anomalysd_edge.core.files import write_aside
 from anomalysd_edge.reports.console import say, show_json, show_table
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ def export(
     until: Time = None,
 ) -> None:
     """Write recorded verdicts to a file, one JSON object a line."""
+    from anomalysd_edge.core.files import write_aside
     from anomalysd_runtime.server.records import history as records
 
     with opened(record) as found, write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
