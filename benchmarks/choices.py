@@ -18,19 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.detector_factory import preset_settings, reading_of
-from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
+from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
+from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.outcome import words
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import ROUNDS
 from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figure, result_of
-from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.reports.calibration import Report as CalibrationReport
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
@@ -138,25 +136,11 @@ def _fixed(
 
     records = bundle.manifest.classes
     settings = replace(preset_settings(bundle, "edge"), **changes)
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
-    negative = bundle.constants[NEGATIVE_PROMPT]
     shots = {n: [load_rgb(f) for f in files] for n, files in good_photos(asked.photos, records, None).items()}
     with InspectOptions().detector(asked.bundle) as opened:
-        constants = calibrate(
-            opened.networks,
-            schedule,
-            shots,
-            {n: ClassSpec(n, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for n, r in records.items()},
-            {n: constants.prompts for n, constants in opened.classes.items()},
-            settings,
-            CalibrationSettings(negatives=12),
-            negative,
-            told,
-            reading=reading_of(bundle),
-        )
-        results = evaluate(Detector(opened.networks, schedule, constants, settings, negative), data, told)
+        task = calibration_task(bundle, opened.networks, shots, settings, CalibrationSettings(negatives=12))
+        constants = calibrate(task, told).classes
+        results = evaluate(opened.under(settings, constants), data, told)
     write_json(kept, {"key": key, "results": results})
     return results
 

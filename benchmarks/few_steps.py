@@ -20,8 +20,8 @@ from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.evaluation import evaluate
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.training.run import networks_of_run, read_run
@@ -33,13 +33,12 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
     settings = replace(EDGE, strength=asked.strength, passes=passes, draws=1)
     # Thresholds, scales and each class's own choices are for other settings: S_ms needs none of them.
     bare = {
-        name: replace(known, scales={}, choices={}, threshold=None, guided_threshold=None)
+        name: replace(known, calibration=Calibration(), guided={})
         for name, known in class_constants(bundle, "edge").items()
     }
     spent: list[float] = []
     with networks_of_run(read_run(run)) as networks:
-        schedule = NoiseSchedule.from_config({**bundle.manifest.scheduler})
-        detector = Detector(networks, schedule, bare, settings, bundle.constants["prompts/negative"])
+        detector = Detector(networks, bundle.schedule(), bare, settings, bundle.constants["prompts/negative"])
         began = time.monotonic()
         results = evaluate.evaluate(
             detector,

@@ -223,7 +223,7 @@ def presets() -> dict[str, Any]:
 
 def export(asked: argparse.Namespace) -> dict[str, Any]:
     """The run's bundle, float32."""
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.training.run import read_run
     from anomalysd_export.exporting import export_trained, trained_of
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import NetworkSizes
@@ -132,9 +132,10 @@ def constants(rng: np.random.Generator, depth: int) -> ClassConstants:
     return ClassConstants(
         prompts={"whole": rng.normal(size=(77, PROMPT_WIDTH)).astype(np.float32)},
         bank=Bank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
-        guided_threshold=0.0,
-        scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")},
-        threshold=1.0,
+        guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
+        calibration=Calibration(
+            1.0, scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")}
+        ),
     )
 
 

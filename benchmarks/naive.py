@@ -156,10 +156,11 @@ def slots_of(detector: Detector, constants: ClassConstants, photo: U8) -> list[S
     """The plan's masks and the photo's prototype-guided one."""
     sizes, settings = detector.networks.sizes, detector.settings
     slots = list(make_plan(settings.plan, sizes.latent_side, settings.scales).slots)
-    if constants.bank is not None and constants.guided_threshold is not None:
+    threshold = constants.guided_threshold(settings)
+    if constants.bank is not None and threshold is not None:
         seen = images.to_array(images.resize(photo, sizes.features_px))
         distance = prototype_distance(constants.bank, detector.networks.features(seen)[0])
-        guided = prototype_guided(distance, constants.guided_threshold, sizes.latent_side, dilate=1)
+        guided = prototype_guided(distance, threshold, sizes.latent_side, dilate=1)
         slots.append(Slot(GUIDED, 0, guided))
     return slots
 

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.bundle.detector_factory import preset_settings, reading_of
+from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
-from anomalysd_edge.calibration.holdout import Fold
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.holdout import Fold, Holdout
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import F32, F64, U8, Progress
-from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, truth_mask
 from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
@@ -202,16 +202,12 @@ def _inspected(
 ) -> tuple[list[Photo], list[Photo]]:
     """Photos to learn from and photos to judge, each under every arm."""
     records = bundle.manifest.classes
-    specs = {n: ClassSpec(n, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for n, r in records.items()}
     files = good_photos(asked.photos, records, None)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     base = preset_settings(bundle, "edge")
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
+    schedule = bundle.schedule()
     negative, networks = bundle.constants[NEGATIVE_PROMPT], MeteredNetworks(opened.networks)
-    prompts = {name: constants.prompts for name, constants in opened.classes.items()}
-    held_out: dict[str, tuple[list[Fold], Bank | None]] = {}
+    holdouts: Mapping[str, Holdout] = {}
     lesson: dict[int, tuple[str, bool, None, bool, dict[str, Outcome]]] = {}
     tests: dict[int, tuple[str, bool, npt.NDArray[np.bool_] | None, bool, dict[str, Outcome]]] = {}
     painted: dict[tuple[str, int], list[U8]] = {}
@@ -221,13 +217,12 @@ def _inspected(
         def told(phase: str, done: int, total: int, detail: str, arm: str = arm) -> None:
             progress(f"{arm}: {phase}", done, total, detail)
 
-        constants = calibrate(
-            networks, schedule, shots, specs, prompts, settings, CalibrationSettings(negatives=12), negative, told,
-            held_out=held_out, reading=reading_of(bundle),
-        )  # fmt: skip
+        task = calibration_task(bundle, networks, shots, settings, CalibrationSettings(negatives=12))
+        fitted = calibrate(replace(task, holdouts=holdouts), told)
+        constants, holdouts = fitted.classes, fitted.holdouts
         seat = test = 0
         for name, known in constants.items():
-            folds, textured = held_out[name][0], known.kind == "texture"
+            folds, textured = holdouts[name].folds, known.kind == "texture"
             if not number:
                 painted |= _painted(asked.anomalies, name, folds, known.kind)
             normals = [

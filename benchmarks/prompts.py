@@ -24,7 +24,6 @@ from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate, result_of
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.doctor import examine
@@ -127,10 +126,9 @@ def _measure(
             yield name, [result_of(r) for r in stored["results"]]
             continue
         with InspectOptions().detector(bundle_path) as opened:
-            config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
             detector = Detector(
                 opened.networks,
-                NoiseSchedule.from_config(config),
+                bundle.schedule(),
                 opened.classes,
                 replace(opened.settings, prompt=level),
                 bundle.constants[NEGATIVE_PROMPT],

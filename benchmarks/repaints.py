@@ -26,7 +26,6 @@ from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
 from anomalysd_edge.workflows.doctor import examine
@@ -73,9 +72,7 @@ def main() -> None:
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
     base = preset_settings(bundle, "edge")
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
+    schedule = bundle.schedule()
     photos = _photos(asked, bundle.manifest.classes)
     outcomes = []
     with progress_bars() as progress, InspectOptions().detector(asked.bundle) as opened:
@@ -86,7 +83,7 @@ def main() -> None:
             for name, (seen, masks) in photos.items():
                 progress("settings", number, len(fitting), f"{words(changes) or 'the preset'}: {name}")
                 # Without a bank there is no guided mask: S_ms alone is repainted.
-                bare = replace(opened.classes[name], bank=None, choices={})
+                bare = replace(opened.classes[name], bank=None).calibrated(choices={})
                 settings = replace(base, fusion="paper", **changes)
                 detector = Detector(
                     opened.networks, schedule, {name: bare}, settings, bundle.constants[NEGATIVE_PROMPT]

@@ -146,7 +146,7 @@ def measure(detector: Detector, name: str, samples: tuple[Sample, ...], progress
         for sample, photo in zip(samples, photos, strict=True)
     ]
     labels = np.array([sample.label for sample in samples])
-    threshold = detector.classes[name].threshold
+    threshold = detector.classes[name].calibration.threshold
     before: npt.NDArray[np.float64] | None = None
     effects = []
     ways: dict[str, Disturb | None] = {"none": None, **DISTURBANCES}

@@ -1,1 +1,1 @@
-"""The bundle: a folder of graphs and constants that describes itself; reading, writing, signing it."""
+"""The artifact that a box runs: a folder of graphs and constants that describes itself. Reading, writing, signing."""

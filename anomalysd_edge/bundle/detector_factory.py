@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.manifest import CalibrationRecord, ClassRecord, PromptPair
+from anomalysd_edge.bundle.manifest import ClassRecord, PromptPair
 from anomalysd_edge.bundle.reader import CONSTANTS, NEGATIVE_PROMPT, Bundle, prompt_key, prototypes_key
-from anomalysd_edge.core.types import F32, Array
+from anomalysd_edge.calibration.calibrate import CalibrationTask
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.core.types import F32, U8, Array
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, SettingsError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.patches.patch_scorer import Reading
@@ -39,26 +40,21 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
     found: dict[str, ClassConstants] = {}
     reading, settings = reading_of(bundle), preset_settings(bundle, preset)
     for name, record in bundle.manifest.classes.items():
-        levels = {level: bundle.prompt_states(name, level) for level in ("whole", "detail")}
         vectors = bundle.prototypes(name)
-        calibration = record.calibration.get(preset, CalibrationRecord())
+        calibration = record.calibration.get(preset, Calibration())
         known = ClassConstants(
-            prompts={level: states for level, states in levels.items() if states is not None},
+            prompts=bundle.prompts(name),
             kind=record.kind,
             aspect=record.aspect,
             tiles=record.tiles,
             bank=None if vectors is None else Bank(vectors),
             reading=reading,
             guided=record.guided,
-            scales=calibration.scales,
-            choices=_choices(bundle, preset, calibration),
-            threshold=calibration.threshold,
-            pixel_threshold=calibration.pixel_threshold,
-            clear=calibration.clear,
-            limits=calibration.limits,
+            calibration=replace(calibration, choices=_choices(bundle, preset, calibration)),
         )
-        guided = record.guided.get(known.map_kind(settings), record.guided_threshold)
-        found[name] = replace(known, guided_threshold=guided)
+        if not record.guided and record.guided_threshold is not None:  # a bundle from before each kind had its own
+            known = replace(known, guided={known.map_kind(settings): record.guided_threshold})
+        found[name] = known
     return found
 
 
@@ -67,7 +63,7 @@ def reading_of(bundle: Bundle) -> Reading | None:
     return Reading.of_tensors(bundle.constants, bundle.path / CONSTANTS)
 
 
-def _choices(bundle: Bundle, preset: str, calibration: CalibrationRecord) -> dict[str, Any]:
+def _choices(bundle: Bundle, preset: str, calibration: Calibration) -> dict[str, Any]:
     """The class's own settings with their types: JSON knows no tuples, and a typo must not pass."""
     if not calibration.choices:
         return {}
@@ -85,13 +81,33 @@ def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Det
     """
     if networks.sizes != bundle.manifest.sizes:
         raise BundleError(f"{bundle.path} is for {bundle.manifest.sizes}, but the networks are of {networks.sizes}")
-    config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
     return Detector(
         networks,
-        NoiseSchedule.from_config(config),
+        bundle.schedule(),
         class_constants(bundle, preset),
         preset_settings(bundle, preset),
         bundle.constants[NEGATIVE_PROMPT],
+    )
+
+
+def calibration_task(
+    bundle: Bundle,
+    networks: Networks,
+    shots: Mapping[str, Sequence[U8]],
+    inspect: InspectSettings,
+    settings: CalibrationSettings | None = None,
+) -> CalibrationTask:
+    """Calibrate the bundle's classes on `shots`, (H,W,3) photos by class, under the settings `inspect`."""
+    return CalibrationTask(
+        networks,
+        bundle.schedule(),
+        bundle.specs(),
+        {name: bundle.prompts(name) for name in bundle.manifest.classes},
+        shots,
+        inspect,
+        settings or CalibrationSettings(),
+        bundle.constants[NEGATIVE_PROMPT],
+        reading_of(bundle),
     )
 
 
@@ -112,16 +128,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
         aspect=aspects[0] if aspects else None,
         guided=guided,
         calibration={
-            preset: CalibrationRecord(
-                found.threshold,
-                found.pixel_threshold,
-                dict(found.scales),
-                dict(found.choices),
-                found.clear,
-                found.limits,
-            )
-            for preset, found in calibrated.items()
-            if found.threshold is not None
+            preset: found.calibration for preset, found in calibrated.items() if found.calibration.threshold is not None
         },
     )
 

@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 from anomalysd_edge import __version__
 from anomalysd_edge.bundle.engine_records import EngineRecord, PrecisionRecord
 from anomalysd_edge.errors import BundleError
-from anomalysd_edge.method.anomaly_map import MapScale
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.networks import NetworkSizes
-from anomalysd_edge.method.patches.out_of_distribution import Limits
 
 SCHEMA_VERSION = 1
 """Raised when an older reader would misread the file; adding a key does not raise it."""
@@ -74,24 +73,6 @@ class PromptPair:
 
 
 @dataclass(frozen=True)
-class CalibrationRecord:
-    """What the good photos of one class gave under one preset."""
-
-    threshold: float | None = None
-    """Image score from which the verdict is 'anomalous'."""
-    pixel_threshold: float | None = None
-    """Score-map value from which a pixel counts as defect."""
-    scales: dict[str, MapScale] = field(default_factory=dict)
-    """By score map: (map - centre) / spread brings it to the common scale before fusion."""
-    choices: dict[str, Any] = field(default_factory=dict)
-    """Inspection settings that calibration chose for the class, over the preset's."""
-    clear: float | None = None
-    """Score of the scaled prototype distance below which the cascade calls a photo good; absent in older bundles."""
-    limits: Limits | None = None
-    """What a photo of the class keeps within as a whole; absent in older bundles and where no reading was used."""
-
-
-@dataclass(frozen=True)
 class ClassRecord:
     """One class that the bundle can judge."""
 
@@ -111,7 +92,7 @@ class ClassRecord:
     """Width / height of its photos; another shape is mirrored out to it. Absent for a class without shots."""
     guided_threshold: float | None = None
     """Of older bundles, where `guided` is empty: one value for every preset."""
-    calibration: dict[str, CalibrationRecord] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
     """By preset: other settings give other scores. A preset that is not in it gives scores without verdicts."""
     tiles: int = 1
     """Windows along a side through which its prototypes see a photo."""

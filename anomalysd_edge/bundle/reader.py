@@ -5,7 +5,7 @@
     precisions/KIND-.../NETWORK.onnx, engines/FINGERPRINT/NETWORK.plan    optional, see engine_records.py
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
                             prototypes/CLASS: (B,Df) float16, absent for a class without photos;
-                            reading/...: what reads their distances (reading.py), absent for features without one
+                            reading/...: what reads their distances (patch_scorer.py), absent for features without one
 
 Class names are percent-encoded in tensor names. There is no pickle anywhere.
 """
@@ -26,7 +26,9 @@ from anomalysd_edge.bundle.manifest import RESIZE_KERNEL, FileRecord, GoldenResi
 from anomalysd_edge.bundle.signing import check_signature
 from anomalysd_edge.core.files import parse_json, sha256_bytes, sha256_file
 from anomalysd_edge.core.types import F32, Array
+from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, ClassError, InputError
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.vision.images import resize
 
 MANIFEST = "manifest.json"
@@ -88,6 +90,21 @@ class Bundle:
         """
         self._check_class(class_name)
         return self.constants.get(prompt_key(class_name, level))
+
+    def prompts(self, class_name: str) -> dict[str, F32]:
+        """(77,D) float32 prompt states of a class by level: 'whole' and, where it has named parts, 'detail'."""
+        levels = {level: self.prompt_states(class_name, level) for level in ("whole", "detail")}
+        return {level: states for level, states in levels.items() if states is not None}
+
+    def specs(self) -> dict[str, ClassSpec]:
+        """What is known of every class, as training and calibration take it."""
+        records = self.manifest.classes.items()
+        return {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records}
+
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the bundle's UNet."""
+        config = {**self.manifest.scheduler, "prediction_type": self.manifest.prediction_type}
+        return NoiseSchedule.from_config(config)
 
     def prototypes(self, class_name: str) -> F32 | None:
         """(B,Df) float32 unit vectors, or None for a class without photos. Raises ClassError for an unknown class."""

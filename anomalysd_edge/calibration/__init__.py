@@ -1,1 +1,1 @@
-"""What is fitted to a class's good photos: memory bank, score statistics, thresholds, settings."""
+"""Memory banks and thresholds from good photos alone: memory bank, score statistics, thresholds, settings."""

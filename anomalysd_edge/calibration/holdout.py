@@ -31,7 +31,17 @@ class Fold:
     """None where the networks have no features."""
 
 
-def folds_of(
+@dataclass(frozen=True)
+class Holdout:
+    """The good photos of one class, each held out in turn."""
+
+    folds: list[Fold]
+    """One a shot."""
+    bank: Bank | None
+    """Of all shots; None where the networks have no features."""
+
+
+def hold_out(
     networks: Networks,
     photos: list[U8],
     spec: ClassSpec,
@@ -40,11 +50,11 @@ def folds_of(
     bank_size: int,
     seed: int,
     exposures: Sequence[float] = (),
-) -> tuple[list[Fold], Bank | None]:
+) -> Holdout:
     """A fold per shot, `negatives` photos in all, and the bank of all shots; `exposures` are further lights."""
     held = [_negatives(photo, i, len(photos), negatives, seed) for i, photo in enumerate(photos)]
     if not networks.sizes.features_px:
-        return [Fold(mine, None) for mine in held], None
+        return Holdout([Fold(mine, None) for mine in held], None)
     views = [_view_features(networks, photo, spec, aspect, (1.0,)) for photo in photos]
     lit = [_view_features(networks, photo, spec, aspect, exposures) if exposures else views[0][:0] for photo in photos]
 
@@ -56,7 +66,7 @@ def folds_of(
     for i, mine in enumerate(held):
         others = [j for j in range(len(photos)) if j != i]
         folds.append(Fold(mine, bank_of(others) if others else bank))
-    return folds, bank
+    return Holdout(folds, bank)
 
 
 def disturbed(photo: U8, rng: np.random.Generator) -> U8:

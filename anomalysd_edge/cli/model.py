@@ -235,7 +235,7 @@ def add_class(
 
     Example: sd-edge add-class BUNDLE --name bracket --photos GOOD
     """
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.workflows.add_class import AddClassRequest
     from anomalysd_edge.workflows.add_class import add_class as body
 

@@ -50,7 +50,7 @@ def calibrate(
         return
     if photos is None:
         raise InputError("name good photos with --photos, or a box's record with --from-history")
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.reports.calibration import Report, report_folder
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
     from anomalysd_edge.workflows.open_options import InspectOptions

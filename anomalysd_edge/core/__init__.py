@@ -1,1 +1,1 @@
-"""What every layer may use: files written whole, threads, array types. Knows nothing of photos."""
+"""Files, threads and array types: what every layer may use. Knows nothing of photos."""

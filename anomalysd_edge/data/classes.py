@@ -63,7 +63,7 @@ class ClassSpec:
     right swapped), flip_y (top and bottom swapped)."""
     tiles: int = 0
     """Prototypes look at tiles x tiles windows of the photo, so that fine defects of large photos survive; 0 = by their
-    size (tiling.py)."""
+    size (feature_windows.py)."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -99,7 +99,7 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
     """The class called `name`: from the user's classes, else the shipped tables, else from the name alone.
 
     The last gives an object without known parts or symmetries: "steel_bracket" is told as "A perfect steel bracket.".
-    Its photos may say more (guessing.py).
+    Its photos may say more (class_inference.py).
     """
     if user is not None and name in user:
         return user[name]

@@ -15,6 +15,25 @@ from anomalysd_edge.method.settings import InspectSettings
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What the good photos of one class gave under one preset: other settings give other scores."""
+
+    threshold: float | None = None
+    """Image score from which the verdict is 'anomalous'; None where there were no normals to calibrate on."""
+    pixel_threshold: float | None = None
+    """Score-map value from which a pixel is in pred_mask."""
+    scales: dict[str, MapScale] = field(default_factory=dict)
+    """By score map: (map - centre) / spread brings it to the common scale before fusion."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """Inspection settings that calibration chose for the class, over the preset's."""
+    clear: float | None = None
+    """Image score of the scaled prototype distance below which `InspectSettings.cascade` calls a photo good; absent
+    in older bundles."""
+    limits: Limits | None = None
+    """What a photo of the class keeps within as a whole; absent in older bundles and where no patch scorer was used."""
+
+
+@dataclass(frozen=True)
 class ClassConstants:
     """What a bundle knows of one class."""
 
@@ -23,33 +42,26 @@ class ClassConstants:
     kind: str = "texture"
     """'object' or 'texture': only an object has a background."""
     aspect: float | None = None
-    """Width / height of its photos (framing.common_aspect); None for 0 shots."""
+    """Width / height of its photos (letterbox.common_aspect); None for 0 shots."""
     tiles: int = 1
     """Windows along a side through which the prototypes see a photo."""
     bank: Bank | None = None
-    """Prototypes; None for 0 shots."""
+    """Memory bank of good patches; None for 0 shots."""
     reading: Reading | None = None
-    """What reads their distances; None where these features have none."""
-    guided_threshold: float | None = None
-    """Value of the prototype map above which a patch goes into the guided mask."""
+    """Patch scorer of its distances; None where these features have none."""
     guided: Mapping[str, float] = field(default_factory=dict)
-    """The same for every kind of prototype map (`map_kind`): presets differ in it."""
-    scales: Mapping[str, MapScale] = field(default_factory=dict)
-    """What normals give for each map."""
-    threshold: float | None = None
-    """Image score from which the verdict is 1; None where there were no normals to calibrate on."""
-    choices: Mapping[str, Any] = field(default_factory=dict)
-    """Inspection settings that calibration chose for this class, by field name."""
-    pixel_threshold: float | None = None
-    """Score-map value from which a pixel is in pred_mask."""
-    clear: float | None = None
-    """Image score of the scaled prototype distance below which `InspectSettings.cascade` calls a photo good."""
-    limits: Limits | None = None
-    """What a photo of this class keeps within as a whole; None where nobody measured it."""
+    """By kind of prototype map (`map_kind`): the value above which a patch goes into the guided mask; empty for 0
+    shots."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """Score statistics and thresholds under the preset in use."""
+
+    def calibrated(self, **changes: Any) -> ClassConstants:
+        """The same class with fields of its calibration changed."""
+        return replace(self, calibration=replace(self.calibration, **changes))
 
     def tuned(self, settings: InspectSettings) -> InspectSettings:
         """`settings` with this class's own choices on top."""
-        return replace(settings, **self.choices) if self.choices else settings
+        return replace(settings, **self.calibration.choices) if self.calibration.choices else settings
 
     def by_prototypes(
         self, features: F32, settings: InspectSettings, bank: Bank | None = None
@@ -67,6 +79,10 @@ class ClassConstants:
             found = self.reading.judge(distances, self.kind == "texture")
             return found, middle_distance(plain(distances, textured=False))
         return prototype_distance(bank, features, self.own_share(settings)), None
+
+    def guided_threshold(self, settings: InspectSettings) -> float | None:
+        """Value of the prototype map above which a patch goes into the guided mask; None for 0 shots."""
+        return self.guided.get(self.map_kind(settings))
 
     def map_kind(self, settings: InspectSettings) -> str:
         """What the prototype map holds: 'reading', 'distance', or 'own' where the photo's own patches count too."""

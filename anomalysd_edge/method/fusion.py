@@ -42,14 +42,14 @@ class Fusing:
         if GUIDED in work.per_scale:
             raw["guided"] = work.per_scale[GUIDED]
         work.maps = self._smoothed(work, raw)
-        fused = fuse(work.maps, work.constants.scales, self._settings)
+        fused = fuse(work.maps, work.constants.calibration.scales, self._settings)
         if not self._complete(work) and (between := self.bounds(work)) is not None:
             fused = np.clip(fused, *between)
         work.maps["fused"] = fused
 
     def bounds(self, work: PhotoWork) -> tuple[F32, F32] | None:
         """(S,S) lowest and highest fused map that the slots still missing can lead to; None where nothing says."""
-        if self._settings.fusion == "scaled" and not work.constants.scales:
+        if self._settings.fusion == "scaled" and not work.constants.calibration.scales:
             return None
         found = []
         for unknown in (SMALLEST, _LARGEST):
@@ -59,12 +59,12 @@ class Fusing:
                 raw["multiscale"] = np.minimum(anomaly_map.harmonic_mean(scales), _LARGEST)
             if any(slot.scale == GUIDED for slot in work.slots):
                 raw["guided"] = work.per_scale.get(GUIDED, self._constant(unknown))
-            found.append(fuse(self._smoothed(work, raw), work.constants.scales, self._settings))
+            found.append(fuse(self._smoothed(work, raw), work.constants.calibration.scales, self._settings))
         return found[0], found[1]
 
     def settled(self, work: PhotoWork) -> bool:
         """Whether no repaint that is still missing can change the verdict."""
-        threshold = work.constants.threshold
+        threshold = work.constants.calibration.threshold
         between = None if threshold is None else self.bounds(work)
         if between is None or threshold is None:
             return False
@@ -74,9 +74,9 @@ class Fusing:
 
     def prototypes_score(self, work: PhotoWork) -> float | None:
         """Image score of the scaled prototype map alone; None without prototypes or their scale."""
-        if work.prototype_map is None or "prototypes" not in work.constants.scales:
+        if work.prototype_map is None or "prototypes" not in work.constants.calibration.scales:
             return None
-        scaled = work.constants.scales["prototypes"].apply(self._smoothed(work, {})["prototypes"])
+        scaled = work.constants.calibration.scales["prototypes"].apply(self._smoothed(work, {})["prototypes"])
         return anomaly_map.image_score(scaled, self._settings.top_share)
 
     def _planned(self, work: PhotoWork) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Fusing:
         inside = work.per_scale[scale] if unknown is None else work.per_scale.get(scale, self._constant(unknown))
         if scale not in work.planned:
             return inside
-        usual = work.constants.scales.get("multiscale", MapScale(0.0, 1.0)).centre
+        usual = work.constants.calibration.scales.get("multiscale", MapScale(0.0, 1.0)).centre
         return np.where(work.planned[scale], inside, np.float32(usual))
 
     def _constant(self, value: np.float32) -> F32:

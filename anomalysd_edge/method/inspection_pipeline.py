@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method import anomaly_map
@@ -31,17 +31,20 @@ from anomalysd_edge.vision.letterbox import Frame
 from anomalysd_edge.vision.morphology import dilate
 
 
-class _Clock:
-    """Milliseconds by stage, of one group of photos."""
+@dataclass(frozen=True)
+class GroupTensors:
+    """The photos of one group that are repainted, as arrays: row r of each belongs to photos[r], whose `row` is r."""
 
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - began) * 1e3
+    photos: Sequence[PhotoWork]
+    """In order."""
+    pixels: F32
+    """(P,3,S,S) in [-1,1]."""
+    latents: F32
+    """(P,C,h,w) scaled latents."""
+    states: F32
+    """(P,77,D) prompt states."""
+    error: Differences
+    """Compares repaints with these photos."""
 
 
 class Stages:
@@ -71,10 +74,10 @@ class Stages:
     ) -> list[Inspection]:
         """(H,W,3) photos, their classes' names and constants -> their inspections. All share their batches.
 
-        With `deadline` (on time.monotonic's clock) coarse scales come first, and what cannot be done by then is left.
+        With `deadline` (on time.monotonic's timer) coarse scales come first, and what cannot be done by then is left.
         """
-        sizes, clock = self.networks.sizes, _Clock()
-        with clock.stage("preprocess"):
+        sizes, timer = self.networks.sizes, StageTimer()
+        with timer.stage("preprocess"):
             frames = [Frame.of(photo.shape[:2], known.aspect) for photo, known in zip(photos, constants, strict=True)]
             squares = [
                 frame.squares(photo, (sizes.size_px, *self._features_side(known)))
@@ -88,15 +91,15 @@ class Stages:
                 for photo in work:
                     if photo.constants.kind == "object":
                         photo.foreground = dilate(foreground(photo.seen, "object"), max(1, sizes.size_px // 32))
-        self._prototypes(work, squares, clock)
-        with clock.stage("score"):
+        self._prototypes(work, squares, timer)
+        with timer.stage("score"):
             for photo in work:
                 self._choose_slots(photo)
-        self._repaint(work, deadline, clock)
-        with clock.stage("score"):
+        self._repaint(work, deadline, timer)
+        with timer.stage("score"):
             for photo in work:
                 self._fusing.finish(photo)
-        timings = {stage: ms / len(work) for stage, ms in clock.ms.items()}
+        timings = {stage: ms / len(work) for stage, ms in timer.ms.items()}
         met = None if deadline is None else time.monotonic() <= deadline
         return [conclude(photo, self.settings, sizes, self.mode, timings, self.networks.backend, met) for photo in work]
 
@@ -105,18 +108,18 @@ class Stages:
         side = self.networks.sizes.features_px
         return (tiled_side(side, constants.tiles),) if side and constants.bank is not None else ()
 
-    def _prototypes(self, work: list[PhotoWork], squares: Sequence[Sequence[U8]], clock: _Clock) -> None:
+    def _prototypes(self, work: list[PhotoWork], squares: Sequence[Sequence[U8]], timer: StageTimer) -> None:
         """Prototype distance of each photo that has a bank; its second square is what the network sees."""
         chosen = [i for i, mine in enumerate(squares) if len(mine) > 1]
         if not chosen:
             return
         found: dict[int, F32] = {}
-        with clock.stage("features"):
+        with timer.stage("features"):
             for tiles in sorted({work[i].constants.tiles for i in chosen}):
                 alike = [i for i in chosen if work[i].constants.tiles == tiles]
                 dense = dense_features(self.networks, [squares[i][1] for i in alike], tiles)
                 found |= zip(alike, dense, strict=True)
-        with clock.stage("prototypes"):
+        with timer.stage("prototypes"):
             for i, field in sorted(found.items()):
                 known = work[i].constants
                 work[i].prototype_map, work[i].middle_distance = known.by_prototypes(field, self.settings)
@@ -127,16 +130,16 @@ class Stages:
         if photo.prototype_map is None:
             return
         far = None
-        if constants.guided_threshold is not None:
-            far = prototype_guided(photo.prototype_map, constants.guided_threshold, sizes.latent_side, dilate=1)
+        if (threshold := constants.guided_threshold(settings)) is not None:
+            far = prototype_guided(photo.prototype_map, threshold, sizes.latent_side, dilate=1)
         score = self._fusing.prototypes_score(photo) if settings.cascade else None
-        if score is not None and constants.clear is not None and score < constants.clear:
+        if score is not None and constants.calibration.clear is not None and score < constants.calibration.clear:
             photo.slots, photo.ended = [], "clear"
             return
         if settings.cells == "none":
             photo.slots = []
             return
-        if settings.cells == "suspect" and constants.scales and far is not None:
+        if settings.cells == "suspect" and constants.calibration.scales and far is not None:
             photo.slots = touching(photo.slots, far)
             for slot in photo.slots:
                 before = photo.planned.get(slot.scale, np.zeros((sizes.size_px, sizes.size_px), np.bool_))
@@ -144,16 +147,12 @@ class Stages:
         if far is not None:
             photo.slots.append(Slot(scale=GUIDED, number=0, mask=far))
 
-    def _repaint(self, work: list[PhotoWork], deadline: float | None, clock: _Clock) -> None:
+    def _repaint(self, work: list[PhotoWork], deadline: float | None, timer: StageTimer) -> None:
         """Repaint and measure: all slots at once or, where it may end early, scale by scale."""
-        by_scale = self.settings.settle or deadline is not None
-        rounds = self._rounds() if by_scale else [None]
         live = [photo for photo in work if photo.slots]
-        differences: Differences | None = None
-        pixels = latents = states = np.zeros(0, np.float32)
-        seats: dict[int, int] = {}
-        for scale in rounds:
-            with clock.stage("score"):
+        group: GroupTensors | None = None
+        for scale in self._rounds() if self.settings.settle or deadline is not None else [None]:
+            with timer.stage("score"):
                 live = self._still_open(live)
             todo = [(photo, slot) for photo in live for slot in photo.slots if scale is None or slot.scale == scale]
             if deadline is not None and not self._pace.fits(len(todo), deadline):
@@ -165,18 +164,29 @@ class Stages:
             if not todo:
                 continue
             with self._pace.round(len(todo)):
-                if differences is None:
-                    seats = {id(photo): seat for seat, photo in enumerate(live)}
-                    pixels = np.concatenate([images.to_array(photo.seen) for photo in live])
-                    states = np.stack([photo.constants.states(self.settings.prompt) for photo in live])
-                    with clock.stage("encode"):
-                        latents = self.networks.encode(pixels)
-                    differences = Differences(self.networks, self.settings, pixels, latents, clock)
-                slots = [slot for _, slot in todo]
-                owner = np.array([seats[id(photo)] for photo, _ in todo], np.int64)
-                painted = self._repainter.paint(slots, owner, states, pixels, latents, clock)
-                seated = {seats[id(photo)]: photo for photo in live}
-                self._compare(seated, slots, owner, latents, painted, differences)
+                group = group or self._prepare(live, timer)
+                slots, rows = [slot for _, slot in todo], np.array([photo.row for photo, _ in todo], np.int64)
+                painted = self._repainter.paint(slots, rows, group.states, group.pixels, group.latents, timer)
+                repaints = [
+                    repaint
+                    for photo in group.photos
+                    for repaint in self._merged(
+                        photo.row, [(slots[n], painted[n]) for n in np.flatnonzero(rows == photo.row)], group.latents
+                    )
+                ]
+                self._compare(group, repaints)
+
+    def _prepare(self, live: list[PhotoWork], timer: StageTimer) -> GroupTensors:
+        """Encode the photos that are to be repainted, and give each its row."""
+        for row, photo in enumerate(live):
+            photo.row = row
+        pixels = np.concatenate([images.to_array(photo.seen) for photo in live])
+        states = np.stack([photo.constants.states(self.settings.prompt) for photo in live])
+        with timer.stage("encode"):
+            latents = self.networks.encode(pixels)
+        return GroupTensors(
+            live, pixels, latents, states, Differences(self.networks, self.settings, pixels, latents, timer)
+        )
 
     def _rounds(self) -> list[int | None]:
         """Scales from coarse to fine. The guided mask comes first where the verdict counts it, else last."""
@@ -195,42 +205,31 @@ class Stages:
     def _by_prototypes(self, photo: PhotoWork) -> bool:
         """Whether prototypes alone give this photo a score on the verdict's scale."""
         able = self.settings.fusion == "scaled" and self.settings.prototypes_weight > 0
-        return able and photo.prototype_map is not None and "prototypes" in photo.constants.scales
+        return able and photo.prototype_map is not None and "prototypes" in photo.constants.calibration.scales
 
-    def _compare(
-        self,
-        seated: dict[int, PhotoWork],
-        slots: Sequence[Slot],
-        owner: npt.NDArray[np.int64],
-        latents: F32,
-        painted: F32,
-        differences: Differences,
-    ) -> None:
-        """Measure the repaints, a scale's merged or slot by slot, and sort the distances by photo and scale."""
-        repaints: list[Repaint] = []
-        for seat in seated:
-            mine = [(slots[n], painted[n]) for n in np.flatnonzero(owner == seat).tolist()]
-            if self.settings.merge_decode:
-                for scale in dict.fromkeys(slot.scale for slot, _ in mine):
-                    merged, whole = latents[seat].copy(), np.zeros(latents.shape[2:], np.bool_)
-                    for slot, repaint in mine:
-                        if slot.scale == scale:
-                            merged = np.where(slot.mask, repaint, merged)
-                            whole |= slot.mask
-                    repaints.append(Repaint(seat, scale, whole, merged))
-            else:
-                repaints += [Repaint(seat, slot.scale, slot.mask, repaint) for slot, repaint in mine]
-        collected: dict[tuple[int, int], list[tuple[Mask, F32]]] = {}
-        for found in differences.measure(repaints):
-            seat, scale = found.repaint.photo, found.repaint.scale
-            collected.setdefault((seat, scale), []).append((found.mask, found.distance))
-            seated[seat].repaints.setdefault(scale, []).append((found.mask, found.pixels))
-        for (seat, scale), pairs in collected.items():
+    def _merged(self, row: int, painted: list[tuple[Slot, F32]], latents: F32) -> list[Repaint]:
+        """What of a photo's repainted slots is decoded: each by itself or, with `merge_decode`, one for each scale."""
+        if not self.settings.merge_decode:
+            return [Repaint(row, slot.scale, slot.mask, repaint) for slot, repaint in painted]
+        merged: dict[int, tuple[Mask, F32]] = {}
+        for slot, repaint in painted:
+            mask, whole = merged.get(slot.scale, (np.zeros(latents.shape[2:], np.bool_), latents[row]))
+            merged[slot.scale] = mask | slot.mask, np.where(slot.mask, repaint, whole)
+        return [Repaint(row, scale, mask, whole) for scale, (mask, whole) in merged.items()]
+
+    def _compare(self, group: GroupTensors, repaints: Sequence[Repaint]) -> None:
+        """Measure the repaints and sort what they give by photo and scale."""
+        distances: dict[tuple[int, int], list[tuple[Mask, F32]]] = {}
+        for found in group.error.measure(repaints):
+            row, scale = found.repaint.photo, found.repaint.scale
+            distances.setdefault((row, scale), []).append((found.mask, found.distance))
+            group.photos[row].repaints.setdefault(scale, []).append((found.mask, found.pixels))
+        for (row, scale), pairs in distances.items():
             if scale == GUIDED or self.settings.merge_decode:
-                seated[seat].per_scale[scale] = pairs[0][1]
+                group.photos[row].per_scale[scale] = pairs[0][1]
             else:
                 masks = np.stack([mask for mask, _ in pairs])
-                seated[seat].per_scale[scale] = anomaly_map.covered(np.stack([d for _, d in pairs]), masks)
+                group.photos[row].per_scale[scale] = anomaly_map.covered(np.stack([d for _, d in pairs]), masks)
 
     @property
     def mode(self) -> str:

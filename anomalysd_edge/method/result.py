@@ -20,7 +20,7 @@ class Evidence:
 
     kind: str
     """'grid' or 'guided'; 'prototypes' where nothing was repainted around the highest pixel; 'photo' where the photo
-    as a whole does not show its class (foreign.py)."""
+    as a whole does not show its class (out_of_distribution.py)."""
     scale: int
     """k of the k x k grid; 0 for the others."""
     cell: npt.NDArray[np.bool_]

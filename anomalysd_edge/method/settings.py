@@ -71,7 +71,7 @@ class InspectSettings:
     """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
     prototype_map: str = "reading"
     """How prototypes judge a patch: 'distance', or 'reading', what the bundle's learned reading makes of the distances
-    of all layers (reading.py). Features that no reading was taught on, DINOv2's for instance, keep the distance.
+    of all layers (patch_scorer.py). Features that no reading was taught on, DINOv2's for instance, keep the distance.
     """
     self_share: float = 0.1
     """Textures: the distance counts with the distance to this share of the photo's own patches; 0 = alone."""

@@ -33,9 +33,10 @@ def conclude(
     constants, fused = photo.constants, photo.maps["fused"]
     scores = {name: anomaly_map.image_score(m, settings.top_share) for name, m in photo.maps.items()}
     evidence, repaint = _evidence(photo, fused, sizes)
-    threshold, pixel = constants.threshold, constants.pixel_threshold
-    if constants.limits is not None and threshold is not None and photo.middle_distance is not None:
-        excess = constants.limits.excess(photo.middle_distance, contrast(photo.seen))
+    calibration = constants.calibration
+    threshold, pixel = calibration.threshold, calibration.pixel_threshold
+    if calibration.limits is not None and threshold is not None and photo.middle_distance is not None:
+        excess = calibration.limits.excess(photo.middle_distance, contrast(photo.seen))
         if excess > 1:
             scores["fused"] = raised(scores["fused"], threshold, excess)
             evidence = replace(evidence, kind="photo", scale=0, cell=np.ones(fused.shape, np.bool_))

@@ -12,21 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anomalysd_edge.bundle.detector_factory import reading_of
-from anomalysd_edge.bundle.manifest import CalibrationRecord
-from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
-from anomalysd_edge.calibration.holdout import Fold, disturbed
+from anomalysd_edge.bundle.detector_factory import calibration_task
+from anomalysd_edge.bundle.reader import Bundle
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.holdout import Holdout, disturbed
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.types import U8, Mask, Progress
-from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.evaluation import metrics
 from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
-from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from anomalysd_edge.profiling.operating_points import Mode, under_mode, with_front
@@ -79,7 +75,7 @@ class ParetoRequest:
 def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, progress: Progress) -> tuple[Mode, ...]:
     """The modes, from fast to slow. `base` is the bundle's own detector over `networks`."""
     calibrated: dict[InspectSettings, dict[str, ClassConstants]] = {}
-    held_out: dict[str, tuple[list[Fold], Bank | None]] = {}
+    holdouts: Mapping[str, Holdout] = {}
     side = networks.sizes.latent_side
     fitting = {n: c for n, c in asked.candidates.items() if max(c.get("scales", asked.settings.scales)) <= side}
     modes: list[Mode] = []
@@ -89,11 +85,13 @@ def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, prog
         # What leaves repaints out is calibrated without it: normals must be seen whole to say what is normal.
         plain = replace(settings, cascade=False, settle=False, cells="none" if settings.cells == "none" else "all")
         if plain not in calibrated:
-            calibrated[plain] = _calibrated(asked, networks, plain, held_out)
+            task = calibration_task(asked.bundle, networks, asked.shots, plain)
+            found = calibrate(replace(task, holdouts=holdouts))
+            calibrated[plain], holdouts = found.classes, found.holdouts
         records = {
-            n: CalibrationRecord(c.threshold, c.pixel_threshold, dict(c.scales), {}, c.clear)
+            n: replace(c.calibration, choices={}, limits=None)
             for n, c in calibrated[plain].items()
-            if c.threshold is not None
+            if c.calibration.threshold is not None
         }
         bare = Mode(name, dict(changes), 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, records)
         modes.append(_judge(bare, under_mode(base, bare, asked.settings), asked.judged))
@@ -145,30 +143,6 @@ def _given(photo: U8) -> Callable[[], U8]:
 def _small(mask: Mask) -> Mask:
     picture = Image.fromarray(mask.astype(np.uint8)).resize((_METRIC_PX, _METRIC_PX), Image.Resampling.NEAREST)
     return np.asarray(picture) > 0
-
-
-def _calibrated(
-    asked: ParetoRequest,
-    networks: Networks,
-    settings: InspectSettings,
-    held_out: dict[str, tuple[list[Fold], Bank | None]],
-) -> dict[str, ClassConstants]:
-    bundle = asked.bundle
-    records = bundle.manifest.classes
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
-    prompts = {
-        name: {
-            level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
-        }
-        for name in records
-    }
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
-    return calibrate(
-        networks, schedule, asked.shots, specs, prompts, settings, CalibrationSettings(),
-        bundle.constants[NEGATIVE_PROMPT], held_out=held_out, reading=reading_of(bundle),
-    )  # fmt: skip
 
 
 def _judge(mode: Mode, detector: Detector, judged: Sequence[Judged]) -> Mode:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.manifest import CalibrationRecord
 from anomalysd_edge.bundle.reader import MANIFEST
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.errors import BundleError, InputError, SettingsError
 from anomalysd_edge.method.anomaly_map import MapScale
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.settings import InspectSettings
 
@@ -47,7 +47,7 @@ class Mode:
     """A photo, on the mean."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """How the inspections ended: whole, clear, settled."""
-    calibration: Mapping[str, CalibrationRecord] = field(default_factory=dict)
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
     """By class."""
     front: bool = False
     """Whether no other mode is both faster and better."""
@@ -121,15 +121,9 @@ def under_mode(detector: Detector, mode: Mode, settings: InspectSettings) -> Det
     """`detector` under `mode`; `settings` are the preset's. A class that the mode was not calibrated for keeps none."""
     classes = {}
     for name, known in detector.classes.items():
-        record = mode.calibration.get(name, CalibrationRecord())
-        classes[name] = replace(
-            known,
-            choices={},
-            scales=record.scales,
-            threshold=record.threshold,
-            pixel_threshold=record.pixel_threshold,
-            clear=record.clear,
-        )
+        record = mode.calibration.get(name, Calibration())
+        # Limits of the whole photo do not depend on the settings: the bundle's own hold.
+        classes[name] = replace(known, calibration=record).calibrated(choices={}, limits=known.calibration.limits)
     changed = InspectSettings.from_json({**settings.to_json(), **mode.changes})
     return detector.under(changed, classes)
 
@@ -180,7 +174,7 @@ def _table(value: Mapping[str, Any]) -> ModeTable:
     modes = []
     for entry in value["modes"]:
         calibration = {
-            name: CalibrationRecord(**{**record, "scales": {k: MapScale(**v) for k, v in record["scales"].items()}})
+            name: Calibration(**{**record, "scales": {k: MapScale(**v) for k, v in record["scales"].items()}})
             for name, record in entry["calibration"].items()
         }
         modes.append(Mode(**{**entry, "calibration": calibration}))

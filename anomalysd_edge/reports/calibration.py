@@ -15,8 +15,7 @@ from typing import Any
 from anomalysd_edge.calibration.outcome import Calibrated, Seen, words
 from anomalysd_edge.core.files import folder_aside, json_ready, write_json
 from anomalysd_edge.reports.console import say, show_table
-from anomalysd_edge.reports.html import HEAD, STYLE
-from anomalysd_edge.reports.protocol import table
+from anomalysd_edge.reports.html import page, table
 from anomalysd_edge.reports.svg import bar_plot, dot_plot
 
 MARKER = "calibration.json"
@@ -110,8 +109,7 @@ class Report:
 
     def _page(self) -> str:
         title = f"Calibration of {self.found.bundle.resolve().name}, preset {self.found.preset}"
-        parts = [HEAD.format(title=html.escape(title), style=STYLE), f"<header><h1>{html.escape(title)}</h1></header>"]
-        parts += ["<main><section><h2>Classes</h2>", table(COLUMNS, self.rows())]
+        parts = ["<section><h2>Classes</h2>", table(COLUMNS, self.rows())]
         if not self.seen:
             parts.append("<p class=meaning>No other good photos were given (--check), so none were seen.</p>")
         parts.append("</section>")
@@ -119,7 +117,7 @@ class Report:
             parts.append(f"<section><h2>{html.escape(name)}</h2><p>{html.escape(self.reason(name))}</p>")
             parts += [f"<div class=wide>{drawn}</div>" for drawn in self.plots(name)]
             parts.append("</section>")
-        return "\n".join([*parts, "</main></html>\n"])
+        return page(title, parts)
 
     def plots(self, name: str) -> list[str]:
         """SVGs: how far each candidate led, and where other good photos lie."""

@@ -15,9 +15,11 @@ from PIL import Image
 
 from anomalysd_edge.core.files import write_aside
 from anomalysd_edge.core.types import U8
-from anomalysd_edge.errors import InputError, NumericError
-from anomalysd_edge.reports.html import HEAD, STYLE
-from anomalysd_edge.vision.heatmap import _check
+from anomalysd_edge.errors import NumericError
+from anomalysd_edge.reports.html import facts as fact_list
+from anomalysd_edge.reports.html import page
+from anomalysd_edge.reports.html import table as html_table
+from anomalysd_edge.vision.images import check_photo
 
 
 @dataclass(frozen=True)
@@ -103,26 +105,22 @@ def write_report(
     tiles = [("photos", len(rows)), ("alarms", counts["alarm"] + counts["false alarm"])]
     if any(row.truth is not None for row in rows):
         tiles += [("missed", counts["missed"]), ("false alarms", counts["false alarm"])]
-    parts = [HEAD.format(title=html.escape(title), style=STYLE), f"<header><h1>{html.escape(title)}</h1>"]
-    parts += ["<ul class=tiles>", *(f"<li><b>{count}</b> {name}</li>" for name, count in tiles), "</ul>"]
-    if facts:
-        pairs = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts)
-        parts += ["<dl>", *pairs, "</dl>"]
-    parts += ["</header>", "<main>", _table(table) if table else ""]
+    header = "".join(f"<li><b>{count}</b> {name}</li>" for name, count in tiles)
+    header = f"<ul class=tiles>{header}</ul>" + (fact_list(facts) if facts else "")
+    parts = [_table(table)] if table else []
     for outcome, heading, meaning in SECTIONS:
         chosen = sorted((row for row in rows if row.outcome == outcome), key=severity, reverse=True)
         if chosen:
             parts.append(f"<section><h2>{heading} <small>{len(chosen)}</small></h2><p class=meaning>{meaning}</p>")
             parts += [_card(row, side_px) for row in chosen]
             parts.append("</section>")
-    parts.append("</main></html>\n")
-    text = "\n".join(parts)
+    text = page(title, parts, header)
     with write_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def _figure(image: U8, caption: str, row: ReportRow, side_px: int) -> str:
-    _check(image, f"{caption!r} of {row.name}")
+    check_photo(image, f"{caption!r} of {row.name}")
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((side_px, side_px), Image.Resampling.BICUBIC)
     data = io.BytesIO()
@@ -158,24 +156,8 @@ def _card(row: ReportRow, side_px: int) -> str:
     )
 
 
-def _table(table: TableData) -> str:
-    for cells in table.rows:
-        if len(cells) != len(table.columns):
-            raise InputError(f"a table row has {len(cells)} cells under {len(table.columns)} headings: {cells}")
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in table.columns)
-    body = []
-    for cells in table.rows:
-        mean = " class=mean" if str(cells[0]).lower() == "mean" else ""
-        first = f"<th scope=row>{_cell(cells[0])}</th>"
-        body.append(f"<tr{mean}>{first}{''.join(f'<td>{_cell(value)}</td>' for value in cells[1:])}</tr>")
-    # Beside the table, not in it: a caption would scroll away sideways with a wide table on a phone.
-    caption = f"<p class=meaning id=caption>{html.escape(table.caption)}</p>" if table.caption else ""
-    described = " aria-describedby=caption" if table.caption else ""
-    inner = f"<table{described}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f"<section><h2>Figures per class</h2>{caption}<div class=wide tabindex=0>{inner}</div></section>"
-
-
-def _cell(value: str | int | float | None) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return html.escape(f"{value:.3f}" if isinstance(value, float) else str(value))
+def _table(data: TableData) -> str:
+    # The caption stands beside the table, not in it: it would scroll away sideways with a wide table on a phone.
+    caption = f"<p class=meaning id=caption>{html.escape(data.caption)}</p>" if data.caption else ""
+    inner = html_table(data.columns, data.rows, "caption" if data.caption else "")
+    return f"<section><h2>Figures per class</h2>{caption}{inner}</section>"

@@ -1,6 +1,12 @@
-"""The head and the style sheet of the HTML report: light and dark by the reader's setting, one column on a phone."""
+"""What every HTML report shares: the page with its style sheet, and tables. Light and dark by the reader's setting."""
 
 from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+from anomalysd_edge.errors import InputError
 
 HEAD = """<!doctype html>
 <html lang=en>
@@ -50,3 +56,41 @@ figcaption{color:var(--quiet);font-size:.85rem;margin-top:3px}.note{margin:8px 0
 h1{font-size:1.35rem}th,td{padding:5px 8px}}
 @media print{article{break-inside:avoid}}
 """
+
+
+def page(title: str, parts: Iterable[str], header: str = "") -> str:
+    """A whole page: the title as heading, `header` (HTML) under it, then `parts` (HTML). It loads nothing and runs no
+    script."""
+    head = HEAD.format(title=html.escape(title), style=STYLE)
+    body = "\n".join(parts)
+    return f"{head}<header><h1>{html.escape(title)}</h1>{header}</header><main>\n{body}\n</main></html>\n"
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and values side by side, for a page's header."""
+    found = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in pairs)
+    return f"<dl>{''.join(found)}</dl>"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | int | float | None]], described_by: str = "") -> str:
+    """A table; floats are shown with three decimals, None and NaN as a dash, a row that starts with "mean" stands out.
+
+    `described_by` is the id of the element that says what the figures are. Raises InputError where a row does not fit.
+    """
+    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in columns)
+    body = []
+    for first, *rest in rows:
+        if len(rest) + 1 != len(columns):
+            raise InputError(f"a table row has {len(rest) + 1} cells under {len(columns)} headings: {[first, *rest]}")
+        mean = " class=mean" if str(first).lower() == "mean" else ""
+        cells = "".join(f"<td>{_cell(value)}</td>" for value in rest)
+        body.append(f"<tr{mean}><th scope=row>{_cell(first)}</th>{cells}</tr>")
+    described = f" aria-describedby={described_by}" if described_by else ""
+    inner = f"<table{described}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f"<div class=wide tabindex=0>{inner}</div>"
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return html.escape(f"{value:.3f}" if isinstance(value, float) else str(value))

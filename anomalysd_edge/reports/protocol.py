@@ -14,7 +14,7 @@ from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.reports.console import show_table
-from anomalysd_edge.reports.html import HEAD, STYLE
+from anomalysd_edge.reports.html import facts, page, table
 from anomalysd_edge.reports.svg import Panel, Point, line_plot
 
 
@@ -82,10 +82,7 @@ def _caption(shots: int, seeds: Sequence[object]) -> str:
 
 
 def _page(found: ProtocolReport, plots: dict[str, str]) -> str:
-    title = found.title
-    parts = [HEAD.format(title=html.escape(title), style=STYLE), f"<header><h1>{html.escape(title)}</h1><dl>"]
-    parts += [f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in found.facts.items()]
-    parts.append("</dl></header><main>")
+    parts = []
     if found.published:
         if found.notes:
             notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
@@ -101,16 +98,5 @@ def _page(found: ProtocolReport, plots: dict[str, str]) -> str:
         parts.append(table(aggregate.map_columns(), aggregate.map_rows(seeds)) + "</section>")
     parts.append("<section><h2>Over the number of shots</h2>")
     parts += [f"<div class=wide>{drawn}</div>" for drawn in plots.values()]
-    return "\n".join([*parts, "</section></main></html>\n"])
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table in the report's style; a row that starts with "mean" stands out."""
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in columns)
-    body = []
-    for first, *rest in rows:
-        mean = " class=mean" if first == aggregate.MEAN else ""
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        body.append(f"<tr{mean}><th scope=row>{html.escape(first)}</th>{cells}</tr>")
-    inner = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f"<div class=wide tabindex=0>{inner}</div>"
+    parts.append("</section>")
+    return page(found.title, parts, facts(found.facts.items()))

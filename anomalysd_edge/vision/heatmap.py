@@ -10,6 +10,7 @@ import numpy as np
 
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.errors import InputError, NumericError, ShapeError
+from anomalysd_edge.vision.images import check_photo
 from anomalysd_edge.vision.morphology import dilate, erode
 
 COLOURS = np.array(
@@ -44,7 +45,7 @@ def overlay(
     With a `threshold`, the region at or above it is outlined. Raises as :func:`heat_map`, and ShapeError where the
     map and the photo differ in size.
     """
-    _check(photo, "the photo", values.shape)
+    check_photo(photo, "the photo", values.shape)
     alpha = (np.float32(strength) * np.sqrt(_unit(values, low, high)))[..., None]
     mixed = photo * (1 - alpha) + heat_map(values, low, high) * alpha
     blended = np.asarray(mixed + 0.5).astype(np.uint8)
@@ -58,7 +59,7 @@ def contour(photo: U8, mask: Mask, colour: tuple[int, int, int] = ALARM, width_p
     """
     if mask.dtype != np.bool_:
         raise ShapeError(f"the mask came as {mask.dtype}; expected bool (H, W)")
-    _check(photo, "the photo", mask.shape)
+    check_photo(photo, "the photo", mask.shape)
     width = width_px if width_px is not None else max(1, round(min(mask.shape) / 160))
     drawn = photo.copy()
     drawn[dilate(mask, 1) & ~mask] //= 3
@@ -81,10 +82,3 @@ def _unit(values: F32, low: float, high: float) -> F32:
     if not low < high:
         raise InputError(f"the colours were to span {low} to {high}; the low end must lie below the high end")
     return np.asarray(np.clip((values - low) / (high - low), 0, 1), dtype=np.float32)
-
-
-def _check(image: U8, what: str, shape_hw: tuple[int, ...] | None = None) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ShapeError(f"{what} came as {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
-    if shape_hw is not None and image.shape[:2] != tuple(shape_hw):
-        raise ShapeError(f"{what} is {image.shape[:2]} and its map or mask {tuple(shape_hw)}; expected the same size")

@@ -38,7 +38,7 @@ _PLANES = 3
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
-def load_rgb(path: Path) -> U8:
+def load_rgb(path: Path | str) -> U8:
     """Read a photo: (H,W,3) uint8, turned upright by its EXIF orientation.
 
     Gray, palette, CMYK and 1-bit images are converted; 16-bit gray is scaled by its full range (65535 -> 255);
@@ -46,6 +46,7 @@ def load_rgb(path: Path) -> U8:
     Raises ImageError, which names the file, if it is missing, empty, truncated, no image, larger than 200 Mpx or of
     a pixel format with no known range (32-bit and floating point).
     """
+    path = Path(path)
     _check_file(path)
     return _read_rgb(path, str(path))
 
@@ -187,10 +188,12 @@ def save_png(path: Path, array: U8 | Mask) -> None:
         aside.write_bytes(data)
 
 
-def check_photo(image: U8) -> None:
-    """Raise ShapeError unless `image` is a non-empty (H,W,3) uint8 array."""
+def check_photo(image: U8, what: str = "a photo", shape_hw: tuple[int, ...] | None = None) -> None:
+    """Raise ShapeError unless `image` is a non-empty (H,W,3) uint8 array, of (H,W) `shape_hw` where that is given."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ShapeError(f"a photo came as {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+        raise ShapeError(f"{what} came as {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+    if shape_hw is not None and image.shape[:2] != tuple(shape_hw):
+        raise ShapeError(f"{what} is {image.shape[:2]} and its map or mask {tuple(shape_hw)}; expected the same size")
 
 
 def _check_file(path: Path) -> None:

@@ -6,22 +6,22 @@ model is. The encoder is checked against the bundle's own states of the empty pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors, preset_settings, reading_of
+from anomalysd_edge.bundle.detector_factory import calibration_task, class_record, constant_tensors, preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.bundle.writer import rewrite_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, is_described, load_classes
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.method.class_model import ClassConstants
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.vision.images import list_images, load_rgb
 
 SAME_STATES = 1e-3
@@ -93,29 +93,19 @@ def add_class(request: AddClassRequest, progress: Progress) -> AddedClass:
     presets = sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]
     from anomalysd_runtime.onnx.networks import OnnxNetworks
 
-    config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
     found: dict[str, ClassConstants] = {}
     with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
         for preset in presets:
-            found[preset] = calibrate(
-                networks,
-                NoiseSchedule.from_config(config),
-                {request.name: photos},
-                {request.name: spec},
-                {request.name: prompts},
-                preset_settings(bundle, preset),
-                request.settings,
-                bundle.constants[NEGATIVE_PROMPT],
-                progress,
-                reading=reading_of(bundle),
-            )[request.name]
+            inspect = preset_settings(bundle, preset)
+            task = calibration_task(bundle, networks, {request.name: photos}, inspect, request.settings)
+            task = replace(task, specs={request.name: spec}, prompts={request.name: prompts})
+            found[preset] = calibrate(task, progress).classes[request.name]
     out = request.out or request.bundle
     added = constant_tensors({spec.name: next(iter(found.values()))}, bundle.constants[NEGATIVE_PROMPT])
     classes = {**bundle.manifest.classes, spec.name: class_record(spec, len(photos), found)}
     rewrite_bundle(bundle, out, classes, {**bundle.constants, **added})
-    return AddedClass(
-        out, request.name, len(photos), {preset: constants.threshold for preset, constants in found.items()}
-    )
+    thresholds = {preset: constants.calibration.threshold for preset, constants in found.items()}
+    return AddedClass(out, request.name, len(photos), thresholds)
 
 
 def _states(bundle: Bundle, spec: ClassSpec, place: Path | None) -> dict[str, F32]:

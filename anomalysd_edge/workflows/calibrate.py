@@ -5,23 +5,20 @@ The graphs stay as they are. The bundle is written aside and put in its place wh
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors, preset_settings, reading_of
+from anomalysd_edge.bundle.detector_factory import calibration_task, class_record, constant_tensors, preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.bundle.writer import rewrite_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.outcome import Calibrated, Seen
-from anomalysd_edge.calibration.settings_search import Trial
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.errors import DatasetError
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.vision.images import load_rgb
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
@@ -56,61 +53,26 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     records = bundle.manifest.classes
     files = good_photos(request.photos, records, request.shots)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
-    specs = {name: ClassSpec(name, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for name, r in records.items()}
-    prompts = {
-        name: {
-            level: states for level in ("whole", "detail") if (states := bundle.prompt_states(name, level)) is not None
-        }
-        for name in records
-    }
-    trials: dict[str, list[Trial]] = {}
-    seconds, timed = _clock(progress, list(specs))
     use_threads(request.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
-        found = calibrate(
-            networks,
-            NoiseSchedule.from_config(
-                {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-            ),
-            shots,
-            specs,
-            prompts,
-            inspect,
-            request.settings,
-            bundle.constants[NEGATIVE_PROMPT],
-            timed,
-            trials,
-            reading=reading_of(bundle),
-        )
+        found = calibrate(calibration_task(bundle, networks, shots, inspect, request.settings), progress)
     out = request.out or request.bundle
-    classes = {name: class_record(spec, len(shots[name]), {preset: found[name]}) for name, spec in specs.items()}
-    rewrite_bundle(bundle, out, classes, constant_tensors(found, bundle.constants[NEGATIVE_PROMPT]))
+    classes = {
+        name: class_record(spec, len(shots[name]), {preset: found.classes[name]})
+        for name, spec in bundle.specs().items()
+    }
+    rewrite_bundle(bundle, out, classes, constant_tensors(found.classes, bundle.constants[NEGATIVE_PROMPT]))
     return Calibrated(
         bundle=out,
-        trials=trials,
+        trials=found.trials,
         before={n: r.calibration[preset].threshold if preset in r.calibration else None for n, r in records.items()},
-        after={name: constants.threshold for name, constants in found.items()},
-        choices={name: dict(constants.choices) for name, constants in found.items() if constants.choices},
-        seconds=seconds,
+        after={name: constants.calibration.threshold for name, constants in found.classes.items()},
+        choices={name: chosen for name, c in found.classes.items() if (chosen := dict(c.calibration.choices))},
+        seconds=found.seconds,
         preset=preset,
         false_alarm_rate=request.settings.false_alarm_rate,
         shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
     )
-
-
-def _clock(progress: Progress, names: list[str]) -> tuple[dict[str, float], Progress]:
-    """Seconds by class, filled in as calibrate reports that it begins the next class, and the callback to give it."""
-    seconds: dict[str, float] = {}
-    began: list[float] = []
-
-    def timed(phase: str, done: int, total: int, detail: str) -> None:
-        if len(began) == done <= len(names):
-            began.append(time.monotonic())
-            if done:
-                seconds[names[done - 1]] = round(began[-1] - began[-2], 1)
-        progress(phase, done, total, detail)
-
-    return seconds, timed
 
 
 def false_alarms(found: Calibrated, photos: Path, options: InspectOptions, progress: Progress) -> dict[str, Seen]:
@@ -133,7 +95,7 @@ def false_alarms(found: Calibrated, photos: Path, options: InspectOptions, progr
                 scores += [answer.pred_score for answer in detector.inspect(part, name)]
                 done += len(part)
                 progress("check", done, total, name)
-            seen[name] = Seen(tuple(scores), detector.classes[name].threshold)
+            seen[name] = Seen(tuple(scores), detector.classes[name].calibration.threshold)
     return seen
 
 

@@ -266,7 +266,7 @@ def _bundle(request: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], 
     if not request.calibrate or not cell.shots:
         export_to(run.path, out, request.class_file, request.options.threads, progress)
         return out
-    from anomalysd_edge.calibration.calibrate import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, recalibrate
 
     exported = cell.folder / "exported"

@@ -15,7 +15,8 @@ from anomalysd_edge.bundle.manifest import BaseRecord, Manifest, NetworkRecord, 
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import writing
 from anomalysd_edge.bundle.writer import BundleWriter, write_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.types import F32, U8, Progress
 from anomalysd_edge.data.classes import ClassSpec
@@ -192,17 +193,19 @@ def export_trained(
             # The runtime's own networks: thresholds then hold for the numbers that the box will compute.
             found = {
                 preset: calibrate(
-                    networks,
-                    schedule,
-                    trained.shots,
-                    trained.specs,
-                    prompts,
-                    presets[preset],
-                    calibration,
-                    negative,
+                    CalibrationTask(
+                        networks,
+                        schedule,
+                        trained.specs,
+                        prompts,
+                        trained.shots,
+                        presets[preset],
+                        calibration or CalibrationSettings(),
+                        negative,
+                        shipped_reading(trained.features_source.kind),
+                    ),
                     progress,
-                    reading=shipped_reading(trained.features_source.kind),
-                )
+                ).classes
                 for preset in calibrated
             }
         sources = (trained.perceptual_source, trained.features_source)

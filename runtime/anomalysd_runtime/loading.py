@@ -22,7 +22,7 @@ Rebuild = Callable[[Bundle, BackendChoice], Bundle]
 
 
 def open_detector(
-    bundle_path: Path,
+    bundle_path: Path | str,
     preset: str = "edge",
     backend: str = "cpu",
     threads: int | None = None,
@@ -42,7 +42,7 @@ def open_detector(
         preset=preset, backend=backend, threads=threads, max_batch=max_batch, force=force, public_key=public_key,
         on_mismatch=on_mismatch,
     )  # fmt: skip
-    return open_with(bundle_path, options, verify=verify, rebuild=rebuild)
+    return open_with(Path(bundle_path), options, verify=verify, rebuild=rebuild)
 
 
 def open_with(

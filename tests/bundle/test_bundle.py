@@ -15,7 +15,6 @@ from anomalysd_edge.bundle import reader as bundles
 from anomalysd_edge.bundle.manifest import (
     SCHEMA_VERSION,
     BaseRecord,
-    CalibrationRecord,
     ClassRecord,
     Manifest,
     NetworkRecord,
@@ -28,6 +27,7 @@ from anomalysd_edge.bundle.writer import write_bundle
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import BundleError, ClassError, InputError
 from anomalysd_edge.method.anomaly_map import MapScale
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.networks import NetworkSizes
 
 ODD_NAME = "pipe fryum/größe 50%"
@@ -55,7 +55,7 @@ def manifest() -> Manifest:
                 ("flip_x",),
                 0.75,
                 0.125,
-                {"edge": CalibrationRecord(0.25, 1.5, {"multiscale": MapScale(0.5, 2.0)})},
+                {"edge": Calibration(0.25, 1.5, {"multiscale": MapScale(0.5, 2.0)})},
                 guided={"reading": 0.5, "distance": 0.25},
             ),
             ODD_NAME: ClassRecord("texture", "size", PromptPair("A perfect size."), 0),

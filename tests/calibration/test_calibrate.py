@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, PrototypeScores, _expected, calibrate
-from anomalysd_edge.calibration.holdout import disturbed, exposed, folds_of
+from anomalysd_edge.calibration.calibrate import _expected
+from anomalysd_edge.calibration.holdout import disturbed, exposed, hold_out
+from anomalysd_edge.calibration.holdout_maps import PrototypeScores
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.class_model import ClassConstants
@@ -17,7 +19,8 @@ from anomalysd_edge.method.patches.patch_scorer import Usual, shipped_reading
 from anomalysd_edge.method.patches.prediction_bounds import student_t, upper_bound
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.vision.images import resize, to_array
-from tests.method.test_detector import SCHEDULE, STATES, photo
+from tests.method.test_detector import SCHEDULE, photo
+from tests.support.calibration import calibrated
 from tests.support.fake_networks import FakeNetworks
 
 SETTINGS = CalibrationSettings(bank_size=300, negatives=4)
@@ -27,11 +30,8 @@ INSPECT = replace(EDGE, scales=(1, 2), passes=2)
 @pytest.mark.parametrize("shots", [1, 2, 4])
 def test_a_calibrated_class_tells_good_from_bad(shots: int) -> None:
     networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
-    found = calibrate(
-        networks, SCHEDULE, {"part": [photo(s) for s in range(shots)]}, {"part": spec}, {"part": {"whole": STATES}},
-        INSPECT, SETTINGS,
-    )["part"]  # fmt: skip
-    assert found.threshold is not None
+    found = calibrated(networks, spec, [photo(s) for s in range(shots)], INSPECT, SETTINGS)
+    assert found.calibration.threshold is not None
     assert found.bank is not None
     good, bad = Detector(networks, SCHEDULE, {"part": found}, INSPECT).inspect([photo(50), photo(50, True)], "part")
     assert bad.pred_label == 1
@@ -40,28 +40,25 @@ def test_a_calibrated_class_tells_good_from_bad(shots: int) -> None:
 
 def test_no_shots_give_prompts_and_nothing_else() -> None:
     spec = ClassSpec("part", "part", "object", (), ())
-    found = calibrate(FakeNetworks(), SCHEDULE, {}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT)["part"]
-    assert (found.bank, found.threshold, found.guided_threshold) == (None, None, None)
+    found = calibrated(FakeNetworks(), spec, [], INSPECT, SETTINGS)
+    assert (found.bank, found.calibration.threshold, found.guided_threshold(INSPECT)) == (None, None, None)
 
 
 def test_the_one_shot_is_never_judged_undisturbed() -> None:
     """With K = 1 the bank holds the photo itself: its own negatives must differ from it, or the threshold is 0."""
     spec, networks = ClassSpec("part", "part", "object", (), ()), FakeNetworks()
-    found = calibrate(
-        networks, SCHEDULE, {"part": [photo(1)]}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT, SETTINGS
-    )["part"]
-    assert found.guided_threshold is not None
-    assert found.guided_threshold > 1e-4
+    found = calibrated(networks, spec, [photo(1)], INSPECT, SETTINGS)
+    threshold = found.guided_threshold(INSPECT)
+    assert threshold is not None
+    assert threshold > 1e-4
 
 
 def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
     """Presets judge patches in different units: paper's guided mask must not be cut at edge's value."""
     spec, networks = ClassSpec("part", "part", "texture", (), ()), FakeNetworks()
-    found = calibrate(
-        networks, SCHEDULE, {"part": [photo(1)]}, {"part": spec}, {"part": {"whole": STATES}}, INSPECT, SETTINGS
-    )["part"]
+    found = calibrated(networks, spec, [photo(1)], INSPECT, SETTINGS)
     assert set(found.guided) == {"distance", "own"}
-    assert found.guided_threshold == found.guided["own"]
+    assert found.guided_threshold(INSPECT) == found.guided["own"]
     assert found.guided["distance"] != found.guided["own"]
 
 
@@ -130,8 +127,8 @@ def test_another_exposure_is_the_photo_times_it() -> None:
 def test_prototypes_know_a_good_part_in_another_light() -> None:
     networks, spec, shot = FakeNetworks(), ClassSpec("part", "part", tiles=1), photo(1)
     bright = networks.features(to_array(resize(exposed(shot, 1.4), networks.sizes.features_px)))[0]
-    _, plain = folds_of(networks, [shot], spec, None, 2, 4096, 0)
-    _, lit = folds_of(networks, [shot], spec, None, 2, 4096, 0, (0.7, 1.4))
+    plain = hold_out(networks, [shot], spec, None, 2, 4096, 0).bank
+    lit = hold_out(networks, [shot], spec, None, 2, 4096, 0, (0.7, 1.4)).bank
     assert plain is not None
     assert lit is not None
     assert lit.distance(bright).mean() < 0.5 * plain.distance(bright).mean()

@@ -24,7 +24,7 @@ def pair(tmp_path: Path, threshold: float, smoothing: float) -> tuple[Detector, 
         samples.append(Sample(path, "part", "good", None))
     networks = FakeNetworks()
     a = Detector(networks, SCHEDULE, {"part": constants(networks)}, SMALL)
-    other = replace(constants(networks), threshold=threshold)
+    other = constants(networks).calibrated(threshold=threshold)
     return a, Detector(networks, SCHEDULE, {"part": other}, replace(SMALL, smoothing=smoothing)), samples
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def detectors(step: float = 1e-3, threshold: float | None = None) -> tuple[Detec
     networks = FakeNetworks()
     known = constants(networks)
     a = Detector(networks, SCHEDULE, {"part": known}, SMALL)
-    other = known if threshold is None else replace(known, threshold=threshold)
+    other = known if threshold is None else known.calibrated(threshold=threshold)
     return a, Detector(Coarse(step), SCHEDULE, {"part": other}, SMALL)
 
 
@@ -101,7 +100,7 @@ def test_a_flip_is_refused_and_named(samples: list[Sample]) -> None:
 
 def test_a_fall_of_auroc_is_refused_without_a_flip(samples: list[Sample]) -> None:
     networks = FakeNetworks()
-    nobody = {"part": replace(constants(networks), threshold=1e9)}
+    nobody = {"part": constants(networks).calibrated(threshold=1e9)}
     right, other = (Detector(n, SCHEDULE, nobody, SMALL) for n in (networks, Blind()))
     found = judge(right, other, samples, GateSettings(probes=1), labels=True)
     assert found.flips == 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomalysd_edge.bundle.detector_factory import detector_of
 from anomalysd_edge.bundle.manifest import BaseRecord, SourceRecord
 from anomalysd_edge.bundle.reader import Bundle, prompt_key
-from anomalysd_edge.calibration.calibrate import CalibrationSettings
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, ParityError, RunError, SettingsError
 from anomalysd_edge.method.networks import NetworkSizes

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from anomalysd_edge.bundle.manifest import BaseRecord, SourceRecord
 from anomalysd_edge.bundle.reader import prompt_key
-from anomalysd_edge.calibration.calibrate import CalibrationSettings
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import ParityError, SettingsError
 from anomalysd_edge.method.networks import NetworkSizes

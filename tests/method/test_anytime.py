@@ -36,9 +36,8 @@ def judge(
 @pytest.mark.parametrize("threshold", [-0.6, -0.2, 0.0, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0])
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_a_settled_verdict_is_the_whole_inspections_verdict(threshold: float, weight: float) -> None:
-    known = replace(
-        constants(FakeNetworks(), threshold),
-        scales={name: MapScale(0.2, 0.3) for name in ("prototypes", "multiscale", "guided")},
+    known = constants(FakeNetworks(), threshold).calibrated(
+        scales={name: MapScale(0.2, 0.3) for name in ("prototypes", "multiscale", "guided")}
     )
     settings = replace(SMALL, guided_weight=weight)
     whole, networks = judge(settings, known)
@@ -50,8 +49,8 @@ def test_a_settled_verdict_is_the_whole_inspections_verdict(threshold: float, we
 
 
 def test_most_of_the_repaints_are_spared_far_from_the_threshold() -> None:
-    known = replace(
-        constants(FakeNetworks(), 50.0), scales={n: MapScale(0.2, 0.3) for n in ("prototypes", "multiscale")}
+    known = constants(FakeNetworks(), 50.0).calibrated(
+        scales={n: MapScale(0.2, 0.3) for n in ("prototypes", "multiscale")}
     )
     whole, networks = judge(SMALL, known)
     early, saving = judge(replace(SMALL, settle=True), known)
@@ -85,7 +84,7 @@ def test_the_cascade_spares_clear_normals_and_no_one_else() -> None:
     known = constants(FakeNetworks())
     scores = [a.scores["prototypes"] for a in judge(replace(SMALL, cells="none"), known)[0]]
     bound = sorted((s - 0.02) / 0.05 for s in scores)[2] + 1e-4  # three photos lie below
-    found, networks = judge(replace(SMALL, cascade=True), replace(known, clear=bound))
+    found, networks = judge(replace(SMALL, cascade=True), known.calibrated(clear=bound))
     assert sorted(a.ended for a in found) == ["clear"] * 3 + ["whole"] * 3
     assert {a.pred_label for a in found if a.ended == "clear"} == {0}
     slots = 1 + 3 * 4 + 1
@@ -98,7 +97,7 @@ def test_the_cascade_spares_clear_normals_and_no_one_else() -> None:
 
 
 def test_without_a_bound_the_cascade_repaints_everything() -> None:
-    found, _ = judge(replace(SMALL, cascade=True), replace(constants(FakeNetworks()), clear=None))
+    found, _ = judge(replace(SMALL, cascade=True), constants(FakeNetworks()).calibrated(clear=None))
     assert {a.ended for a in found} == {"whole"}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
@@ -28,7 +28,10 @@ def known(networks: FakeNetworks, clear: float | None = None) -> ClassConstants:
     vectors = np.zeros((1, 7), np.float32)
     vectors[0, 0] = -1
     return ClassConstants(
-        prompts={"whole": STATES}, bank=Bank(vectors), guided_threshold=0.0, scales=SCALES, threshold=3.0, clear=clear
+        prompts={"whole": STATES},
+        bank=Bank(vectors),
+        guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
+        calibration=Calibration(3.0, scales=SCALES, clear=clear),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from anomalysd_edge.errors import ClassError, InputError, SettingsError
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.patches.memory_bank import build_bank
@@ -38,10 +38,8 @@ def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassCon
     return ClassConstants(
         prompts={"whole": STATES},
         bank=build_bank(networks.features(views), 500),
-        guided_threshold=0.02,
-        scales={"prototypes": scale, "multiscale": scale, "guided": scale},
-        threshold=threshold,
-        pixel_threshold=threshold,
+        guided=dict.fromkeys(("distance", "own", "reading"), 0.02),
+        calibration=Calibration(threshold, threshold, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )
 
 
@@ -102,7 +100,7 @@ def test_draws_average_the_latents_of_repaints_from_different_noise() -> None:
 def test_a_class_with_settings_of_its_own_is_inspected_under_them_and_the_others_are_not() -> None:
     networks = FakeNetworks()
     usual = constants(networks)
-    own = replace(usual, choices={"strength": 0.4, "multiscale_weight": 0.0})
+    own = usual.calibrated(choices={"strength": 0.4, "multiscale_weight": 0.0})
     mixed = Detector(networks, SCHEDULE, {"usual": usual, "own": own}, SMALL)
     first, second, third = mixed.inspect([photo(1, True)] * 3, ["usual", "own", "usual"])
     changed = replace(SMALL, strength=0.4, multiscale_weight=0.0)

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from anomalysd_edge.bundle.reader import read_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings
 from anomalysd_edge.calibration.outcome import Calibrated, Seen
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder

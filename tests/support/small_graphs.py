@@ -18,7 +18,7 @@ from anomalysd_edge.bundle.writer import write_bundle
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import InspectSettings
@@ -118,10 +118,8 @@ def small_bundle(path: Path) -> Bundle:
     constants = ClassConstants(
         prompts={"whole": states[0], "detail": states[1]},
         bank=Bank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
-        guided_threshold=0.05,
-        scales={"prototypes": scale, "multiscale": scale, "guided": scale},
-        threshold=0.75,
-        pixel_threshold=1.5,
+        guided=dict.fromkeys(("distance", "own", "reading"), 0.05),
+        calibration=Calibration(0.75, 1.5, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )
     with write_bundle(path) as writer:
         for name in _GRAPHS:

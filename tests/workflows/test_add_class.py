@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.bundle.reader import prompt_key, read_bundle
-from anomalysd_edge.calibration.calibrate import CalibrationSettings
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.training.models.base import load_base, prompt_states

@@ -12,12 +12,11 @@ A settings object gives each a weight; the distance is their geometric mean, so 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.core.types import F32, Mask
 from anomalysd_edge.method.inpainting.mask_plan import batches
 from anomalysd_edge.method.inpainting.masks import to_pixels
@@ -58,29 +57,24 @@ class Measured:
     """(S,S) >= 0."""
 
 
-class Stages(Protocol):
-    """Where the time is booked."""
-
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Book the block under `name`."""
-
-
 class Differences:
     """Measures the repaints of one group of photos."""
 
-    def __init__(self, networks: Networks, settings: InspectSettings, pixels: F32, latents: F32, clock: Stages) -> None:
+    def __init__(
+        self, networks: Networks, settings: InspectSettings, pixels: F32, latents: F32, timer: StageTimer
+    ) -> None:
         """pixels (P,3,S,S) in [-1,1] and latents (P,C,h,w) of the photos."""
-        self._networks, self._settings, self._clock = networks, settings, clock
+        self._networks, self._settings, self._clock = networks, settings, timer
         self._latents = latents
         self._references: list[F32] = []
         if settings.reference != "photo":
-            with clock.stage("decode"):
+            with timer.stage("decode"):
                 self._references.append(networks.decode(latents))
         if settings.reference != "round_trip":
             self._references.append(pixels)
         self._features: list[F32] = []
         if settings.features_weight:
-            with clock.stage("features"):
+            with timer.stage("features"):
                 self._features = [self._dense(reference) for reference in self._references]
 
     def measure(self, repaints: Sequence[Repaint]) -> Iterator[Measured]:

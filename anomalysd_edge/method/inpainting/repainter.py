@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.inpainting.mask_plan import Slot, runs_of
 from anomalysd_edge.method.inpainting.masks import to_pixels
@@ -18,13 +17,6 @@ from anomalysd_edge.method.settings import InspectSettings
 
 _MOST_NOISE = 256
 """Noises kept: those of a plan come back with every photo, and a guided slot's is one more."""
-
-
-class Clock(Protocol):
-    """Where the time is booked."""
-
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Book the block under `name`."""
 
 
 class Repainter:
@@ -38,7 +30,13 @@ class Repainter:
         self._noises: dict[tuple[int, int, int], F32] = {}
 
     def paint(
-        self, slots: Sequence[Slot], owner: npt.NDArray[np.int64], states: F32, pixels: F32, latents: F32, clock: Clock
+        self,
+        slots: Sequence[Slot],
+        owner: npt.NDArray[np.int64],
+        states: F32,
+        pixels: F32,
+        latents: F32,
+        timer: StageTimer,
     ) -> F32:
         """(slots,C,h,w) float32 repainted latents, a slot's draws averaged.
 
@@ -49,13 +47,13 @@ class Repainter:
         for part in runs_of(len(slots), self._networks):
             masks = np.stack([slot.mask for slot in slots[part]])[:, None]
             of = owner[part]
-            with clock.stage("encode"):
+            with timer.stage("encode"):
                 hidden = np.stack([to_pixels(m, factor) for m in masks[:, 0]])[:, None]
                 visible = pixels[of]
                 np.copyto(visible, np.float32(0), where=hidden)
                 known = self._networks.encode(visible)
             used, prompt_of = np.unique(of, return_inverse=True)
-            with clock.stage("unet"):
+            with timer.stage("unet"):
                 for draw in range(settings.draws):
                     noise = np.stack([self._noise(slot, draw, latents.shape[1:]) for slot in slots[part]])
                     painted[part] += self._networks.inpaint(

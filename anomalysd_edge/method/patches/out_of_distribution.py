@@ -1,6 +1,6 @@
 """Photos that do not show their class at all: another part, a covered lens, a lamp that is off, an empty belt.
 
-A defect is a place that differs from its neighbourhood, and the learned reading (reading.py) looks for such places. A
+A defect is a place that differs from its neighbourhood, and the patch scorer (patch_scorer.py) looks for such places. A
 photo that differs everywhere alike, an evenly grey one above all, has none and would be called good. Two numbers of the
 whole photo tell it: how far its middle patch is from the class's prototypes, and how much contrast it has.
 """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.method.detector import Detector
@@ -22,12 +21,6 @@ from tests.support.fake_networks import FakeNetworks
 NONE = replace(EDGE, perceptual_weight=0.0, latent_weight=0.0, features_weight=1.0)
 
 
-class NoClock:
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        yield
-
-
 def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.ndarray, Repaint, Measured]:
     networks = FakeNetworks()
     rng = np.random.default_rng(0)
@@ -38,7 +31,7 @@ def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.nd
     mask[:2, 1:4] = True
     moved = np.where(mask, latents[1] + rng.normal(0, 0.3, latents[1].shape).astype(np.float32), latents[1])
     repaint = Repaint(photo=1, scale=4, mask=mask, latents=moved)
-    found = list(Differences(networks, settings, pixels, latents, NoClock()).measure([repaint]))
+    found = list(Differences(networks, settings, pixels, latents, StageTimer()).measure([repaint]))
     assert len(found) == 1
     return networks, pixels, latents, repaint, found[0]
 

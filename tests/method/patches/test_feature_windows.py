@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.data.classes import ClassSpec, load_classes
 from anomalysd_edge.errors import ClassError, ShapeError
@@ -18,6 +18,7 @@ from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side, tiles_for
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.vision import images
+from tests.support.calibration import calibrated
 from tests.support.fake_networks import FakeNetworks
 
 SCHEDULE = NoiseSchedule.from_config(
@@ -41,11 +42,8 @@ def cracked(seed: int) -> U8:
 
 def constants_of(networks: FakeNetworks, tiles: int, seeds: tuple[int, ...] = (1, 2)) -> dict[str, ClassConstants]:
     spec = ClassSpec("plate", "plate", "object", tiles=tiles)
-    states = {"plate": {"whole": np.zeros((77, 8), np.float32)}}
-    return calibrate(
-        networks, SCHEDULE, {"plate": [grained(s) for s in seeds]}, {"plate": spec}, states, SETTINGS,
-        CalibrationSettings(bank_size=512, negatives=4),
-    )  # fmt: skip
+    settings = CalibrationSettings(bank_size=512, negatives=4)
+    return {"plate": calibrated(networks, spec, [grained(s) for s in seeds], SETTINGS, settings)}
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from anomalysd_edge.bundle.detector_factory import class_record
-from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.patches.out_of_distribution import Limits, contrast, raised
 from anomalysd_edge.method.patches.patch_scorer import Reading
 from tests.calibration.test_calibrate import INSPECT, SETTINGS
-from tests.method.test_detector import SCHEDULE, STATES, photo
+from tests.method.test_detector import SCHEDULE, photo
+from tests.support.calibration import calibrated
 from tests.support.fake_networks import FakeNetworks
 
 SPEC = ClassSpec("part", "part", "texture", (), ())
@@ -23,11 +21,8 @@ DEAF = Reading((7,), (np.zeros((1, 1, 7, 1, 1), np.float32),), (np.zeros((1, 1),
 """Reads FakeNetworks' seven channels and finds every patch as likely as the next: what is left is the distance."""
 
 
-def calibrated(networks: FakeNetworks) -> ClassConstants:
-    return calibrate(
-        networks, SCHEDULE, {"part": [photo(s) for s in range(3)]}, {"part": SPEC}, {"part": {"whole": STATES}},
-        INSPECT, SETTINGS, reading=DEAF,
-    )["part"]  # fmt: skip
+def scored(networks: FakeNetworks) -> ClassConstants:
+    return calibrated(networks, SPEC, [photo(s) for s in range(3)], INSPECT, SETTINGS, DEAF)
 
 
 def test_limits_follow_the_class_where_its_photos_differ() -> None:
@@ -61,8 +56,8 @@ def test_contrast_is_of_grey() -> None:
 
 def test_blank_and_foreign_photos_raise_an_alarm_and_say_why() -> None:
     networks = FakeNetworks()
-    found = calibrated(networks)
-    assert found.limits is not None
+    found = scored(networks)
+    assert found.calibration.limits is not None
     blank = np.full((40, 40, 3), 120, np.uint8)
     foreign = photo(7)
     foreign[..., 1:] //= 8  # the same grain, but red: far from every prototype, with contrast enough
@@ -71,28 +66,26 @@ def test_blank_and_foreign_photos_raise_an_alarm_and_say_why() -> None:
     good, flat, other = detector.inspect([photo(50), blank, foreign], "part")
     assert good.evidence.kind != "photo"
     assert good.pred_score == pytest.approx(good.scores["fused"])
-    assert found.threshold is not None
+    assert found.calibration.threshold is not None
     for answer in (flat, other):
         assert answer.pred_label == 1
         assert answer.evidence.kind == "photo"
         assert answer.evidence.cell.all()
-        assert found.threshold < answer.pred_score <= 10 * max(1, found.threshold)
+        assert found.calibration.threshold < answer.pred_score <= 10 * max(1, found.calibration.threshold)
         assert answer.scores["fused"] == answer.pred_score
 
 
 def test_without_limits_the_verdict_is_the_maps_alone() -> None:
     """Bundles made before, and presets whose maps no reading made."""
     networks = FakeNetworks()
-    found = calibrated(networks)
+    found = scored(networks)
     blank = np.full((40, 40, 3), 120, np.uint8)
-    (before,) = Detector(networks, SCHEDULE, {"part": replace(found, limits=None)}, INSPECT).inspect([blank], "part")
+    (before,) = Detector(networks, SCHEDULE, {"part": found.calibrated(limits=None)}, INSPECT).inspect([blank], "part")
     assert before.evidence.kind != "photo"
-    bare = calibrate(
-        networks, SCHEDULE, {"part": [photo(1)]}, {"part": SPEC}, {"part": {"whole": STATES}}, INSPECT, SETTINGS
-    )["part"]
-    assert bare.limits is None
+    bare = calibrated(networks, SPEC, [photo(1)], INSPECT, SETTINGS)
+    assert bare.calibration.limits is None
 
 
 def test_limits_go_into_the_manifest() -> None:
-    found = calibrated(FakeNetworks())
-    assert class_record(SPEC, 3, {"edge": found}).calibration["edge"].limits == found.limits
+    found = scored(FakeNetworks())
+    assert class_record(SPEC, 3, {"edge": found}).calibration["edge"].limits == found.calibration.limits

@@ -183,7 +183,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
             mode=detector.mode,
             fell_back=fell_back,
             warm_ms=_warm_up(detector),
-            thresholds={name: constants.threshold for name, constants in detector.classes.items()},
+            thresholds={name: constants.calibration.threshold for name, constants in detector.classes.items()},
             settings=detector.settings.to_json(),
             size_px=detector.networks.sizes.size_px,
         )
