@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed, numbers
@@ -19,35 +19,20 @@ if TYPE_CHECKING:
 
 def bench(
     bundle: options.BundleDir,
-    photos: Annotated[Path, typer.Option(help="Photos to inspect: data set or folder.")],
-    class_name: Annotated[
-        str | None, typer.Option("--class", help="Class of the photos, where --photos is a plain folder.")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="Backends, separated by commas, as cpu,cuda:fp16.")] = "cpu",
-    preset: Annotated[str, typer.Option(help="Presets of the bundle, separated by commas.")] = "edge",
-    max_batch: Annotated[
-        str, typer.Option(metavar="SIZES", help="Most samples in one UNet pass; several, separated by commas.")
-    ] = "16",
-    in_flight: Annotated[
-        str, typer.Option(metavar="SIZES", help="Photos inspected together; several, separated by commas.")
-    ] = "1",
-    rounds: Annotated[int, typer.Option(help="Measured inspections per row.")] = 20,
-    warm_up: Annotated[int, typer.Option(help="Inspections before them, which do not count.")] = 2,
-    seconds: Annotated[float, typer.Option(help="Start no inspection after this time; 0 = no limit.")] = 0,
+    photos: Annotated[Path, Option(help="Photos to inspect: data set or folder.")],
+    class_name: Annotated[str | None, Option("--class", help="Class of the photos in a plain folder.")] = None,
+    backend: Annotated[str, Option(help="Backends, separated by commas, as cpu,cuda:fp16.")] = "cpu",
+    preset: Annotated[str, Option(help="Presets of the bundle, separated by commas.")] = "edge",
+    max_batch: Annotated[str, Option(metavar="SIZES", help="Most samples in one UNet pass, by commas.")] = "16",
+    in_flight: Annotated[str, Option(metavar="SIZES", help="Photos inspected together, by commas.")] = "1",
+    rounds: Annotated[int, Option(help="Measured inspections per row.")] = 20,
+    warm_up: Annotated[int, Option(help="Inspections before them, which do not count.")] = 2,
+    seconds: Annotated[float, Option(help="Start no inspection after this time; 0 = no limit.")] = 0,
     threads: options.Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, bench.csv and bench.png.")] = None,
-    pareto: Annotated[
-        bool, typer.Option("--pareto", help="Measure modes instead: the table beside the bundle for --deadline-ms.")
-    ] = False,
-    good: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --pareto: good photos to fit thresholds to (data set, folder or RUN); --photos if left out."
-        ),
-    ] = None,
-    per_class: Annotated[
-        int, typer.Option(help="With --pareto: test photos per class, as many good ones as bad ones.")
-    ] = 8,
+    out: Annotated[Path | None, Option(help="Folder for bench.json, bench.csv and bench.png.")] = None,
+    pareto: Annotated[bool, Option("--pareto", help="Measure the table of modes for --deadline-ms.")] = False,
+    good: Annotated[Path | None, Option(help="With --pareto: good photos (data set, folder, RUN).")] = None,
+    per_class: Annotated[int, Option(help="With --pareto: test photos per class, as many good ones as bad ones.")] = 8,
     force: options.Force = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

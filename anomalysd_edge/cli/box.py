@@ -7,17 +7,17 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import limit_bytes, size_bytes
 from anomalysd_edge.reports.console import say
 
 Fallback = Annotated[
-    str | None, typer.Option(help="Backend to use where --backend is not available; health then reports degraded.")
+    str | None, Option(help="Backend to use where --backend is not available; health then reports degraded.")
 ]
-RecordFile = Annotated[Path | None, typer.Option("--record", help="SQLite file that keeps every verdict.")]
-Keep = Annotated[str, typer.Option(help="What the record keeps beside verdicts: photo, map, or photo,map.")]
+RecordFile = Annotated[Path | None, Option("--record", help="SQLite file that keeps every verdict.")]
+Keep = Annotated[str, Option(help="What the record keeps beside verdicts: photo, map, or photo,map.")]
 
 
 def start_log() -> None:
@@ -27,58 +27,43 @@ def start_log() -> None:
 
 
 def serve(
-    bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE", help="Bundle folders; a bundle's name is its folder's.")
-    ],
-    host: Annotated[str, typer.Option(help="Address to bind; outside loopback a token is required.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 = any free one.")] = 8080,
+    bundles: Annotated[list[Path], Argument(metavar="BUNDLE", help="Bundle folders; a bundle's name is its folder's.")],
+    host: Annotated[str, Option(help="Address to bind; outside loopback a token is required.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port; 0 = any free one.")] = 8080,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     fallback: Fallback = None,
     threads: options.Threads = None,
     record: RecordFile = None,
     keep: Keep = "",
-    max_age_days: Annotated[float, typer.Option(help="Remove verdicts older than this; 0 = never.")] = 0,
+    max_age_days: Annotated[float, Option(help="Remove verdicts older than this; 0 = never.")] = 0,
     max_record_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Remove the oldest verdicts above this size, as 2GiB; 0 = never.")
+        str, Option(metavar="SIZE", help="Remove the oldest above this, as 2GiB; 0 = never.")
     ] = "0",
-    queue: Annotated[int, typer.Option(help="Most photos that wait; further ones are answered 503.")] = 64,
-    group: Annotated[int, typer.Option(help="Photos inspected together, in shared UNet batches.")] = 4,
-    deadline_ms: Annotated[float, typer.Option(help="Deadline in milliseconds of a request that names none.")] = 60_000,
+    queue: Annotated[int, Option(help="Most photos that wait; further ones are answered 503.")] = 64,
+    group: Annotated[int, Option(help="Photos inspected together, in shared UNet batches.")] = 4,
+    deadline_ms: Annotated[float, Option(help="Deadline in milliseconds of a request that names none.")] = 60_000,
     memory_budget: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE", help="Unload the longest unused bundles while their files exceed this; 0 = never."
-        ),
+        str, Option(metavar="SIZE", help="Unload the longest unused bundles while their files exceed this; 0 = never.")
     ] = "0",
     require_signature: options.PublicKey = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File of clients, one NAME:SECRET a line; or set SD_EDGE_TOKEN.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host name that requests may use for this box; repeatable.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
-    max_body_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Longer request bodies are answered 413.")
-    ] = "64MiB",
-    rate: Annotated[float, typer.Option(help="Inspections per second and client; 0 = no limit.")] = 0,
+    token_file: Annotated[Path | None, Option(help="File of NAME:SECRET lines; or set SD_EDGE_TOKEN.")] = None,
+    allow_host: Annotated[list[str] | None, Option(help="Host name to accept in requests; repeatable.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
+    tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
+    max_body_size: Annotated[str, Option(metavar="SIZE", help="Longer request bodies are answered 413.")] = "64MiB",
+    rate: Annotated[float, Option(help="Inspections per second and client; 0 = no limit.")] = 0,
     mqtt: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="MQTT broker; credentials: SD_EDGE_MQTT_USER, SD_EDGE_MQTT_PASSWORD."),
+        Option(metavar="HOST:PORT", help="MQTT broker; credentials: SD_EDGE_MQTT_USER, SD_EDGE_MQTT_PASSWORD."),
     ] = None,
-    mqtt_ca: Annotated[
-        Path | None, typer.Option(help="PEM of the broker's certificate authority; enables TLS.")
-    ] = None,
-    mqtt_prefix: Annotated[str, typer.Option(help="First part of every topic.")] = "sd-edge",
-    webhook: Annotated[str | None, typer.Option(help="URL that verdicts are posted to; needs --record.")] = None,
-    webhook_on: Annotated[str, typer.Option(help="Verdicts to post: anomalous or all.")] = "anomalous",
-    ray: Annotated[
-        str | None, typer.Option(help="Run as replicas on Ray Serve: 'local' starts Ray here, or an address, or auto.")
-    ] = None,
-    replicas: Annotated[str, typer.Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
-    gpus: Annotated[float, typer.Option(help="With --ray: GPUs that each replica reserves.")] = 0,
+    mqtt_ca: Annotated[Path | None, Option(help="PEM of the broker's certificate authority; enables TLS.")] = None,
+    mqtt_prefix: Annotated[str, Option(help="First part of every topic.")] = "sd-edge",
+    webhook: Annotated[str | None, Option(help="URL that verdicts are posted to; needs --record.")] = None,
+    webhook_on: Annotated[str, Option(help="Verdicts to post: anomalous or all.")] = "anomalous",
+    ray: Annotated[str | None, Option(help="Replicas on Ray Serve: 'local', an address, or auto.")] = None,
+    replicas: Annotated[str, Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
+    gpus: Annotated[float, Option(help="With --ray: GPUs that each replica reserves.")] = 0,
 ) -> None:
     """Serve bundles: HTTP, a page for operators, KServe v2, MQTT, webhook, metrics.
 
@@ -114,22 +99,18 @@ def serve(
 
 
 def watch(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of new photos; its subfolders are named after classes.")
-    ],
-    bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
-    class_name: Annotated[
-        str | None, typer.Option("--class", help="Class of the photos that lie in FOLDER itself.")
-    ] = None,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of new photos; subfolders are classes.")],
+    bundle: Annotated[Path, Option(help="Bundle folder.")],
+    class_name: Annotated[str | None, Option("--class", help="Class of the photos that lie in FOLDER itself.")] = None,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     fallback: Fallback = None,
     threads: options.Threads = None,
     record: RecordFile = None,
     keep: Keep = "",
-    poll_s: Annotated[float, typer.Option(help="Seconds between two looks into the folder.")] = 1.0,
-    settle_s: Annotated[float, typer.Option(help="Seconds that a file must stay unchanged.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="End when no photo is left.")] = False,
+    poll_s: Annotated[float, Option(help="Seconds between two looks into the folder.")] = 1.0,
+    settle_s: Annotated[float, Option(help="Seconds that a file must stay unchanged.")] = 1.0,
+    once: Annotated[bool, Option("--once", help="End when no photo is left.")] = False,
 ) -> None:
     """Inspect the photos that arrive in a folder and move them to ok/, ng/, unknown/ or error/.
 

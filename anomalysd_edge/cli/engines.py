@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed, numbers, size_bytes
@@ -13,28 +13,16 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json
 
 
 def build(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder; graphs and engines are added to it.")
-    ],
-    engine: Annotated[str, typer.Option(help="rtx, tensorrt, or onnx for the graphs of the precision alone.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
-    targets: Annotated[
-        str | None, typer.Option(help="For rtx: GPU architectures, as sm86,sm89; portable if left out.")
-    ] = None,
+    bundle: Annotated[Path, Argument(metavar="BUNDLE", help="Bundle folder; graphs and engines are added to it.")],
+    engine: Annotated[str, Option(help="rtx, tensorrt, or onnx for the graphs of the precision alone.")],
+    precision: Annotated[str, Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
+    targets: Annotated[str | None, Option(help="For rtx: GPU architectures, as sm86,sm89; else portable.")] = None,
     static_batches: options.StaticBatches = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Device memory that the engines may take, as 6GiB.")
-    ] = None,
-    host_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory that a building process may take, as 8GiB.")
-    ] = None,
-    photos: Annotated[
-        Path | None, typer.Option(help="Good photos for the value ranges of int8 and fp8: data set, folder or RUN.")
-    ] = None,
-    quantise: Annotated[
-        str, typer.Option(help="Networks that int8 and fp8 quantise, separated by commas; the rest is fp16.")
-    ] = "unet",
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make graphs and engines again that exist.")] = False,
+    memory_budget: Annotated[str | None, Option(metavar="SIZE", help="Device memory for the engines, as 6GiB.")] = None,
+    host_memory: Annotated[str | None, Option(metavar="SIZE", help="Memory for a building process, as 8GiB.")] = None,
+    photos: Annotated[Path | None, Option(help="Good photos for int8 and fp8: data set, folder or RUN.")] = None,
+    quantise: Annotated[str, Option(help="Networks that int8 and fp8 quantise, by commas; others are fp16.")] = "unet",
+    rebuild: Annotated[bool, Option("--rebuild", help="Make graphs and engines again that exist.")] = False,
     preset: options.Preset = "edge",
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -66,10 +54,8 @@ def build(
 
 def sign(
     bundle: options.BundleDir,
-    key: Annotated[Path, typer.Option(help="Private key (ed25519, PEM).")],
-    new_key: Annotated[
-        bool, typer.Option("--new-key", help="Create the key first; the public key goes to KEY.pub.")
-    ] = False,
+    key: Annotated[Path, Option(help="Private key (ed25519, PEM).")],
+    new_key: Annotated[bool, Option("--new-key", help="Create the key first; the public key goes to KEY.pub.")] = False,
 ) -> None:
     """Sign a bundle: its manifest, and by the digests in it every file and engine.
 

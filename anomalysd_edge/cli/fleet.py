@@ -7,25 +7,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed
 from anomalysd_edge.errors import BackendError, InputError
 from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
-Into = Annotated[Path, typer.Option("--into", help="Folder of bundles on this box; serve its FOLDER/NAME.")]
+Into = Annotated[Path, Option("--into", help="Folder of bundles on this box; serve its FOLDER/NAME.")]
 BoxUrl = Annotated[
     str | None,
-    typer.Option("--box", help="Address of the running box, which then opens the version without an interruption."),
+    Option("--box", help="Address of the running box, which then opens the version without an interruption."),
 ]
 
 
 def push(
     bundle: options.BundleDir,
-    registry: Annotated[
-        str, typer.Argument(metavar="REGISTRY", help="Folder, or a URL that fsspec knows: s3://, sftp://, file://.")
-    ],
-    name: Annotated[str | None, typer.Option(help="Name in the registry; the folder's if left out.")] = None,
+    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder, or URL for fsspec: s3://, sftp://.")],
+    name: Annotated[str | None, Option(help="Name in the registry; the folder's if left out.")] = None,
     require_signature: options.PublicKey = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -45,18 +44,16 @@ def push(
 
 
 def pull(
-    registry: Annotated[
-        str, typer.Argument(metavar="REGISTRY", help="Folder or URL that push wrote to; also http(s)://.")
-    ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the bundle in the registry.")],
+    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to; also http(s)://.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the bundle in the registry.")],
     into: Into,
-    version: Annotated[str | None, typer.Option(help="Version; the latest if left out.")] = None,
+    version: Annotated[str | None, Option(help="Version; the latest if left out.")] = None,
     require_signature: options.PublicKey = None,
     box: BoxUrl = None,
     older: Annotated[
-        bool, typer.Option("--older", help="Accept a latest version that is older than the one in use.")
+        bool, Option("--older", help="Accept a latest version that is older than the one in use.")
     ] = False,
-    keep: Annotated[int, typer.Option(help="Versions to keep on the box, the current one included.", min=2)] = 2,
+    keep: Annotated[int, Option(help="Versions to keep on the box, the current one included.", min=2)] = 2,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -82,7 +79,7 @@ def pull(
 
 
 def rollback(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the bundle.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the bundle.")],
     into: Into,
     box: BoxUrl = None,
 ) -> None:
@@ -132,11 +129,9 @@ def _fleet() -> None:
 
 @fleet.command(short_help="Show health, verdicts and load of each box.")
 def status(
-    boxes: Annotated[
-        list[str] | None, typer.Argument(metavar="BOX", help="Addresses, as http://10.0.0.7:8080.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("--boxes", help="File of addresses, one a line.")] = None,
-    timeout_s: Annotated[float, typer.Option(help="Seconds that a box may take to answer.")] = 5.0,
+    boxes: Annotated[list[str] | None, Argument(metavar="BOX", help="Addresses, as http://10.0.0.7:8080.")] = None,
+    file: Annotated[Path | None, Option("--boxes", help="File of addresses, one a line.")] = None,
+    timeout_s: Annotated[float, Option(help="Seconds that a box may take to answer.")] = 5.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Show health, verdicts and load of each box; exit code 1 where one is not ok.
@@ -168,21 +163,15 @@ def status(
 
 
 def plan_capacity(
-    measured: Annotated[
-        Path, typer.Argument(metavar="MEASURED", help="bench.json, or its folder, as bench --out wrote it.")
-    ],
-    photos_per_second: Annotated[float, typer.Option(help="Photos per second, of all boxes together.")],
-    deadline_ms: Annotated[float, typer.Option(help="Milliseconds from arrival at a box to the verdict.")],
-    gpu: Annotated[
-        str | None, typer.Option(help="GPUs to estimate for, separated by commas: l4,h100,... or NAME=TFLOPS:GB/S.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Preset whose fastest row in the file is used.")] = "edge",
-    share: Annotated[float, typer.Option(help="Percent of the photos that must meet the deadline.")] = 99.0,
-    steady: Annotated[
-        bool, typer.Option("--steady", help="Photos arrive at even intervals, as on a belt; else at random.")
-    ] = False,
-    spare: Annotated[int, typer.Option(help="Boxes that may fail at a time.")] = 0,
-    group: Annotated[int, typer.Option(help="Photos that a box inspects together, as serve --group.")] = 4,
+    measured: Annotated[Path, Argument(metavar="MEASURED", help="bench.json, or its folder, as bench --out wrote it.")],
+    photos_per_second: Annotated[float, Option(help="Photos per second, of all boxes together.")],
+    deadline_ms: Annotated[float, Option(help="Milliseconds from arrival at a box to the verdict.")],
+    gpu: Annotated[str | None, Option(help="GPUs to estimate, as l4,h100 or NAME=TFLOPS:GB/S.")] = None,
+    preset: Annotated[str, Option(help="Preset whose fastest row in the file is used.")] = "edge",
+    share: Annotated[float, Option(help="Percent of the photos that must meet the deadline.")] = 99.0,
+    steady: Annotated[bool, Option("--steady", help="Photos arrive at even intervals, as on a belt.")] = False,
+    spare: Annotated[int, Option(help="Boxes that may fail at a time.")] = 0,
+    group: Annotated[int, Option(help="Photos that a box inspects together, as serve --group.")] = 4,
     as_json: options.AsJson = False,
 ) -> None:
     """Estimate how many boxes meet a photo rate and a deadline; exit code 1 where no number does.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.reports.console import say, show_json, show_table
@@ -26,12 +27,12 @@ history = typer.Typer(
     rich_markup_mode=None,
 )
 RecordArgument = Annotated[
-    Path, typer.Argument(metavar="RECORD", help="SQLite file of serve --record.", exists=True, dir_okay=False)
+    Path, Argument(metavar="RECORD", help="SQLite file of serve --record.", exists=True, dir_okay=False)
 ]
-ClassOf = Annotated[str | None, typer.Option("--class", help="Verdicts of this class only.")]
-VerdictOf = Annotated[str | None, typer.Option("--verdict", help="These verdicts only: good, anomalous or unknown.")]
-Corrected = Annotated[bool, typer.Option("--corrected", help="Only verdicts that an operator corrected or confirmed.")]
-Time = Annotated[str | None, typer.Option(metavar="TIME", help="ISO 8601 time; UTC without a zone.")]
+ClassOf = Annotated[str | None, Option("--class", help="Verdicts of this class only.")]
+VerdictOf = Annotated[str | None, Option("--verdict", help="These verdicts only: good, anomalous or unknown.")]
+Corrected = Annotated[bool, Option("--corrected", help="Only verdicts that an operator corrected or confirmed.")]
+Time = Annotated[str | None, Option(metavar="TIME", help="ISO 8601 time; UTC without a zone.")]
 
 
 @history.command("list")
@@ -42,7 +43,7 @@ def list_verdicts(
     corrected: Corrected = False,
     since: Time = None,
     until: Time = None,
-    limit: Annotated[int, typer.Option(help="Most verdicts, the newest first.")] = 50,
+    limit: Annotated[int, Option(help="Most verdicts, the newest first.")] = 50,
 ) -> None:
     """Show recorded verdicts, the newest first."""
     from anomalysd_runtime.server.records import history as records
@@ -60,7 +61,7 @@ def list_verdicts(
 @history.command()
 def export(
     record: RecordArgument,
-    out: Annotated[Path, typer.Option(help="File of JSON lines to write.")],
+    out: Annotated[Path, Option(help="File of JSON lines to write.")],
     class_name: ClassOf = None,
     verdict: VerdictOf = None,
     corrected: Corrected = False,
@@ -80,8 +81,8 @@ def export(
 @history.command(short_help="Inspect a stored photo again and compare the score.")
 def again(
     record: RecordArgument,
-    uid: Annotated[str, typer.Argument(metavar="UID", help="Id of the verdict, as list shows it.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle that gave the verdict.")],
+    uid: Annotated[str, Argument(metavar="UID", help="Id of the verdict, as list shows it.")],
+    bundle: Annotated[Path, Option(help="Bundle that gave the verdict.")],
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -102,11 +103,9 @@ def again(
 @history.command(short_help="Propose a threshold from operators' corrections.")
 def propose(
     record: RecordArgument,
-    class_name: Annotated[str, typer.Option("--class", help="Class to propose a threshold for.")],
-    missed_cost: Annotated[float, typer.Option(help="Cost of a missed defect, in false alarms.")] = 1.0,
-    rest_is_right: Annotated[
-        bool, typer.Option("--rest-is-right", help="Count verdicts that nobody corrected as right.")
-    ] = False,
+    class_name: Annotated[str, Option("--class", help="Class to propose a threshold for.")],
+    missed_cost: Annotated[float, Option(help="Cost of a missed defect, in false alarms.")] = 1.0,
+    rest_is_right: Annotated[bool, Option("--rest-is-right", help="Count uncorrected verdicts as right.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Propose a threshold from operators' corrections; nothing is changed."""

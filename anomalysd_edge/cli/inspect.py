@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
@@ -13,26 +14,22 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json, show_t
 
 def inspect(
     bundle: options.BundleDir,
-    photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO", help="Photos, or folders of photos; with --ray also URLs.")
-    ],
+    photos: Annotated[list[str], Argument(metavar="PHOTO", help="Photos, or folders of photos; with --ray also URLs.")],
     class_name: Annotated[
-        str | None, typer.Option("--class", help="Class of the photos; not needed where the bundle has only one.")
+        str | None, Option("--class", help="Class of the photos, where the bundle has several.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for results: one folder per photo with result.json and pictures.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for result.json and pictures of each photo.")] = None,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 16,
     deadline_ms: Annotated[
         float | None,
-        typer.Option(help="Milliseconds that a photo may take; picks the mode that bench --pareto measured for it."),
+        Option(help="Milliseconds that a photo may take; picks the mode that bench --pareto measured for it."),
     ] = None,
     memory_budget: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SIZE", help="Memory that the process may take, as 600MiB; lowers --max-batch by bench --pareto."
         ),
     ] = None,

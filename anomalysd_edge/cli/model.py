@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed, numbers
@@ -19,31 +19,22 @@ _OWN_OPTIONS = ("base", "shots")
 
 def train(
     data: options.DataDir,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    shots: Annotated[int, typer.Option(help="K: good photos per class; 0 leaves the base model as it is.")] = 4,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    shot_seed: Annotated[
-        int | None, typer.Option(help="Random seed that draws the K photos; the first K if left out.")
-    ] = None,
+    out: Annotated[Path, Option(help="Run folder to write.")],
+    shots: Annotated[int, Option(help="K: good photos per class; 0 leaves the base model as it is.")] = 4,
+    seed: Annotated[int, Option(help="Random seed.")] = 0,
+    shot_seed: Annotated[int | None, Option(help="Random seed that draws the K photos; else the first K.")] = None,
     classes: options.Classes = None,
     class_file: options.ClassFile = None,
-    base: Annotated[
-        str, typer.Option(help="Base model: nano, a folder in diffusers' layout, a .safetensors file, or a hub id.")
-    ] = "nano",
-    steps: Annotated[int | None, typer.Option(help="UNet training steps; the base's default if left out.")] = None,
-    decoder_steps: Annotated[
-        int | None, typer.Option(help="VAE decoder training steps; the base's default if left out.")
-    ] = None,
+    base: Annotated[str, Option(help="Base model: nano, a diffusers folder, .safetensors file or hub id.")] = "nano",
+    steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
+    decoder_steps: Annotated[int | None, Option(help="VAE decoder training steps; else the base's default.")] = None,
     batch_size: options.BatchSize = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the UNet.")] = None,
-    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 fine-tunes all weights.")] = 0,
-    vae: Annotated[
-        str | None,
-        typer.Option(help="Use a small autoencoder: tiny for TAESD, or an AutoencoderTiny's folder or hub id."),
-    ] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate of the UNet.")] = None,
+    lora_rank: Annotated[int, Option(help="Rank of LoRA adapters; 0 fine-tunes all weights.")] = 0,
+    vae: Annotated[str | None, Option(help="Small autoencoder: tiny (TAESD), a folder or hub id.")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set", metavar="NAME=VALUE", help="Any other training setting; repeatable. See docs/stable-diffusion.md."
         ),
     ] = None,
@@ -109,13 +100,13 @@ def graphs_of(
 
 
 def distill(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as train wrote it.")],
-    out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    passes: Annotated[int, typer.Option(help="UNet passes per inspection of the new model, 1 to 4.")] = 2,
-    strength: Annotated[float, typer.Option(help="lambda: repainting starts at timestep lambda*T, in (0,1].")] = 0.3,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters; merged into the UNet at the end.")] = 16,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    run: Annotated[Path, Argument(metavar="RUN", help="Run folder, as train wrote it.")],
+    out: Annotated[Path, Option(help="Run folder to write.")],
+    passes: Annotated[int, Option(help="UNet passes per inspection of the new model, 1 to 4.")] = 2,
+    strength: Annotated[float, Option(help="lambda: repainting starts at timestep lambda*T, in (0,1].")] = 0.3,
+    steps: Annotated[int, Option(help="Training steps.")] = 300,
+    lora_rank: Annotated[int, Option(help="Rank of the LoRA adapters; merged into the UNet at the end.")] = 16,
+    lr: Annotated[float, Option(help="Peak learning rate.")] = 5e-4,
     batch_size: options.BatchSize = None,
     device: options.Device = "cpu",
     resume: options.Resume = False,
@@ -138,29 +129,19 @@ def distill(
 
 
 def export(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder, as train wrote it; with --triton also a bundle.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Bundle folder to write.")] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="Run folder, as train wrote it; with --triton also a bundle.")],
+    out: Annotated[Path | None, Option(help="Bundle folder to write.")] = None,
     class_file: options.ClassFile = None,
-    precision: Annotated[
-        str, typer.Option(help="Precisions of the graphs, separated by commas: fp32, and fp16 or bf16 beside it.")
-    ] = "fp32",
-    size: Annotated[int | None, typer.Option(help="Side of the model's image in px; the run's if left out.")] = None,
+    precision: Annotated[str, Option(help="Precisions of the graphs, by commas: fp32, fp16, bf16.")] = "fp32",
+    size: Annotated[int | None, Option(help="Side of the model's image in px; the run's if left out.")] = None,
     features: options.Features = None,
     static_batches: options.StaticBatches = None,
     threads: options.Threads = None,
-    triton: Annotated[
-        Path | None, typer.Option("--triton", help="Folder for a Triton model repository, made from the bundle.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="With --triton: model name; the bundle's if left out.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="With --triton: cpu, cuda or ort-tensorrt; a precision as in cuda:fp16.")
-    ] = "cuda",
+    triton: Annotated[Path | None, Option("--triton", help="Folder for a Triton model repository.")] = None,
+    name: Annotated[str | None, Option(help="With --triton: model name; the bundle's if left out.")] = None,
+    backend: Annotated[str, Option(help="With --triton: cpu, cuda or ort-tensorrt, as cuda:fp16.")] = "cuda",
     preset: options.Preset = "edge",
-    instances: Annotated[
-        int, typer.Option(help="With --triton: model instances, each with a group of photos at a time.")
-    ] = 2,
+    instances: Annotated[int, Option(help="With --triton: model instances that run at a time.")] = 2,
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -215,15 +196,14 @@ def _write_triton(
 
 def add_class(
     bundle: options.BundleToChange,
-    name: Annotated[str, typer.Option(help="Name of the new class, as data sets and inspect --class spell it.")],
-    photos: Annotated[Path, typer.Option(help="Good photos of the new class: folder.")],
+    name: Annotated[str, Option(help="Name of the new class, as data sets and inspect --class spell it.")],
+    photos: Annotated[Path, Option(help="Good photos of the new class: folder.")],
     text_encoder: Annotated[
-        Path | None,
-        typer.Option(help="Run or model folder that holds the text encoder; the bundle's base if left out."),
+        Path | None, Option(help="Run or model with the text encoder; else the bundle's base.")
     ] = None,
     class_file: options.ClassFile = None,
-    shots: Annotated[int | None, typer.Option(help="Use the first K photos; all if left out.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new bundle.")] = None,
+    shots: Annotated[int | None, Option(help="Use the first K photos; all if left out.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
     false_alarm_rate: options.FalseAlarmRate = 0.02,
     threads: options.Threads = None,
     as_json: options.AsJson = False,

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from anomalysd_edge.errors import SettingsError
@@ -17,52 +17,44 @@ from anomalysd_edge.errors import SettingsError
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.ray_inspect import RaySettings
 
-BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, as export wrote it.")]
+BundleDir = Annotated[Path, Argument(metavar="BUNDLE", help="Bundle folder, as export wrote it.")]
 BundleToChange = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder; replaced by the new bundle unless --out is given.")
+    Path, Argument(metavar="BUNDLE", help="Bundle folder; replaced by the new bundle unless --out is given.")
 ]
 DataDir = Annotated[
-    Path, typer.Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
+    Path, Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
 ]
-Classes = Annotated[str | None, typer.Option(help="Classes to use, separated by commas; all of them if left out.")]
-ClassFile = Annotated[
-    Path | None, typer.Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")
-]
-Features = Annotated[
-    Path | None, typer.Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")
-]
-Preset = Annotated[str, typer.Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
+Classes = Annotated[str | None, Option(help="Classes to use, separated by commas; all of them if left out.")]
+ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
+Features = Annotated[Path | None, Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")]
+Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
 Backend = Annotated[
-    str,
-    typer.Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; a colon adds the precision, as in cuda:fp16."),
+    str, Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; a colon adds the precision, as in cuda:fp16.")
 ]
-Device = Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")]
-MaxBatch = Annotated[int, typer.Option(help="Most samples in one UNet pass: memory and speed, never a verdict.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples in one training step; the model's default if left out.")]
+Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
+Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]
+MaxBatch = Annotated[int, Option(help="Most samples in one UNet pass: memory and speed, never a verdict.")]
+BatchSize = Annotated[int | None, Option(help="Samples in one training step; the model's default if left out.")]
 StaticBatches = Annotated[
-    str | None, typer.Option(metavar="SIZES", help="Fixed batch sizes of the graphs or engines, as 1,4,13.")
+    str | None, Option(metavar="SIZES", help="Fixed batch sizes of the graphs or engines, as 1,4,13.")
 ]
 PublicKey = Annotated[
-    Path | None,
-    typer.Option("--require-signature", metavar="KEY", help="Public key (PEM) that must have signed the bundle."),
+    Path | None, Option("--require-signature", metavar="KEY", help="Public key (PEM) that must have signed the bundle.")
 ]
 OnMismatch = Annotated[
-    str, typer.Option(help="Without a TensorRT engine for this machine: error, rebuild (build one) or onnxruntime.")
+    str, Option(help="Without a TensorRT engine for this machine: error, rebuild (build one) or onnxruntime.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Run a precision although verify has refused it.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")]
-FalseAlarmRate = Annotated[float, typer.Option(help="Share of good photos that may be called anomalous, in [0,1].")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Force = Annotated[bool, Option("--force", help="Run a precision although verify has refused it.")]
+Resume = Annotated[bool, Option("--resume", help="Continue from the last checkpoint in --out.")]
+FalseAlarmRate = Annotated[float, Option(help="Share of good photos that may be called anomalous, in [0,1].")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress bars.")]
 
-Ray = Annotated[
-    str | None, typer.Option(help="Inspect on a Ray cluster: 'local' starts one here, or its address, or auto.")
-]
-Workers = Annotated[int, typer.Option(help="With --ray: workers, each with --threads threads (1 if left out).")]
-Gpus = Annotated[float, typer.Option(help="With --ray: GPUs that each worker reserves; with 0.5 two share one.")]
+Ray = Annotated[str | None, Option(help="Inspect on Ray: 'local' starts it here, or an address, or auto.")]
+Workers = Annotated[int, Option(help="With --ray: workers, each with --threads threads (1 if left out).")]
+Gpus = Annotated[float, Option(help="With --ray: GPUs that each worker reserves; with 0.5 two share one.")]
 JournalFile = Annotated[
-    Path | None, typer.Option(help="With --ray: file of finished photos; the same command resumes from it.")
+    Path | None, Option(help="With --ray: file of finished photos; the same command resumes from it.")
 ]
 
 RENAMED = {

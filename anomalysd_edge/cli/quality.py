@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed, numbers
@@ -15,25 +16,16 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json, show_t
 
 def calibrate(
     bundle: options.BundleToChange,
-    photos: Annotated[Path | None, typer.Option(help="Good photos: data set, folder or RUN.")] = None,
+    photos: Annotated[Path | None, Option(help="Good photos: data set, folder or RUN.")] = None,
     from_history: Annotated[
-        Path | None,
-        typer.Option(help="Record of a box: propose thresholds from operators' corrections, without changing any."),
+        Path | None, Option(help="Record of a box: only propose thresholds by its corrections.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new bundle.")] = None,
-    shots: Annotated[
-        int | None, typer.Option(help="Good photos per class; as many as the bundle was fitted to if left out.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
+    shots: Annotated[int | None, Option(help="Good photos per class; else as many as at export.")] = None,
     false_alarm_rate: options.FalseAlarmRate = 0.02,
-    synthetic: Annotated[
-        int, typer.Option(help="Synthetic anomalies per class to choose its settings on; 0 keeps the preset's.")
-    ] = 24,
-    check: Annotated[
-        Path | None, typer.Option(help="Data set to measure the false-alarm rate on, by its other good photos.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for calibration.json, report.html; BUNDLE-calibration if left out.")
-    ] = None,
+    synthetic: Annotated[int, Option(help="Synthetic anomalies per class to choose settings on; 0 = none.")] = 24,
+    check: Annotated[Path | None, Option(help="Data set to measure the false-alarm rate on.")] = None,
+    report: Annotated[Path | None, Option(help="Folder of the report; else BUNDLE-calibration.")] = None,
     preset: options.Preset = "edge",
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -73,26 +65,17 @@ def calibrate(
 
 def verify(
     bundle: options.BundleDir,
-    photos: Annotated[Path, typer.Option(help="Photos to compare on: data set or folder.")],
-    run: Annotated[
-        Path | None, typer.Option(help="Run that the bundle was exported from: compares torch and ONNX Runtime.")
-    ] = None,
+    photos: Annotated[Path, Option(help="Photos to compare on: data set or folder.")],
+    run: Annotated[Path | None, Option(help="Run of the bundle: compares torch with ONNX Runtime.")] = None,
     features: options.Features = None,
     backend: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Compare B with A, as in cpu,cpu:fp16; 'torch' as A needs --run."),
+        str | None, Option(metavar="A,B", help="Compare B with A, as cpu,cpu:fp16 or torch,cpu.")
     ] = None,
-    labels: Annotated[
-        bool, typer.Option("--labels", help="With --backend: compare AUROC and AUPRO too, on all test photos.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Most photos, spread over the classes; 20, or with --labels all, if left out.")
-    ] = None,
-    max_flips: Annotated[int, typer.Option(help="With --backend: verdicts that may differ.")] = 0,
-    max_drop: Annotated[
-        float, typer.Option(help="With --backend and --labels: largest fall of AUROC, in [0,1].")
-    ] = 0.002,
-    out: Annotated[Path | None, typer.Option(help="With --backend: folder for verify.json and verify.html.")] = None,
+    labels: Annotated[bool, Option("--labels", help="With --backend: compare AUROC and AUPRO too.")] = False,
+    limit: Annotated[int | None, Option(help="Most photos; else 20, or with --labels all.")] = None,
+    max_flips: Annotated[int, Option(help="With --backend: verdicts that may differ.")] = 0,
+    max_drop: Annotated[float, Option(help="With --backend and --labels: largest fall of AUROC, in [0,1].")] = 0.002,
+    out: Annotated[Path | None, Option(help="With --backend: folder for verify.json and verify.html.")] = None,
     preset: options.Preset = "edge",
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -141,7 +124,7 @@ def evaluate(
     bundle: options.BundleDir,
     data: options.DataDir,
     classes: options.Classes = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json and report.html.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for results.json and report.html.")] = None,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
@@ -177,26 +160,16 @@ def evaluate(
 
 def protocol(
     data: options.DataDir,
-    out: Annotated[Path, typer.Option(help="Folder for runs, bundles, results.json, report.html and plots.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="mvtec-ad or visa: use its published classes and split, and check them.")
-    ] = None,
+    out: Annotated[Path, Option(help="Folder for runs, bundles, results.json, report.html and plots.")],
+    dataset: Annotated[str | None, Option(help="mvtec-ad or visa: check its published classes and split.")] = None,
     classes: options.Classes = None,
-    shots: Annotated[
-        str, typer.Option(help="Numbers of good photos per class, separated by commas; run in this order.")
-    ] = "0,1,2,4",
-    seeds: Annotated[
-        str,
-        typer.Option(help="Random seeds of the shots and the training, separated by commas; 'first' = first K photos."),
-    ] = "0,1,2",
+    shots: Annotated[str, Option(help="Numbers of good photos per class, by commas, in this order.")] = "0,1,2,4",
+    seeds: Annotated[str, Option(help="Random seeds of shots and training, by commas; or 'first'.")] = "0,1,2",
     class_file: options.ClassFile = None,
-    base: Annotated[str, typer.Option(help="Base model: nano, a folder in diffusers' layout, or a hub id.")] = "nano",
-    steps: Annotated[int | None, typer.Option(help="UNet training steps; the base's default if left out.")] = None,
+    base: Annotated[str, Option(help="Base model: nano, a folder in diffusers' layout, or a hub id.")] = "nano",
+    steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
     device: options.Device = "cpu",
-    calibrate: Annotated[
-        bool,
-        typer.Option("--calibrate", help="Choose each class's settings on synthetic anomalies, as calibrate does."),
-    ] = False,
+    calibrate: Annotated[bool, Option("--calibrate", help="Choose settings per class, as calibrate.")] = False,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     threads: options.Threads = None,

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from anomalysd_edge.cli import options
 from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Random seed of the photos and the training.")] = 0,
+    out: Annotated[Path, Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
+    seed: Annotated[int, Option(help="Random seed of the photos and the training.")] = 0,
     quiet: options.Quiet = False,
 ) -> None:
     """Run the whole chain on rendered parts: photos, training, bundle, verification, figures, report.

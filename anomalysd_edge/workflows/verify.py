@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,8 +23,8 @@ from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.evaluation import agreement
 from anomalysd_edge.evaluation.backend_parity import FIGURES, GateSettings, Judgement, judge
 from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.reports import html
 from anomalysd_edge.reports.console import show_table
-from anomalysd_edge.reports.html import HEAD, STYLE
 from anomalysd_edge.reports.inspection import heat_range
 from anomalysd_edge.vision import heatmap, images
 from anomalysd_edge.workflows.photo_sources import samples_of
@@ -127,16 +126,10 @@ def rows(found: Judgement, most: int = 20) -> list[tuple[str, ...]]:
     """The photos that differ most, worst first, for a table: name, two scores, differences, FLIP."""
     ordered = sorted(found.photos, key=lambda p: (p.flip, p.score_difference), reverse=True)
     return [
-        (
-            photo.name,
-            f"{photo.score_a:.5f}",
-            f"{photo.score_b:.5f}",
-            f"{photo.score_difference:.1e}",
-            f"{photo.map_error:.1e}",
-            "FLIP" if photo.flip else "",
-        )
-        for photo in ordered[:most]
-    ]
+        (p.name, f"{p.score_a:.5f}", f"{p.score_b:.5f}", f"{p.score_difference:.1e}", f"{p.map_error:.1e}",
+         "FLIP" if p.flip else "")
+        for p in ordered[:most]
+    ]  # fmt: skip
 
 
 NETWORK_COLUMNS = ("network", "largest difference", "largest value", "samples")
@@ -166,25 +159,24 @@ def show(found: Judgement) -> None:
 
 
 def write_report(folder: Path, found: Judgement, title: str) -> None:
-    """verify.json, worst.png (photo, both maps, their difference) and verify.html, which shows it. Written aside."""
+    """verify.json, worst.png (photo, both maps, their difference) and verify.html, which holds them all."""
     write_json(folder / "verify.json", found.to_json())
-    images.save_png(folder / "worst.png", worst_picture(found))
-    name = html.escape(title)
-    figures = _table(FIGURE_COLUMNS, figure_rows(found)) if found.figures else ""
-    networks = _table(NETWORK_COLUMNS, network_rows(found))
-    photos = _table(PHOTO_COLUMNS, rows(found))
-    page = (
-        f"{HEAD.format(title=f'Verify {name}', style=STYLE)}<header><h1>Verify {name}</h1></header><main>"
-        f"<p class=note>{html.escape(found.sentence())}</p>"
-        f"<section><h2>Worst photo: {html.escape(found.worst_photo.name)}</h2>"
-        f"<p class=meaning>photo, map of {html.escape(found.backends[0])}, map of {html.escape(found.backends[1])}, "
-        "their absolute difference (colours to its own maximum)</p>"
-        '<figure><img src="worst.png" alt="photo, both maps and their difference"></figure></section>'
-        f"<section><h2>Figures</h2>{figures}{networks}</section><section><h2>Photos, worst first</h2>{photos}</section>"
-        "</main></body></html>"
+    picture = worst_picture(found)
+    images.save_png(folder / "worst.png", picture)
+    first, second = map(escape, found.backends)
+    source = "data:image/png;base64," + b64encode(images.encode_png(picture)).decode()
+    parts = (
+        f"<p class=note>{escape(found.sentence())}</p>",
+        f"<section><h2>Worst photo: {escape(found.worst_photo.name)}</h2>"
+        f"<p class=meaning>photo, map of {first}, map of {second}, their absolute difference (colours to its own "
+        f'maximum)</p><figure><img src="{source}" alt="photo, both maps and their difference"></figure></section>',
+        "<section><h2>Figures</h2>",
+        html.table(FIGURE_COLUMNS, figure_rows(found)) if found.figures else "",
+        f"{html.table(NETWORK_COLUMNS, network_rows(found))}</section>",
+        f"<section><h2>Photos, worst first</h2>{html.table(PHOTO_COLUMNS, rows(found))}</section>",
     )
     with write_aside(folder / "verify.html") as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(html.page(f"Verify {title}", parts), encoding="utf-8")
 
 
 def worst_picture(found: Judgement) -> U8:
@@ -200,12 +192,6 @@ def worst_picture(found: Judgement) -> U8:
         heatmap.heat_map(apart, 0.0, max(float(apart.max()), 1e-6)),
     ]
     return np.concatenate(strip, axis=1)
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def verify_against(request: VerifyRequest, progress: Progress) -> agreement.Agreement:
