@@ -91,12 +91,12 @@ def again(
     from anomalysd_runtime.server.records import history as records
 
     with opened(record) as found:
-        proposed = records.inspect_again(found, uid, bundle, backend, threads)
+        repeated = records.inspect_again(found, uid, bundle, backend, threads)
     if as_json:
-        show_json(proposed)
-    same = "the same" if proposed.same else f"another by {abs(proposed.found - proposed.recorded):.1e}"
-    say(f"recorded {proposed.recorded:.8g}, now {proposed.found:.8g}: {same}")
-    if not proposed.same:
+        show_json(repeated)
+    same = "the same" if repeated.same else f"another by {abs(repeated.found - repeated.recorded):.1e}"
+    say(f"recorded {repeated.recorded:.8g}, now {repeated.found:.8g}: {same}")
+    if not repeated.same:
         raise typer.Exit(1)
 
 
@@ -117,13 +117,8 @@ def propose(
         show_json(proposed)
         return
     rows = [
-        (
-            "now",
-            _threshold(proposed.current),
-            proposed.missed[0],
-            proposed.false_alarms[0],
-        ),
-        ("proposed", f"{proposed.proposed:.4f}", proposed.missed[1], proposed.false_alarms[1]),
+        (name, _threshold(value), proposed.missed[i], proposed.false_alarms[i])
+        for i, (name, value) in enumerate((("now", proposed.current), ("proposed", proposed.proposed)))
     ]
     title = f"{class_name}, bundle {proposed.bundle_id}: {proposed.ok} photos OK, {proposed.ng} NG"
     show_table(title, ("", "threshold", "missed", "false alarms"), rows)

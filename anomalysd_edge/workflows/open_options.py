@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalysd_edge.bundle.backend_spec import BackendChoice, backend_choice
@@ -31,10 +31,7 @@ class InspectOptions(OpenOptions):
         from anomalysd_runtime.loading import open_with
 
         folder = source.path if isinstance(source, Bundle) else source
-        opened = open_with(source, OpenOptions(
-            preset=self.preset, backend=self.backend, threads=self.threads, max_batch=self._batch(folder),
-            force=self.force, public_key=self.public_key, on_mismatch=self.on_mismatch,
-        ), rebuild=rebuilt)  # fmt: skip
+        opened = open_with(source, replace(self, max_batch=self._batch(folder)), rebuild=rebuilt)
         if self.deadline_ms is None:
             return opened
         try:
