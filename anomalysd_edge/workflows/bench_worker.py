@@ -24,11 +24,12 @@ from anomalysd_edge.profiling.hardware import EnergyMeter, gpu_memory_bytes, pea
 from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.profiling.network_meter import Meter, MeteredNetworks
 from anomalysd_edge.vision import images
-from anomalysd_runtime.loading import open_with
 
 
 def measure(request: BenchRequest, started: float) -> BenchRow:
     """Measure; `started` is time.time() at the process's start. Raises what opening and inspecting raise."""
+    from anomalysd_runtime.loading import open_with
+
     began = time.time()
     detector = open_with(Path(request.bundle), request)
     with detector:

@@ -62,7 +62,7 @@ def test_in_place_the_bundle_is_replaced_and_engines_stay(tmp_path: Path) -> Non
 def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomalysd_edge.calibration import calibrate, settings_search
+    from anomalysd_edge.calibration import holdout_maps, settings_search
 
     small_bundle(tmp_path / "B")
     taken = {"scales": (2,), "multiscale_weight": 2.5}
@@ -73,7 +73,7 @@ def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
         assert masks.any(axis=(1, 2)).sum() == 4, "as many synthetic anomalies as asked for"
         return taken, [settings_search.Trial(taken, *settings_search.merit(judged, masks), 0.1, 0.01, True)]
 
-    monkeypatch.setattr(calibrate, "choose", choose)
+    monkeypatch.setattr(holdout_maps, "choose", choose)
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
     found = recalibrate(
         CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "PHOTOS"), settings=settings), quiet
