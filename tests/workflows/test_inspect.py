@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from anomalysd_edge.bundle import reader
-from anomalysd_edge.errors import ClassError, DatasetError, ImageError, InputError
+from anomalysd_edge.errors import BundleError, ClassError, DatasetError, ImageError, InputError
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows import evaluate, inspect
 from anomalysd_edge.workflows.inspect import inspect_photos
@@ -67,7 +67,7 @@ def test_eval_reads_a_bundle_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (found.results[0].good, found.results[0].bad) == (3, 3)
     assert sum(calls.values()) == 1
     (tmp_path / "B/unet/model.onnx").write_bytes(b"another graph")
-    with pytest.raises(reader.BundleError, match=r"unet/model\.onnx"):
+    with pytest.raises(BundleError, match=r"unet/model\.onnx"):
         evaluate.evaluate_bundle(tmp_path / "B", data, None, None, ONE_THREAD, quiet)
 
 
