@@ -13,21 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, mean_figure
+from anomalysd_edge.evaluation.evaluate import FIGURES, VERDICT_FIGURES, ClassResult, mean_figure
 from anomalysd_edge.method.result import MAPS
 
 MEAN = "mean"
-VERDICTS = ("false_alarm_rate", "miss_rate")
+VERDICTS = (*VERDICT_FIGURES, "false_alarm_rate", "miss_rate")
 NAMES = {
+    "balanced_error": "balanced error",
+    "best_balanced_error": "at best threshold",
+    "f1": "F1",
+    "seg_f1": "SegF1",
+    "false_alarm_rate": "false alarms",
+    "miss_rate": "missed",
     "image_auroc": "I-AUROC",
     "pixel_auroc": "P-AUROC",
     "aupro": "AUPRO",
     "f1_max": "F1-max",
     "average_precision": "AP",
-    "false_alarm_rate": "false alarms",
-    "miss_rate": "missed",
 }
-"""What tables call the figures."""
+"""What tables call the figures; the verdicts' first."""
 COLUMNS = ("class", *NAMES.values())
 MAP_NAMES = {"prototypes": "prototypes alone", "multiscale": "S_ms alone", "guided": "S_pg alone", "fused": "fused"}
 """What tables call the maps."""
@@ -82,9 +86,11 @@ def figure(seeds: Seeds, name: str, kind: str, what: str) -> Spread:
 
 
 def verdict_rate(seeds: Seeds, name: str, what: str) -> Spread:
-    """Share of good photos with an alarm, or of bad ones without, over seeds; NaN where there is no threshold."""
+    """One of VERDICTS of a class, or of the mean over classes, over seeds; NaN where there is no threshold."""
 
     def rate(r: ClassResult) -> float:
+        if what in VERDICT_FIGURES:
+            return r.verdicts.get(what, math.nan)
         count, of = (r.false_alarms, r.good) if what == "false_alarm_rate" else (r.missed, r.bad)
         return math.nan if count is None or not of else count / of
 
@@ -99,7 +105,7 @@ def rows(seeds: Seeds, kind: str = "fused") -> list[tuple[str, ...]]:
     found = []
     for name in [*class_names(seeds), MEAN]:
         verdicts = [str(verdict_rate(seeds, name, what)) if kind == "fused" else "-" for what in VERDICTS]
-        found.append((name, *(str(figure(seeds, name, kind, what)) for what in FIGURES), *verdicts))
+        found.append((name, *verdicts, *(str(figure(seeds, name, kind, what)) for what in FIGURES)))
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anomalysd_edge.core.types import Progress
+from anomalysd_edge.core.types import Mask, Progress
 from anomalysd_edge.data.datasets import Dataset, Sample
 from anomalysd_edge.evaluation import metrics
 from anomalysd_edge.method.detector import Detector
@@ -23,6 +23,9 @@ METRIC_PX = 256
 """Maps and masks are brought to this side before pixels are compared, whatever size the model works at."""
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1_max", "average_precision")
+"""How well a map ranks, whatever the threshold."""
+VERDICT_FIGURES = ("balanced_error", "best_balanced_error", "f1", "seg_f1")
+"""How good the verdicts at the shipped thresholds are; beside them what the best threshold would have reached."""
 
 Watch = Callable[[Sample, npt.NDArray[np.uint8], Inspection], None]
 Judged = tuple[Sample, npt.NDArray[np.uint8], Inspection]
@@ -47,6 +50,8 @@ class ClassResult:
     """Bad photos with verdict 0."""
     ms_per_photo: float
     """Mean time inside the detector."""
+    verdicts: dict[str, float] = field(default_factory=dict)
+    """VERDICT_FIGURES in [0,1]; NaN where the class has no threshold, or photos of one kind only."""
 
 
 def evaluate(
@@ -72,10 +77,12 @@ def measure(
         maps: dict[str, list[npt.NDArray[np.float32]]] = {}
         masks: list[npt.NDArray[np.bool_] | None] = []
         verdicts: list[int | None] = []
+        called: list[Mask | None] = []
         spent = 0.0
         for sample, photo, answer in islice(judged, len(found.test)):
             labels.append(sample.label)
             verdicts.append(answer.pred_label)
+            called.append(None if answer.pred_mask is None else _at_metric_size(answer.pred_mask))
             spent += sum(answer.timings_ms.values())
             for kind, score_map in answer.maps.items():
                 scores.setdefault(kind, []).append(answer.scores[kind])
@@ -87,7 +94,7 @@ def measure(
             if progress:
                 progress("inspect", done, total, name)
         if labels:
-            results.append(_result(name, labels, scores, maps, masks, verdicts, spent))
+            results.append(_result(name, labels, scores, maps, masks, verdicts, called, spent))
     return results
 
 
@@ -105,7 +112,31 @@ def truth_mask(sample: Sample, photo_hw: tuple[int, int]) -> npt.NDArray[np.bool
     if sample.mask_path is None:
         return None
     mask = images.load_mask(sample.mask_path, photo_hw)
+    return _at_metric_size(mask)
+
+
+def _at_metric_size(mask: Mask) -> Mask:
+    """(H,W) bool -> (METRIC_PX, METRIC_PX) bool, nearest neighbour."""
     return np.asarray(Image.fromarray(mask).resize((METRIC_PX, METRIC_PX), Image.Resampling.NEAREST), dtype=np.bool_)
+
+
+def _verdict_figures(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    verdicts: Sequence[int | None],
+    masks: Sequence[Mask | None],
+    called: Sequence[Mask | None],
+) -> dict[str, float]:
+    """VERDICT_FIGURES of a class; photos without a mask, or whose class has no pixel threshold, stay out of seg_f1."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    judged = len(known) == len(verdicts)
+    drawn = [(mask, found) for mask, found in zip(masks, called, strict=True) if mask is not None and found is not None]
+    return {
+        "balanced_error": metrics.balanced_error(labels, known) if judged else math.nan,
+        "best_balanced_error": metrics.best_balanced_error(labels, scores)[0],
+        "f1": metrics.f1(labels, known) if judged else math.nan,
+        "seg_f1": metrics.segmentation_f1([m for m, _ in drawn], [p for _, p in drawn]),
+    }
 
 
 def _result(
@@ -115,6 +146,7 @@ def _result(
     maps: dict[str, list[npt.NDArray[np.float32]]],
     masks: list[npt.NDArray[np.bool_] | None],
     verdicts: list[int | None],
+    called: list[Mask | None],
     spent: float,
 ) -> ClassResult:
     figures: dict[str, dict[str, float]] = {}
@@ -131,6 +163,7 @@ def _result(
         false_alarms=sum(v == 1 and y == 0 for v, y in zip(verdicts, labels, strict=True)) if judged else None,
         missed=sum(v == 0 and y == 1 for v, y in zip(verdicts, labels, strict=True)) if judged else None,
         ms_per_photo=spent / len(labels),
+        verdicts=_verdict_figures(labels, scores.get("fused", []), verdicts, masks, called),
     )
 
 
@@ -156,8 +189,16 @@ def class_figures(
 
 
 def mean_figure(results: Sequence[ClassResult], kind: str, figure: str) -> float:
-    """Mean over the classes for which it is defined; NaN where there is none."""
-    values = [r.figures[kind][figure] for r in results if kind in r.figures]
+    """Mean of one of FIGURES over the classes for which it is defined; NaN where there is none."""
+    return _mean(r.figures[kind][figure] for r in results if kind in r.figures)
+
+
+def mean_verdict(results: Sequence[ClassResult], figure: str) -> float:
+    """The same of one of VERDICT_FIGURES."""
+    return _mean(r.verdicts.get(figure, math.nan) for r in results)
+
+
+def _mean(values: Iterable[float]) -> float:
     defined = [v for v in values if not math.isnan(v)]
     return sum(defined) / len(defined) if defined else math.nan
 
@@ -165,21 +206,29 @@ def mean_figure(results: Sequence[ClassResult], kind: str, figure: str) -> float
 COLUMNS = (
     "class",
     "good/bad",
+    "bal. error",
+    "at best",
+    "F1",
+    "SegF1",
+    "false alarms",
+    "missed",
     *(f"{kind} I/P" for kind in MAPS),
     "AUPRO",
     "F1-max",
     "AP",
-    "false alarms",
-    "missed",
     "ms",
 )
 
 
 def table_rows(results: Sequence[ClassResult]) -> list[tuple[str, ...]]:
-    """Rows under COLUMNS, in percent: image/pixel AUROC per map, then the fused map's other figures; the mean last."""
+    """Rows under COLUMNS, in percent, the mean last.
+
+    Verdicts first: the balanced error at the shipped threshold, what the best threshold would reach, F1, pixel F1. Then
+    image/pixel AUROC per map and the fused map's other figures.
+    """
 
     def pair(image: float, pixel: float) -> str:
-        return "/".join("-" if math.isnan(v) else f"{100 * v:.1f}" for v in (image, pixel))
+        return "/".join(map(_percent, (image, pixel)))
 
     rows = []
     for r in results:
@@ -188,20 +237,23 @@ def table_rows(results: Sequence[ClassResult]) -> list[tuple[str, ...]]:
             (
                 r.class_name,
                 f"{r.good}/{r.bad}",
+                *(_percent(r.verdicts.get(figure, math.nan)) for figure in VERDICT_FIGURES),
+                "-" if r.false_alarms is None else f"{r.false_alarms}/{r.good}",
+                "-" if r.missed is None else f"{r.missed}/{r.bad}",
                 *(
                     pair(f.get("image_auroc", math.nan), f.get("pixel_auroc", math.nan))
                     for f in (r.figures.get(kind, {}) for kind in MAPS)
                 ),
                 *(_percent(fused.get(figure, math.nan)) for figure in FIGURES[2:]),
-                "-" if r.false_alarms is None else f"{r.false_alarms}/{r.good}",
-                "-" if r.missed is None else f"{r.missed}/{r.bad}",
                 f"{r.ms_per_photo:.0f}",
             )
         )
     if len(results) > 1:
+        verdicts = [_percent(mean_verdict(results, figure)) for figure in VERDICT_FIGURES]
         means = [pair(mean_figure(results, k, "image_auroc"), mean_figure(results, k, "pixel_auroc")) for k in MAPS]
         others = [_percent(mean_figure(results, "fused", figure)) for figure in FIGURES[2:]]
-        rows.append(("mean", "", *means, *others, "", "", f"{sum(r.ms_per_photo for r in results) / len(results):.0f}"))
+        ms = f"{sum(r.ms_per_photo for r in results) / len(results):.0f}"
+        rows.append(("mean", "", *verdicts, "", "", *means, *others, ms))
     return rows
 
 
@@ -214,14 +266,19 @@ def to_json(results: Sequence[ClassResult]) -> dict[str, Any]:
     kinds = [kind for kind in MAPS if any(kind in r.figures for r in results)]
     return {
         "classes": {r.class_name: {k: v for k, v in vars(r).items() if k != "class_name"} for r in results},
-        "mean": {kind: {figure: mean_figure(results, kind, figure) for figure in FIGURES} for kind in kinds},
+        "mean": {
+            **{kind: {figure: mean_figure(results, kind, figure) for figure in FIGURES} for kind in kinds},
+            "verdicts": {figure: mean_verdict(results, figure) for figure in VERDICT_FIGURES},
+        },
     }
 
 
 def result_of(values: Mapping[str, Any]) -> ClassResult:
     """The inverse of files.json_ready: null becomes NaN again."""
-    figures = {
-        kind: {what: math.nan if v is None else float(v) for what, v in some.items()}
-        for kind, some in values["figures"].items()
-    }
-    return ClassResult(**{**{f.name: values[f.name] for f in fields(ClassResult)}, "figures": figures})
+
+    def floats(some: Mapping[str, Any]) -> dict[str, float]:
+        return {what: math.nan if v is None else float(v) for what, v in some.items()}
+
+    plain = {f.name: values[f.name] for f in fields(ClassResult) if f.name in values}
+    figures = {kind: floats(some) for kind, some in values["figures"].items()}
+    return ClassResult(**{**plain, "figures": figures, "verdicts": floats(values.get("verdicts", {}))})

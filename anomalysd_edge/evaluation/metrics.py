@@ -58,6 +58,51 @@ def f1_max(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[float, float]:
     return float(f1[best]), float(thresholds[best])
 
 
+def balanced_error(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """(N,) labels and verdicts in {0,1} -> mean of false-alarm rate and miss rate; 0.5 is a coin's. NaN with one class.
+
+    One minus the balanced accuracy (Brodersen et al., ICPR 2010).
+    """
+    bad, called = _checked(labels, predictions)
+    if bad.all() or not bad.any():
+        return float("nan")
+    alarm = called >= 1
+    return float((alarm[~bad].mean() + (~alarm[bad]).mean()) / 2)
+
+
+def best_balanced_error(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[float, float]:
+    """(N,) labels and scores -> (least balanced error, the threshold that gives it); NaN with one class only.
+
+    What a threshold chosen with these very labels would reach: the ranking's own limit, never a result of a method.
+    """
+    bad, values = _checked(labels, scores)
+    if bad.all() or not bad.any():
+        return float("nan"), float("nan")
+    thresholds, true, false = _counts(bad, values)
+    error = (false / (~bad).sum() + 1 - true / bad.sum()) / 2
+    best = int(np.argmin(error))
+    if error[best] >= 0.5:  # no alarm at all is as good
+        return 0.5, float("inf")
+    return float(error[best]), float(thresholds[best])
+
+
+def f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """(N,) labels and verdicts in {0,1} -> F1 of the anomalous ones; NaN without an anomalous label."""
+    bad, called = _checked(labels, predictions)
+    alarm = called >= 1
+    return float(2 * (alarm & bad).sum() / (alarm.sum() + bad.sum())) if bad.any() else float("nan")
+
+
+def segmentation_f1(masks: Sequence[Mask], predictions: Sequence[Mask]) -> float:
+    """SegF1: F1 over the pixels of all photos together, at the threshold that made `predictions`; NaN without a defect.
+
+    As the VAND challenge counts it at one fixed threshold. Both are (H,W) bool, one a photo.
+    """
+    hits = sum(int((m & p).sum()) for m, p in zip(masks, predictions, strict=True))
+    total = sum(int(m.sum()) + int(p.sum()) for m, p in zip(masks, predictions, strict=True))
+    return 2 * hits / total if any(m.any() for m in masks) else float("nan")
+
+
 def aupro(masks: Sequence[Mask], maps: Sequence[Floats], fpr_limit: float = 0.3) -> float:
     """N (H,W) bool masks and N (H,W) maps -> normalised area under the per-region-overlap curve up to `fpr_limit`.
 

@@ -55,7 +55,7 @@ def test_rows_and_json_agree() -> None:
     rows = aggregate.rows(SEEDS)
     assert [row[0] for row in rows] == ["a", "b", "mean"]
     assert all(len(row) == len(aggregate.COLUMNS) for row in rows)
-    assert rows[0][1] == "80.0 ± 10.0"
+    assert rows[0][aggregate.COLUMNS.index("I-AUROC")] == "80.0 ± 10.0"
     found = aggregate.to_json({1: SEEDS})["1"]
     assert found["a"]["fused"]["image_auroc"]["values"] == pytest.approx([0.9, 0.8, 0.7])
     assert set(found["mean"]) == {"fused", "verdicts"}

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomalysd_edge.core.files import json_ready
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import DatasetError
-from anomalysd_edge.evaluation.evaluate import COLUMNS, evaluate, table_rows, to_json
+from anomalysd_edge.evaluation.evaluate import COLUMNS, evaluate, result_of, table_rows, to_json
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.vision import images
@@ -44,6 +45,11 @@ def test_figures_of_an_easy_defect(tmp_path: Path) -> None:
     assert found.figures["fused"]["image_auroc"] == 1.0
     assert found.figures["fused"]["pixel_auroc"] > 0.95
     assert (found.false_alarms, found.missed) == (0, 0)
+    assert found.verdicts["balanced_error"] == found.verdicts["best_balanced_error"] == 0
+    assert found.verdicts["f1"] == 1
+    assert 0.3 < found.verdicts["seg_f1"] < 1
+    assert json_ready(found)["verdicts"] == found.verdicts
+    assert result_of(json_ready(found)) == found, "a protocol goes on from what it stored"
     rows = table_rows(results)
     assert rows[0][0] == "part"
     assert len(rows[0]) == len(COLUMNS)

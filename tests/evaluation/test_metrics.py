@@ -8,10 +8,18 @@ import time
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
 
 from anomalysd_edge.core.types import F32, Mask
 from anomalysd_edge.errors import NumericError, ShapeError
+from anomalysd_edge.evaluation import metrics
 from anomalysd_edge.evaluation.metrics import aupro, average_precision, f1_max, image_auroc, pixel_auroc
 
 
@@ -133,3 +141,44 @@ def test_nothing_is_computed_from_nan_or_mismatched_shapes() -> None:
         f1_max([0, 2], [0.1, 0.2])
     with pytest.raises(ShapeError, match="shape"):
         image_auroc([0, 1, 1], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_balanced_error_and_f1_against_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, verdicts = rng.integers(0, 2, 40), rng.integers(0, 2, 40)
+    expected = 1 - balanced_accuracy_score(labels, verdicts)
+    assert metrics.balanced_error(labels, verdicts) == pytest.approx(expected)
+    assert metrics.f1(labels, verdicts) == pytest.approx(f1_score(labels, verdicts))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_beats_the_best_balanced_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 30)
+    scores = rng.normal(size=30).round(1) + 0.5 * labels
+    error, threshold = metrics.best_balanced_error(labels, scores)
+    every = [metrics.balanced_error(labels, scores >= t) for t in [*scores, np.inf]]
+    assert error == pytest.approx(min(every))
+    assert metrics.balanced_error(labels, scores >= threshold) == pytest.approx(error)
+
+
+def test_a_ranking_turned_round_is_no_better_than_a_coin() -> None:
+    assert metrics.best_balanced_error([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]) == (0.5, float("inf"))
+
+
+def test_figures_of_verdicts_need_both_kinds() -> None:
+    assert np.isnan(metrics.balanced_error([1, 1], [1, 0]))
+    assert np.isnan(metrics.best_balanced_error([0, 0], [1.0, 0.0])[0])
+    assert np.isnan(metrics.f1([0, 0], [1, 0]))
+
+
+def test_segmentation_f1_counts_the_pixels_of_all_photos_together() -> None:
+    mask, none = np.zeros((4, 4), np.bool_), np.zeros((4, 4), np.bool_)
+    mask[:2, :2] = True  # four defective pixels
+    half = np.zeros((4, 4), np.bool_)
+    half[:1, :2] = True  # two of them found
+    wrong = np.zeros((4, 4), np.bool_)
+    wrong[3, :2] = True  # two false ones on a good photo
+    assert metrics.segmentation_f1([mask, none], [half, wrong]) == pytest.approx(2 * 2 / (4 + 4))
+    assert np.isnan(metrics.segmentation_f1([none], [wrong]))
