@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.cli.measuring import numbers
+from anomalysd_edge.cli.options import numbers
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import Dataset, few_tests
+from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, result_of
 from anomalysd_edge.method.result import MAPS
@@ -35,6 +35,7 @@ from anomalysd_edge.workflows.protocol import (
     run_protocol,
 )
 from anomalysd_edge.workflows.train import choose_shots
+from benchmarks.few_tests import few_tests
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         data=settings.data,
         out=settings.out,
         classes=tuple(settings.classes.split(",")) if settings.classes else None,
-        shots=numbers(settings.shots),
+        shots=numbers(settings.shots, "--shots"),
         seeds=tuple(settings.seeds.split(",")),
         class_file=settings.class_file,
         base=settings.base,
@@ -138,7 +139,7 @@ def _preset(
     """One preset on one bundle, class by class, kept beside the protocol's own results."""
     bundle, folder = cell.folder / "bundle", cell.folder / f"{preset}-{count}"
     state = sha256_file(bundle / "manifest.json")
-    opening = replace(measured.request.opening, preset=preset)
+    opening = replace(measured.request.options, preset=preset)
     for name, part in few.classes.items():
         kept = read_result(folder, name)
         if kept is None or kept["key"] != state:

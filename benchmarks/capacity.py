@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.cli.bench import in_own_process
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.fleet.box_client import box_state
 from anomalysd_edge.fleet.capacity import PhotoCost, read_bench
 from anomalysd_edge.fleet.waiting_time import latency_quantile_s
 from anomalysd_edge.profiling.measurement import BenchRequest
+from anomalysd_edge.workflows.bench import in_own_process
 
 GROUP = 4
 PASSES = 3
@@ -54,8 +54,8 @@ def main() -> None:
     told = parser.parse_args()
     files = [str(s.path) for s in open_dataset(told.data).classes[told.class_name].test]
     asked = BenchRequest(
-        str(told.bundle), [(file, told.class_name) for file in files], in_flight=GROUP, rounds=told.rounds, warm_up=1,
-        threads=1,
+        bundle=str(told.bundle), photos=[(file, told.class_name) for file in files], in_flight=GROUP,
+        rounds=told.rounds, warm_up=1, threads=1,
     )  # fmt: skip
     base = cost_of(asked)
     one = rate(asked, 1)

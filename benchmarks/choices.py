@@ -26,15 +26,17 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import ROUNDS
 from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figure, result_of
 from anomalysd_edge.reports.calibration import Report as CalibrationReport
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, good_photos, recalibrate
+from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
+from anomalysd_edge.workflows.photo_sources import good_photos
+from benchmarks.few_tests import few_tests
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ def _calibrated(
     """Results of a bundle that chose for itself, and its report."""
     out: Path = asked.out / "calibrated"
     how = CalibrationSettings(synthetic=asked.synthetic, negatives=12)
-    found = recalibrate(CalibrateRequest(asked.bundle, asked.photos, out, settings=how), progress)
-    seen = false_alarms(found, asked.data, Opening(), progress) if asked.check else {}
-    with Opening().detector(out) as detector:
+    found = recalibrate(CalibrateRequest(bundle=asked.bundle, photos=asked.photos, out=out, settings=how), progress)
+    seen = false_alarms(found, asked.data, InspectOptions(), progress) if asked.check else {}
+    with InspectOptions().detector(out) as detector:
         return evaluate(detector, data, progress), CalibrationReport(found, seen)
 
 
@@ -135,7 +137,7 @@ def _fixed(
     records = bundle.manifest.classes
     settings = replace(preset_settings(bundle, "edge"), **changes)
     shots = {n: [load_rgb(f) for f in files] for n, files in good_photos(asked.photos, records, None).items()}
-    with Opening().detector(asked.bundle) as opened:
+    with InspectOptions().detector(asked.bundle) as opened:
         task = calibration_task(bundle, opened.networks, shots, settings, CalibrationSettings(negatives=12))
         constants = calibrate(task, told).classes
         results = evaluate(opened.under(settings, constants), data, told)

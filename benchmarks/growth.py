@@ -20,11 +20,11 @@ from PIL import Image
 
 from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, prompt_key, prototypes_key, read_bundle
 from anomalysd_edge.bundle.writer import write_bundle
-from anomalysd_edge.cli.bench import in_own_process
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.bench import in_own_process
 
 MASKS = ((1,), (2,), (4,), (1, 2, 4), (8,), (1, 2, 4, 8))
 """Scales of the paper plan: 1, 4, 16, 21, 64 and 85 masks, and the prototype-guided one."""
@@ -79,7 +79,7 @@ def parts(
     bundle: Path, photo: Path, name: str, threads: int, work: Path
 ) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """The measurements, by name."""
-    base = BenchRequest(str(bundle), [(str(photo), name)], threads=threads, rounds=8, warm_up=1)
+    base = BenchRequest(bundle=str(bundle), photos=[(str(photo), name)], threads=threads, rounds=8, warm_up=1)
 
     def row(note: dict[str, Any], asked: BenchRequest) -> dict[str, Any]:
         found = {**note, **short(in_own_process(asked))}
@@ -113,7 +113,7 @@ def parts(
     return {
         "masks": masks,
         "sizes": sizes,
-        "batch": lambda: [row({"batch": n}, replace(base, batch=n, in_flight=4, rounds=4)) for n in BATCHES],
+        "batch": lambda: [row({"batch": n}, replace(base, max_batch=n, in_flight=4, rounds=4)) for n in BATCHES],
         "in_flight": lambda: [
             row({"in_flight": n}, replace(base, in_flight=n, rounds=max(2, 16 // n))) for n in FLIGHTS
         ],

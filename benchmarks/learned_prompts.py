@@ -17,6 +17,7 @@ from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.evaluate import evaluate_bundle
 from anomalysd_edge.workflows.export import export_to
+from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import train_on
 
 FIGURES = (
@@ -50,7 +51,7 @@ def main() -> None:
             with progress_bars() as progress:
                 train_on(asked.data, place / "run", "nano", chosen, None, None, asked.class_file, True, progress)
                 export_to(place / "run", place / "bundle", None, None, progress)
-                found = evaluate_bundle(place / "bundle", asked.data, None, None, ("edge", "cpu", None), progress)
+                found = evaluate_bundle(place / "bundle", asked.data, None, None, InspectOptions(), progress)
             figures = {f"{which} {what}": evaluate.mean_figure(found.results, which, what) for which, what in FIGURES}
             rows.append({"tokens": tokens, "seed": seed, **figures})
             write_json(asked.out / "results.json", {"data": asked.data.name, "rows": rows})

@@ -28,7 +28,7 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import F32, F64, U8, Progress
-from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, truth_mask
 from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
 from anomalysd_edge.method.class_model import ClassConstants
@@ -41,9 +41,10 @@ from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb, resize_map
-from anomalysd_edge.workflows.calibrate import good_photos
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
+from anomalysd_edge.workflows.photo_sources import good_photos
+from benchmarks.few_tests import few_tests
 
 ALONE = "prototypes alone"
 SETTLING = "settling"
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="results, JSON")
     asked = parser.parse_args()
     bundle, data = read_bundle(asked.bundle), few_tests(open_dataset(asked.data), asked.tests)
-    with progress_bars() as progress, Opening(threads=asked.threads).detector(asked.bundle) as opened:
+    with progress_bars() as progress, InspectOptions(threads=asked.threads).detector(asked.bundle) as opened:
         arms = arms_of(preset_settings(bundle, "edge").scales)
         lesson, tests = _inspected(asked, bundle, data, opened, {**arms, SETTLING: {"settle": True}}, progress)
     weights = learned(lesson, list(arms))

@@ -20,15 +20,16 @@ from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, Prompts
-from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate, result_of
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import choose_shots, specs_of
+from benchmarks.few_tests import few_tests
 
 WAYS = ("whole", "detail", "both", "none")
 INSPECTED = {"whole": ("whole",), "detail": ("whole",), "both": ("whole", "detail"), "none": ("whole",)}
@@ -124,7 +125,7 @@ def _measure(
         if kept.is_file() and (stored := read_json(kept))["key"] == [state, asked.tests]:
             yield name, [result_of(r) for r in stored["results"]]
             continue
-        with Opening().detector(bundle_path) as opened:
+        with InspectOptions().detector(bundle_path) as opened:
             detector = Detector(
                 opened.networks,
                 bundle.schedule(),

@@ -28,9 +28,9 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.calibrate import good_photos
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
+from anomalysd_edge.workflows.photo_sources import good_photos
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -75,7 +75,7 @@ def main() -> None:
     schedule = bundle.schedule()
     photos = _photos(asked, bundle.manifest.classes)
     outcomes = []
-    with progress_bars() as progress, Opening().detector(asked.bundle) as opened:
+    with progress_bars() as progress, InspectOptions().detector(asked.bundle) as opened:
         side = opened.networks.sizes.latent_side
         fitting = [c for c in SETTINGS if max(c.get("scales", (1,))) <= side]
         for number, changes in enumerate(fitting):

@@ -22,13 +22,14 @@ from PIL import Image, ImageFilter
 
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import U8, Mask, Progress
-from anomalysd_edge.data.datasets import Sample, few_tests, open_dataset
+from anomalysd_edge.data.datasets import Sample, open_dataset
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, class_figures
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.doctor import examine
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
+from benchmarks.few_tests import few_tests
 
 Disturb = Callable[[U8, np.random.Generator], U8]
 
@@ -220,7 +221,10 @@ def main() -> None:
     asked = parser.parse_args()
     data = few_tests(open_dataset(asked.data, asked.classes.split(",") if asked.classes else None), asked.photos)
     effects: list[Effect] = []
-    with progress_bars() as progress, Opening(asked.preset, asked.backend).detector(asked.bundle) as detector:
+    with (
+        progress_bars() as progress,
+        InspectOptions(preset=asked.preset, backend=asked.backend).detector(asked.bundle) as detector,
+    ):
         for name, part in data.classes.items():
             effects += measure(detector, name, part.test, progress)
             said: dict[str, Any] = {"photos": asked.photos, "preset": asked.preset, "backend": asked.backend}

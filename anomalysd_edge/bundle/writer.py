@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +13,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from anomalysd_edge.bundle.manifest import FileRecord, Manifest, manifest_from_json
-from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, check_constants, golden_resizes
+from anomalysd_edge.bundle.manifest import ClassRecord, FileRecord, Manifest, manifest_from_json
+from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, Bundle, check_constants, golden_resizes
+from anomalysd_edge.bundle.signing import SIGNATURE
+from anomalysd_edge.bundle.update import LOCK
 from anomalysd_edge.core.files import folder_aside, json_ready, sha256_file, write_json
 from anomalysd_edge.core.types import Array
 from anomalysd_edge.errors import BundleError
+
+ENGINES = "engines"
+"""Folder of a bundle's TensorRT engines."""
 
 
 class BundleWriter:
@@ -71,3 +78,38 @@ def write_bundle(path: Path) -> Iterator[BundleWriter]:
         yield writer
         if not writer.finished:
             raise BundleError(f"the export to {path} ended without a manifest: nothing was written")
+
+
+def rewrite_bundle(
+    bundle: Bundle, out: Path, classes: Mapping[str, ClassRecord], constants: Mapping[str, Array]
+) -> None:
+    """Write `bundle` with other classes and constants to `out`, which may be its own folder.
+
+    Graphs and engines are linked where the file system allows it, else copied. The signature is dropped, and so are the
+    verify results of every precision: they compared the verdicts of other classes or thresholds.
+    """
+    old = bundle.manifest
+    precisions = {name: replace(record, gates={}) for name, record in old.precisions.items()}
+    with write_bundle(out) as writer:
+        for part in sorted(bundle.path.iterdir()):
+            if part.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE, ENGINES):
+                _link(part, writer.folder / part.name)
+        writer.finish(replace(old, classes=dict(classes), precisions=precisions), constants)
+        # Engines have digests of their own in the manifest, and may be removed: not among the bundle's files.
+        if (bundle.path / ENGINES).is_dir():
+            _link(bundle.path / ENGINES, writer.folder / ENGINES)
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target

@@ -1,96 +1,38 @@
-"""The verbs and options of many boxes: --ray, push, pull, rollback, fleet status, plan-capacity."""
+"""The verbs of many boxes: push, pull, rollback, fleet status, plan-capacity. Each imports its package when called."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from anomalysd_edge.errors import BackendError, InputError, SettingsError
+from anomalysd_edge.cli import options
+from anomalysd_edge.cli.options import listed
+from anomalysd_edge.errors import BackendError, InputError
 from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
-if TYPE_CHECKING:
-    from anomalysd_runtime.distributed.ray_inspect import RaySettings
-
-EXTRAS = {"ray": "ray", "fsspec": "fleet"}
-"""Which extra brings what these verbs import."""
-
-Ray = Annotated[
-    str | None, typer.Option(help="Judge over Ray: 'local' starts it here, or a cluster's address, or auto.")
-]
-Workers = Annotated[int, typer.Option(help="With --ray: workers, each with --threads threads (1 if left out).")]
-Gpus = Annotated[float, typer.Option(help="With --ray: GPUs that a worker claims; 0.5 lets two share one.")]
-JournalFile = Annotated[
-    Path | None, typer.Option(help="With --ray: keep answers in this file; the same command goes on from it.")
-]
-PublicKey = Annotated[
-    Path | None, typer.Option("--require-signature", help="Public key (PEM) that must have signed the bundle.")
-]
-Into = Annotated[Path, typer.Option("--into", help="The box's folder of bundles; serve FOLDER/NAME from it.")]
+Into = Annotated[Path, Option("--into", help="Folder of bundles on this box; serve its FOLDER/NAME.")]
 BoxUrl = Annotated[
-    str | None, typer.Option("--box", help="Address of the running box, to let it open the bundle without a hole.")
+    str | None,
+    Option("--box", help="Address of the running box, which then opens the version without an interruption."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-
-TritonDir = Annotated[
-    Path | None, typer.Option("--triton", help="Write a model repository for Triton there, from the bundle.")
-]
-TritonName = Annotated[str | None, typer.Option(help="With --triton: the model's name; the bundle's if left out.")]
-TritonBackend = Annotated[
-    str,
-    typer.Option(help="With --triton: cpu, cuda or ort-tensorrt, with a precision as in cuda:fp16."),
-]
-TritonInstances = Annotated[int, typer.Option(help="With --triton: groups of photos that are on their way at once.")]
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether `path` is a bundle and not a run."""
-    from anomalysd_edge.bundle.reader import MANIFEST
-
-    return (path / MANIFEST).is_file()
-
-
-def write_triton(
-    bundle: Path, out: Path | None, name: str | None, backend: str, preset: str, instances: int, force: bool
-) -> None:
-    """The body of `sd-edge export BUNDLE --triton DIR`. Raises InputError without a DIR."""
-    from anomalysd_edge.bundle.reader import read_bundle
-    from anomalysd_edge.fleet.registry import check_name
-    from anomalysd_export.triton.repository import TritonSettings, write_repository
-
-    if out is None:
-        raise InputError(f"{bundle} is a bundle already; give --triton DIR for a model repository of it")
-    settings = TritonSettings(
-        check_name(name or bundle.resolve().name), backend, preset, instances=instances, force=force
-    )
-    models = write_repository(read_bundle(bundle), out, settings)
-    say(f"model repository written: {out} ({', '.join(models)}); next: tritonserver --model-repository {out}")
-
-
-def cluster(ray: str | None, workers: int, gpus: float, journal: Path | None) -> RaySettings | None:
-    """What the options ask for; None without --ray. Raises SettingsError."""
-    if ray is None:
-        if journal is not None:
-            raise SettingsError("--journal goes with --ray; give --ray local to use this machine's cores")
-        return None
-    from anomalysd_runtime.distributed.ray_inspect import RaySettings
-
-    return RaySettings(ray, workers, gpus, journal)
 
 
 def push(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    registry: Annotated[str, typer.Argument(help="Folder, or a URL of fsspec: s3://..., sftp://..., file://...")],
-    name: Annotated[str | None, typer.Option(help="Its name there; the folder's if left out.")] = None,
-    require_signature: PublicKey = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    bundle: options.BundleDir,
+    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder, or URL for fsspec: s3://, sftp://.")],
+    name: Annotated[str | None, Option(help="Name in the registry; the folder's if left out.")] = None,
+    require_signature: options.PublicKey = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Put a bundle into a registry as the latest of its name; what is there already is not sent again."""
+    """Upload a bundle to a registry as the latest version of its name; files that it holds are not sent again.
+
+    Example: sd-edge push BUNDLE s3://models/registry --name line
+    """
     from anomalysd_edge.fleet.registry import push as put
 
     with progress_bars(quiet) as progress:
@@ -102,18 +44,23 @@ def push(
 
 
 def pull(
-    registry: Annotated[str, typer.Argument(help="Folder or URL that push wrote to; http(s):// will do to read.")],
-    name: Annotated[str, typer.Argument(help="The bundle's name there.")],
+    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to; also http(s)://.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the bundle in the registry.")],
     into: Into,
-    version: Annotated[str | None, typer.Option(help="A version; the latest if left out.")] = None,
-    require_signature: PublicKey = None,
+    version: Annotated[str | None, Option(help="Version; the latest if left out.")] = None,
+    require_signature: options.PublicKey = None,
     box: BoxUrl = None,
-    older: Annotated[bool, typer.Option("--older", help="Take a latest that is older than the one in use.")] = False,
-    keep: Annotated[int, typer.Option(help="Versions to keep, the current one among them.", min=2)] = 2,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    older: Annotated[
+        bool, Option("--older", help="Accept a latest version that is older than the one in use.")
+    ] = False,
+    keep: Annotated[int, Option(help="Versions to keep on the box, the current one included.", min=2)] = 2,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Bring a bundle from a registry: whole, checked, then switched to in one step; the one before is kept."""
+    """Download a bundle from a registry, check it, and switch to it in one step; the version before is kept.
+
+    Example: sd-edge pull s3://models/registry line --into BUNDLES
+    """
     from anomalysd_edge.fleet.pulling import pull as get
 
     with progress_bars(quiet) as progress:
@@ -132,11 +79,14 @@ def pull(
 
 
 def rollback(
-    name: Annotated[str, typer.Argument(help="The bundle's name.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the bundle.")],
     into: Into,
     box: BoxUrl = None,
 ) -> None:
-    """Go back to the version that counted before the last pull; a second time goes forward again."""
+    """Return to the version in use before the last pull; a second call returns to the newer one.
+
+    Example: sd-edge rollback line --into BUNDLES
+    """
     from anomalysd_edge.fleet.installed import Installed
 
     installed = Installed(into, name)
@@ -149,7 +99,7 @@ def rollback(
 
 
 def _reload(into: Path, name: str, box: str, before: str | None) -> None:
-    """Tell the box; where it cannot open the new version, the one before counts again and the exit code is 1."""
+    """Let the box open the new version; where it cannot, switch back to the one before and exit with code 1."""
     from anomalysd_edge.fleet.box_client import reload
     from anomalysd_edge.fleet.installed import Installed
 
@@ -166,22 +116,28 @@ def _reload(into: Path, name: str, box: str, before: str | None) -> None:
     say(f"{box} has {opened} open" if opened else f"no box answers at {box}; it opens this version when it starts")
 
 
-fleet = typer.Typer(help="The boxes together.", no_args_is_help=True, rich_markup_mode=None)
+fleet = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @fleet.callback()
 def _fleet() -> None:
-    """The boxes together."""
+    """Show the state of many boxes.
+
+    Example: sd-edge fleet status http://10.0.0.7:8080
+    """
 
 
-@fleet.command()
+@fleet.command(short_help="Show health, verdicts and load of each box.")
 def status(
-    boxes: Annotated[list[str] | None, typer.Argument(help="Addresses, as http://10.0.0.7:8080.")] = None,
-    file: Annotated[Path | None, typer.Option("--boxes", help="File with an address a line.")] = None,
-    timeout_s: Annotated[float, typer.Option(help="How long a box may take to answer.")] = 5.0,
-    as_json: AsJson = False,
+    boxes: Annotated[list[str] | None, Argument(metavar="BOX", help="Addresses, as http://10.0.0.7:8080.")] = None,
+    file: Annotated[Path | None, Option("--boxes", help="File of addresses, one a line.")] = None,
+    timeout_s: Annotated[float, Option(help="Seconds that a box may take to answer.")] = 5.0,
+    as_json: options.AsJson = False,
 ) -> None:
-    """How the boxes are, by their /health and /metrics; exit code 1 where one is not ok. SD_EDGE_TOKEN if they ask."""
+    """Show health, verdicts and load of each box; exit code 1 where one is not ok.
+
+    Reads /health and /metrics of each; a token, where they need one, is taken from SD_EDGE_TOKEN.
+    """
     from anomalysd_edge.fleet.box_client import fleet_state, read_boxes
 
     urls = [*(boxes or ()), *(read_boxes(file) if file else ())]
@@ -207,22 +163,23 @@ def status(
 
 
 def plan_capacity(
-    measured: Annotated[Path, typer.Argument(help="bench.json of 'sd-edge bench BUNDLE --photos DIR --out DIR'.")],
-    photos_per_second: Annotated[float, typer.Option(help="Photos a second, all boxes together.")],
-    deadline_ms: Annotated[float, typer.Option(help="From arrival at a box to the verdict.")],
-    gpu: Annotated[
-        str | None, typer.Option(help="GPUs to estimate for, by commas: l4,h100,... or NAME=TFLOPS:GB/S.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Which rows of the file: those of this preset; the fastest counts.")
-    ] = "edge",
-    share: Annotated[float, typer.Option(help="Percent of the photos that must keep the deadline.")] = 99.0,
-    steady: Annotated[bool, typer.Option("--steady", help="Photos come at even times, as on a belt.")] = False,
-    spare: Annotated[int, typer.Option(help="Boxes that may be down.")] = 0,
-    group: Annotated[int, typer.Option(help="Photos that a box judges at once, as serve --group.")] = 4,
-    as_json: AsJson = False,
+    measured: Annotated[Path, Argument(metavar="MEASURED", help="bench.json, or its folder, as bench --out wrote it.")],
+    photos_per_second: Annotated[float, Option(help="Photos per second, of all boxes together.")],
+    deadline_ms: Annotated[float, Option(help="Milliseconds from arrival at a box to the verdict.")],
+    gpu: Annotated[str | None, Option(help="GPUs to estimate, as l4,h100 or NAME=TFLOPS:GB/S.")] = None,
+    preset: Annotated[str, Option(help="Preset whose fastest row in the file is used.")] = "edge",
+    share: Annotated[float, Option(help="Percent of the photos that must meet the deadline.")] = 99.0,
+    steady: Annotated[bool, Option("--steady", help="Photos arrive at even intervals, as on a belt.")] = False,
+    spare: Annotated[int, Option(help="Boxes that may fail at a time.")] = 0,
+    group: Annotated[int, Option(help="Photos that a box inspects together, as serve --group.")] = 4,
+    as_json: options.AsJson = False,
 ) -> None:
-    """How many boxes, of the measured kind and of GPUs by estimate; exit code 1 where no number keeps the deadline."""
+    """Estimate how many boxes meet a photo rate and a deadline; exit code 1 where no number does.
+
+    For the measured machine, and for GPUs by their published rates.
+
+    Example: sd-edge plan-capacity OUT --photos-per-second 6 --deadline-ms 3000
+    """
     from anomalysd_edge.core.files import read_json
     from anomalysd_edge.fleet import capacity
 
@@ -231,11 +188,10 @@ def plan_capacity(
     read = capacity.read_bench(value, str(file))
     costs = [cost for row, cost in zip(value["rows"], read, strict=True) if row.get("plan") == preset]
     if not costs:
-        raise InputError(f"{file} holds no row of the preset {preset!r}; measure it: sd-edge bench --plan {preset}")
+        raise InputError(f"{file} holds no row of the preset {preset!r}; measure it: sd-edge bench --preset {preset}")
     wanted = capacity.Wanted(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
-    names = [word.strip() for word in (gpu or "").split(",") if word.strip()]
     best = min(costs, key=lambda cost: cost.seconds)
-    found = capacity.plans(best, capacity.machine_of(value, best), names, wanted)
+    found = capacity.plans(best, capacity.machine_of(value, best), listed(gpu), wanted)
     if as_json:
         show_json(found)
     else:
@@ -249,12 +205,3 @@ def plan_capacity(
     if all(plan.boxes is None for plans in found for plan in plans):
         say(f"no number of boxes keeps {deadline_ms:g} ms: a photo alone takes longer; use a faster preset or box")
         raise typer.Exit(1)
-
-
-def register(app: typer.Typer) -> None:
-    """Hang the verbs into the command."""
-    app.command()(push)
-    app.command()(pull)
-    app.command()(rollback)
-    app.add_typer(fleet, name="fleet")
-    app.command("plan-capacity")(plan_capacity)

@@ -1,40 +1,32 @@
-"""One measured configuration of a bench: what was asked for, and the row of figures that it gave."""
+"""One measured configuration of a bench: the request, and the row of figures that it gave."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from anomalysd_edge.bundle.open_options import OpenOptions
+
 STAGES = ("file", "preprocess", "features", "prototypes", "encode", "unet", "decode", "distance", "score", "rest")
 """Where a photo's time is booked; `rest` is what no stage has."""
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    """A row of the table."""
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest(OpenOptions):
+    """One row of the table: how the bundle is opened, and how often photos are inspected."""
 
     bundle: str
     """Its folder."""
     photos: list[tuple[str, str]]
     """(file, class), taken in turn."""
-    preset: str = "edge"
-    """The plan."""
-    backend: str = "cpu"
-    """KIND or KIND:PRECISION."""
-    batch: int = 16
-    """Largest UNet batch."""
     in_flight: int = 1
     """Photos that are inspected together."""
     rounds: int = 20
     """Inspections that count, each of `in_flight` photos."""
     warm_up: int = 2
     """Inspections before, which do not."""
-    threads: int | None = None
-    """CPU threads; all cores if None."""
     seconds: float = 0.0
     """No further round is begun after so long (at least one is made); 0 = no limit."""
-    force: bool = False
-    """Also a precision that the gate refused."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Inspection settings over the preset's, for instance other scales."""
 
@@ -57,7 +49,7 @@ class BenchRow:
     stages_ms: dict[str, float]
     """Means a photo, by STAGES."""
     in_networks: float
-    """Share of the time behind the networks' door."""
+    """Share of the time inside the networks."""
     counts: dict[str, dict[str, float]]
     """Calls, samples, bytes and seconds of each network, a photo."""
     peak_rss_bytes: int

@@ -1,40 +1,40 @@
-"""What a person sees of long work at a terminal: a bar with an estimate, tables, one clear sentence for an error."""
+"""Output at a terminal: progress bars with an estimate of the time left, tables, JSON, sentences."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-
-from anomalysd_edge.core.files import json_ready
-
-Report = Callable[[str, int, int, str], None]
-"""progress(phase, done, total, detail): how every long step tells where it is."""
+if TYPE_CHECKING:
+    from anomalysd_edge.core.types import Progress
 
 
 @contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Report]:
+def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """A bar per phase on stderr, with the time left. Where stderr is no terminal: a line now and then."""
     if quiet:
         yield lambda _phase, _done, _total, _detail: None
         return
+    # rich takes longer to import than a short command to run: only where it shows something.
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         with _lines() as report:
             yield report
         return
+    from rich import progress
+
     columns = (
-        TextColumn("[bold]{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[detail]}"),
+        progress.TextColumn("[bold]{task.description:>12}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
+        progress.TextColumn("[dim]{task.fields[detail]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
+    with progress.Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int, detail: str) -> None:
@@ -46,7 +46,7 @@ def progress_bars(quiet: bool = False) -> Iterator[Report]:
 
 
 @contextmanager
-def _lines() -> Iterator[Report]:
+def _lines() -> Iterator[Progress]:
     import time
 
     began: dict[str, float] = {}
@@ -67,6 +67,9 @@ def _lines() -> Iterator[Report]:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> None:
     """A table on stdout; floats with one decimal, None and NaN as a dash; a row that starts with 'mean' is set off."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
@@ -86,6 +89,8 @@ def _cell(value: str | int | float | None) -> str:
 
 def show_json(value: Any) -> None:
     """`value` on stdout as JSON; NaN becomes null."""
+    from anomalysd_edge.core.files import json_ready
+
     print(json.dumps(json_ready(value), indent=2, allow_nan=False))  # noqa: T201
 
 

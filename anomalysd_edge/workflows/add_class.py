@@ -1,7 +1,7 @@
 """`sd-edge add-class`: one more class in a bundle, without training: prompt states, prototypes, thresholds.
 
-The text encoder never travels with a bundle, so this runs where it is: on the box that trained, or wherever the base
-model lies. That it is the same one is checked on a prompt whose states the bundle holds.
+A bundle holds no text encoder, so this runs where one is installed: on the machine that trained, or where the base
+model is. The encoder is checked against the bundle's own states of the empty prompt.
 """
 
 from __future__ import annotations
@@ -12,16 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle.detector_factory import (
-    calibration_task,
-    class_record,
-    constant_tensors,
-    preset_settings,
-)
-from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, read_bundle
-from anomalysd_edge.bundle.signing import SIGNATURE
-from anomalysd_edge.bundle.update import LOCK
-from anomalysd_edge.bundle.writer import write_bundle
+from anomalysd_edge.bundle.detector_factory import calibration_task, class_record, constant_tensors, preset_settings
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
+from anomalysd_edge.bundle.writer import rewrite_bundle
 from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, Progress
@@ -30,15 +23,14 @@ from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, is_de
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.vision.images import list_images, load_rgb
-from anomalysd_edge.workflows.calibrate import ENGINES, link
 
 SAME_STATES = 1e-3
 """Largest difference from the bundle's own prompt states that another machine's rounding may make."""
 
 
-@dataclass(frozen=True)
-class AddRequest:
-    """What `sd-edge add-class` was asked."""
+@dataclass(frozen=True, kw_only=True)
+class AddClassRequest:
+    """What `sd-edge add-class` shall do."""
 
     bundle: Path
     """The bundle that gets the class."""
@@ -61,8 +53,8 @@ class AddRequest:
 
 
 @dataclass(frozen=True)
-class Added:
-    """What was added."""
+class AddedClass:
+    """The class that was added."""
 
     bundle: Path
     """Where the new bundle lies."""
@@ -83,37 +75,37 @@ class Added:
         return f"class {self.name!r} added from {self.shots} photos: {self.bundle} (thresholds: {found})"
 
 
-def add_class(asked: AddRequest, progress: Progress) -> Added:
+def add_class(request: AddClassRequest, progress: Progress) -> AddedClass:
     """Add the class and write. Raises ClassError (name taken), DatasetError (no photos), InputError (no encoder)."""
-    bundle = read_bundle(asked.bundle)
-    check_name(asked.name)
-    if asked.name in bundle.manifest.classes:
-        raise ClassError(f"{asked.bundle} has a class {asked.name!r} already; calibrate it, or choose another name")
-    files = list_images(asked.photos)[: asked.shots] if asked.photos.is_dir() else []
+    bundle = read_bundle(request.bundle)
+    check_name(request.name)
+    if request.name in bundle.manifest.classes:
+        raise ClassError(f"{request.bundle} has a class {request.name!r} already; calibrate it, or choose another name")
+    files = list_images(request.photos)[: request.shots] if request.photos.is_dir() else []
     if not files:
-        raise DatasetError(f"{asked.photos} holds no photos; give the folder of the class's good ones")
+        raise DatasetError(f"{request.photos} holds no photos; give the folder of the class's good ones")
     photos = [load_rgb(file) for file in files]
-    user = load_classes(asked.class_file) if asked.class_file else None
-    spec = class_spec(asked.name, user)
-    if not is_described(asked.name, user):
+    user = load_classes(request.class_file) if request.class_file else None
+    spec = class_spec(request.name, user)
+    if not is_described(request.name, user):
         spec = guess(spec, photos[:4])
-    prompts = _states(bundle, spec, asked.text_encoder)
+    prompts = _states(bundle, spec, request.text_encoder)
     presets = sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]
     from anomalysd_runtime.onnx.networks import OnnxNetworks
 
     found: dict[str, ClassConstants] = {}
-    with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
+    with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
         for preset in presets:
-            task = calibration_task(
-                bundle, networks, {asked.name: photos}, preset_settings(bundle, preset), asked.settings
-            )
-            task = replace(task, specs={asked.name: spec}, prompts={asked.name: prompts})
-            found[preset] = calibrate(task, progress).classes[asked.name]
-    out = asked.out or asked.bundle
-    _write(bundle, out, spec, len(photos), found)
-    return Added(
-        out, asked.name, len(photos), {preset: constants.calibration.threshold for preset, constants in found.items()}
-    )
+            inspect = preset_settings(bundle, preset)
+            task = calibration_task(bundle, networks, {request.name: photos}, inspect, request.settings)
+            task = replace(task, specs={request.name: spec}, prompts={request.name: prompts})
+            found[preset] = calibrate(task, progress).classes[request.name]
+    out = request.out or request.bundle
+    added = constant_tensors({spec.name: next(iter(found.values()))}, bundle.constants[NEGATIVE_PROMPT])
+    classes = {**bundle.manifest.classes, spec.name: class_record(spec, len(photos), found)}
+    rewrite_bundle(bundle, out, classes, {**bundle.constants, **added})
+    thresholds = {preset: constants.calibration.threshold for preset, constants in found.items()}
+    return AddedClass(out, request.name, len(photos), thresholds)
 
 
 def _states(bundle: Bundle, spec: ClassSpec, place: Path | None) -> dict[str, F32]:
@@ -139,23 +131,3 @@ def _states(bundle: Bundle, spec: ClassSpec, place: Path | None) -> dict[str, F3
     prompts = spec.prompts()
     levels = {"whole": prompts.whole, "detail": prompts.detail}
     return {level: encode(text) for level, text in levels.items() if text is not None}
-
-
-def _write(bundle: Bundle, out: Path, spec: ClassSpec, shots: int, found: dict[str, ClassConstants]) -> None:
-    old = bundle.manifest
-    manifest = replace(
-        old,
-        classes={**old.classes, spec.name: class_record(spec, shots, found)},
-        # A gate compared the verdicts of the classes that there were: it has to be asked again.
-        precisions={name: replace(record, gates={}) for name, record in old.precisions.items()},
-    )
-    first = next(iter(found.values()))
-    added = constant_tensors({spec.name: first}, bundle.constants[NEGATIVE_PROMPT])
-    with write_bundle(out) as writer:
-        for part in sorted(bundle.path.iterdir()):
-            if part.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE, ENGINES):
-                link(part, writer.folder / part.name)
-        writer.finish(manifest, {**bundle.constants, **added})
-        # After the digests were taken: engines have records of their own, and may be removed without harm.
-        if (bundle.path / ENGINES).is_dir():
-            link(bundle.path / ENGINES, writer.folder / ENGINES)

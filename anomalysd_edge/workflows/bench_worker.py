@@ -2,7 +2,7 @@
 
     python -m anomalysd_edge.workflows.bench_worker < request.json
 
-what `sd-edge bench` runs for each row of its table.
+is what `sd-edge bench` runs for each row of its table.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from anomalysd_edge.profiling.hardware import EnergyMeter, gpu_memory_bytes, pea
 from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.profiling.network_meter import Meter, MeteredNetworks
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.open_options import Opening
 
 
-def measure(asked: BenchRequest, started: float) -> BenchRow:
+def measure(request: BenchRequest, started: float) -> BenchRow:
     """Measure; `started` is time.time() at the process's start. Raises what opening and inspecting raise."""
+    from anomalysd_runtime.loading import open_with
+
     began = time.time()
-    how = Opening(asked.preset, asked.backend, asked.threads, asked.batch, asked.force)
-    detector = how.detector(Path(asked.bundle))
+    detector = open_with(Path(request.bundle), request)
     with detector:
-        if asked.changes:
-            settings = InspectSettings.from_json({**detector.settings.to_json(), **asked.changes})
+        if request.changes:
+            settings = InspectSettings.from_json({**detector.settings.to_json(), **request.changes})
             detector = detector.under(settings, detector.classes)
         networks = MeteredNetworks(detector.networks)
         metered = detector.over(networks)
-        metered.group = asked.in_flight
+        metered.group = request.in_flight
         opened = time.time()
-        turn = _turns(asked.photos, asked.in_flight)
+        turn = _turns(request.photos, request.in_flight)
         _round(metered.inspect, turn(0))
         first = time.time()
-        warm = [_round(metered.inspect, turn(1 + i))[0] for i in range(max(0, asked.warm_up - 1))]
+        warm = [_round(metered.inspect, turn(1 + i))[0] for i in range(max(0, request.warm_up - 1))]
         networks.meter = Meter()
         taken: list[float] = []
         stages = dict.fromkeys(STAGES, 0.0)
         memory: list[int] = []
-        until = time.monotonic() + asked.seconds if asked.seconds else None
+        until = time.monotonic() + request.seconds if request.seconds else None
         with EnergyMeter() as energy:
-            while len(taken) < asked.rounds and (until is None or not taken or time.monotonic() < until):
+            while len(taken) < request.rounds and (until is None or not taken or time.monotonic() < until):
                 whole, parts = _round(metered.inspect, turn(len(taken)))
                 taken.append(whole)
                 memory.append(peak_rss_bytes())
                 for stage, ms in parts.items():
                     stages[stage] += ms
-        photos = len(taken) * asked.in_flight
+        photos = len(taken) * request.in_flight
         counts = networks.meter.to_json()
         spent = sum(taken)
         return BenchRow(
-            plan=asked.preset, backend=networks.backend, batch=asked.batch, in_flight=asked.in_flight,
+            plan=request.preset, backend=networks.backend, batch=request.max_batch, in_flight=request.in_flight,
             mode=detector.mode, rounds=len(taken),
             p50_ms=float(np.percentile(taken, 50)), p95_ms=float(np.percentile(taken, 95)),
             p99_ms=float(np.percentile(taken, 99)), photos_a_second=photos / spent * 1e3,
@@ -99,9 +99,9 @@ def _round(
 
 def main() -> None:
     """Read a request from stdin, with the time it was sent; write the row to stdout."""
-    request = json.load(sys.stdin)
+    message = json.load(sys.stdin)
     try:
-        row = measure(BenchRequest(**request["asked"]), float(request["sent"]))
+        row = measure(BenchRequest(**message["request"]), float(message["sent"]))
     except SDEdgeError as error:
         print(json.dumps({"error": str(error)}))  # noqa: T201
         return

@@ -1,9 +1,7 @@
-"""The body of `sd-edge build`: precision graphs, then engines from them. Opens the other rooms inside functions."""
+"""`sd-edge build`: the graphs of a precision, then TensorRT engines from them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,64 +12,61 @@ from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import writing
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import few_shot, open_dataset
-from anomalysd_edge.errors import BackendError, DatasetError, SettingsError
+from anomalysd_edge.errors import BackendError, SettingsError
 from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.photo_sources import good_photos
 
 ENGINE_KINDS = ("onnx", *ENGINES)
 """onnx makes the precision's graphs and stops there: ONNX Runtime runs them as they are."""
-CALIBRATION_SHOTS = 4
-"""Good photos of a class that find the ranges of int8 and fp8, where the bundle was made of none."""
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What `sd-edge build` was asked."""
+    """What `sd-edge build` shall make."""
 
     bundle: Path
     """The bundle; it is changed."""
     engine: str
-    """onnx, rtx or tensorrt."""
+    """One of ENGINE_KINDS."""
     precision: str = "fp16"
     """fp32, fp16, bf16, int8 or fp8."""
-    targets: str | None = None
-    """Architectures with commas, as sm86,sm89; 'portable' if left out. For rtx only."""
-    batches: str | None = None
-    """Static batch sizes with commas; what the planner asks for if left out."""
-    memory_budget: str | None = None
-    """Device memory for the engines, as 6GiB."""
-    host_memory: str | None = None
-    """Memory of a building process, as 8GiB."""
+    targets: tuple[str, ...] = ()
+    """For rtx: GPU architectures, as sm86; portable if empty."""
+    batches: tuple[int, ...] | None = None
+    """Static batch sizes; those that the bundle's presets ask for if None."""
+    memory_budget_bytes: int | None = None
+    """Device memory for the engines; no limit if None."""
+    host_memory_bytes: int | None = None
+    """Memory of a building process; no limit if None."""
     photos: Path | None = None
-    """Good photos, for int8 and fp8."""
-    quantised: str = "unet"
-    """Networks that int8 and fp8 quantise, with commas."""
+    """Good photos for the value ranges of int8 and fp8: a run, a data set or a folder."""
+    quantised: tuple[str, ...] = ("unet",)
+    """Networks that int8 and fp8 quantise."""
     preset: str = "edge"
     """Preset whose latents and timesteps the ranges are found with."""
     threads: int | None = None
-    """CPU threads of the calibration."""
+    """CPU threads; all cores if None."""
     rebuild: bool = False
-    """Make graphs and engines anew even where they are there."""
+    """Make graphs and engines again where they exist."""
 
 
 @dataclass
 class BuildReport:
-    """What a build did."""
+    """What `sd-edge build` made."""
 
     precision: str
     """The precision."""
     made_graphs: bool
-    """Whether its graphs were made now."""
+    """Whether its graphs were made by this build."""
     graphs: dict[str, dict[str, int]]
     """Per network: bytes, float32 islands, quantised nodes."""
     engines: list[EngineRecord] = field(default_factory=list)
     """Engines, new and kept."""
     kept: list[str] = field(default_factory=list)
-    """Networks whose engine was there with the same fingerprint."""
+    """Networks whose engine existed with the same fingerprint."""
     predicted_peak_bytes: int = 0
-    """Device memory foretold: the engines (or their weights, if larger) and the largest activations."""
+    """Predicted device memory: the engines (or their weights, if larger) and the largest activations."""
     dropped: tuple[str, ...] = ()
     """Batch sizes that did not fit the budget."""
     over_budget: bool = False
@@ -79,7 +74,7 @@ class BuildReport:
     seen_peak_bytes: int | None = None
     """Device memory after opening and running the engines; None where there is no GPU here."""
     unseen_because: str = ""
-    """Why it was not seen."""
+    """Why it was not measured."""
     signature_void: bool = False
     """Whether the bundle was signed before and has to be signed again."""
 
@@ -132,7 +127,7 @@ class BuildReport:
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildReport:
-    """Make what is asked and missing. Raises SettingsError for unknown words, BackendError where a build fails."""
+    """Make what the bundle lacks. Raises SettingsError for unknown names, BackendError where a build fails."""
     if request.engine not in ENGINE_KINDS:
         raise SettingsError(f"the engine {request.engine!r} is unknown, expected one of {', '.join(ENGINE_KINDS)}")
     if request.precision not in PRECISIONS:
@@ -155,21 +150,20 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
 
 
 def _outdated(bundle: Bundle, request: BuildRequest) -> bool:
-    """Whether int8 or fp8 graphs are there that quantise other networks than are asked for now."""
+    """Whether int8 or fp8 graphs exist that quantise other networks than the request names."""
     record = bundle.manifest.precisions.get(request.precision)
-    asked = sorted(_words(request.quantised))
     return (
         record is not None
         and request.precision in QUANTISED
         and request.photos is not None
-        and sorted(record.calibration.get("quantised", ())) != asked
+        and sorted(record.calibration.get("quantised", ())) != sorted(request.quantised)
     )
 
 
 def _graphs(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bundle:
     from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
 
-    settings = PrecisionSettings(request.precision, tuple(_words(request.quantised)), request.preset)
+    settings = PrecisionSettings(request.precision, request.quantised, request.preset)
     photos = []
     if request.precision in QUANTISED:
         if request.photos is None:
@@ -177,27 +171,9 @@ def _graphs(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bundle
                 f"{request.precision} needs good photos to find its ranges: give the data that the run was trained on "
                 "with --photos"
             )
-        photos = [(name, images.load_rgb(path)) for name, path in calibration_photos(bundle, request.photos)]
+        files = good_photos(request.photos, bundle.manifest.classes, None, partial=True)
+        photos = [(name, images.load_rgb(path)) for name, mine in files.items() for path in mine]
     return make_precision(bundle, settings, photos, request.threads, progress)
-
-
-def calibration_photos(bundle: Bundle, folder: Path) -> list[tuple[str, Path]]:
-    """The shots of every class of the bundle that `folder` holds: its first good photos, as training takes them."""
-    data = open_dataset(folder)
-    found: list[tuple[str, Path]] = []
-    for name, part in data.classes.items():
-        known = name if name in bundle.manifest.classes else None
-        if known is None and len(data.classes) == 1 and len(bundle.manifest.classes) == 1:
-            known = next(iter(bundle.manifest.classes))
-        if known is not None and part.train:
-            count = min(bundle.manifest.classes[known].shots or CALIBRATION_SHOTS, len(part.train))
-            found += [(known, path) for path in few_shot(part.train, count, None, name)]
-    if not found:
-        raise DatasetError(
-            f"{folder} holds no good photos of the bundle's classes ({', '.join(bundle.manifest.classes)}): int8 "
-            "and fp8 take their ranges from them"
-        )
-    return found
 
 
 def _graph_sizes(bundle: Bundle, precision: str) -> dict[str, dict[str, int]]:
@@ -223,16 +199,16 @@ def _engines(bundle: Bundle, request: BuildRequest, report: BuildReport, progres
     settings = BuildSettings(
         kind=request.engine,
         precision=request.precision,
-        targets=tuple(_words(request.targets)) if request.targets else default,
-        batches=_sizes(request.batches) if request.batches else None,
-        memory_budget_bytes=memory_bytes(request.memory_budget, "--memory-budget"),
-        host_memory_bytes=memory_bytes(request.host_memory, "--host-memory"),
+        targets=request.targets or default,
+        batches=request.batches,
+        memory_budget_bytes=request.memory_budget_bytes,
+        host_memory_bytes=request.host_memory_bytes,
         rebuild=request.rebuild,
     )
     built = build_engines(bundle, settings, progress)
     assert built.profiles is not None
     report.engines, report.kept = built.engines, built.kept
-    # TensorRT for RTX keeps weights for every profile: engines may be larger than the graphs they were foretold from.
+    # TensorRT for RTX keeps weights for every profile: engines may be larger than the graphs they were predicted from.
     weights = max(built.profiles.weights_bytes, sum(record.bytes for record in built.engines))
     report.predicted_peak_bytes, report.dropped = weights + built.profiles.activations_bytes, built.profiles.dropped
     budget = settings.memory_budget_bytes
@@ -252,24 +228,3 @@ def _seen(bundle: Bundle, choice: BackendChoice) -> int:
         before = device.used_bytes()
         with TensorrtNetworks.of_bundle(bundle, choice):
             return device.used_bytes() - before
-
-
-def memory_bytes(text: str | None, option: str) -> int | None:
-    """'6GiB', '800MB' or a number of bytes; None stays None. Raises SettingsError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
-    if found is None or float(found[1]) <= 0:
-        raise SettingsError(f"{option} is {text!r}, expected a size such as 6GiB or 800MB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise SettingsError(f"--batch is {text!r}, expected whole numbers from 1, as in 1,4,8,16")
-    return tuple(sorted({int(word) for word in words}))
-
-
-def _words(text: str) -> Sequence[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

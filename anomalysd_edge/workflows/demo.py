@@ -1,7 +1,8 @@
-"""`sd-edge demo`: the whole chain on rendered parts, from a few good photos to a verdict, with nothing left out."""
+"""`sd-edge demo`: the whole chain on rendered parts: photos, training, bundle, verification, inspection, report."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from anomalysd_edge.errors import InputError
 from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.workflows.evaluate import evaluate_bundle
 from anomalysd_edge.workflows.export import export_to
+from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import train_on
-from anomalysd_edge.workflows.verify import verify_against
+from anomalysd_edge.workflows.verify import VerifyRequest, verify_against
 
 SHOTS = 4
 TEST_GOOD, TEST_BAD = 8, 10
@@ -23,10 +25,10 @@ MARKER = "demo.json"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo leaves on the screen."""
+    """What the demo shows at its end."""
 
     columns: tuple[str, ...]
-    """Of the table."""
+    """Titles of the table's columns."""
     rows: list[tuple[str, ...]]
     """Per class, then the mean."""
     sentence: str
@@ -64,10 +66,10 @@ def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     export_to(run, bundle, None, None, progress)
     timed("export", began)
     began = time.monotonic()
-    agreed = verify_against(bundle, run, data, 20, "edge", None, progress)
+    agreed = verify_against(VerifyRequest(bundle=bundle, run=run, photos=data), progress)
     timed("verify", began)
     began = time.monotonic()
-    measured = evaluate_bundle(bundle, data, None, report, ("edge", "cpu", None), progress)
+    measured = evaluate_bundle(bundle, data, None, report, InspectOptions(), progress)
     timed("inspect", began)
     write_json(
         out / MARKER,
@@ -89,8 +91,6 @@ def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
 
 
 def _clear(data: Path) -> None:
-    """Remove the data of an earlier demo, which the marker vouches for."""
-    import shutil
-
+    """Remove the data of an earlier demo; run_demo has checked the marker."""
     if data.exists():
         shutil.rmtree(data)

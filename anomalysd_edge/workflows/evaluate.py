@@ -1,4 +1,4 @@
-"""`sd-edge eval`: a bundle judged on labelled photos; results.json and the report."""
+"""`sd-edge eval`: AUROC, AUPRO and the like of a bundle on labelled photos; results.json and the report."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from anomalysd_edge.errors import ClassError, DatasetError
 from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.reports import gallery, inspection
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.ray_inspect import RaySettings
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What eval found."""
+class EvalResult:
+    """What `sd-edge eval` measured."""
 
     results: list[evaluate.ClassResult]
-    """Per class."""
+    """One for each class."""
     facts: dict[str, str]
     """Bundle, preset, backend, mode."""
     columns: tuple[str, ...] = evaluate.COLUMNS
-    """Of `rows`."""
+    """Titles of the columns of `rows`."""
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The table."""
+        """One row a class, then the mean."""
         return evaluate.table_rows(self.results)
 
     def to_json(self) -> dict[str, Any]:
@@ -46,15 +46,16 @@ def evaluate_bundle(
     data: Path,
     classes: list[str] | None,
     out: Path | None,
-    how: Opening | tuple[str, str, int | None],
+    options: InspectOptions,
     progress: Progress,
     cluster: RaySettings | None = None,
-) -> Measured:
-    """`sd-edge eval`; with `out`, results.json and report.html; with `cluster` the photos are judged over Ray."""
-    how = how if isinstance(how, Opening) else Opening(*how)
+) -> EvalResult:
+    """Inspect every test photo; with `out`, write results.json and report.html; with `cluster`, inspect over Ray.
+
+    Raises ClassError for a class that the bundle does not hold, DatasetError where no photo is labelled.
+    """
     found = open_dataset(data, classes)
-    # On one machine the detector's opening checks the files.
-    bundle = read_bundle(bundle_path, cluster is not None, how.public_key if cluster else None)
+    bundle = read_bundle(bundle_path, public_key=options.public_key)
     known = bundle.manifest.classes
     unknown = [name for name in found.classes if name not in known]
     if unknown:
@@ -71,17 +72,17 @@ def evaluate_bundle(
 
     watch = keep if out else None
     if cluster is None:
-        with how.detector(bundle_path) as detector:
+        with options.detector(bundle) as detector:
             results = evaluate.evaluate(detector, found, progress, watch)
             ran = {"backend": detector.networks.backend, "mode": detector.mode}
     else:
         from anomalysd_edge.workflows.ray import ClusterJudge
 
-        judge = ClusterJudge(bundle, how, cluster)
+        judge = ClusterJudge(bundle, options, cluster)
         results = evaluate.measure(judge.judge(found, progress), found, None, watch)
         ran = judge.facts
-    facts = {"bundle": bundle_path.name, "preset": how.preset, **ran}
-    measured = Measured(results, facts)
+    facts = {"bundle": bundle_path.name, "preset": options.preset, **ran}
+    measured = EvalResult(results, facts)
     if out:
         write_json(out / "results.json", measured.to_json())
         if (picture := inspection.examples_picture(rows)) is not None:

@@ -1,17 +1,14 @@
-"""`sd-edge export`: from a run folder to a bundle."""
+"""`sd-edge export`: from a training run to a bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import load_classes
-
-if TYPE_CHECKING:
-    pass
 
 
 def export_to(
@@ -22,12 +19,12 @@ def export_to(
     progress: Progress,
     graphs: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """`sd-edge export`; `graphs`: the fields of ExportSettings."""
+    """Export the run to a bundle; `graphs` are fields of ExportSettings. Raises what read_run and export_run raise."""
     from anomalysd_edge.training.run import read_run
     from anomalysd_export.exporting import ExportSettings, export_run
 
     opened = read_run(run)
-    # The file's classes alone: of the others the run knows what their photos said.
+    # Only the file's classes: for the others the run records what was inferred from their photos.
     specs = load_classes(class_file) if class_file else None
     settings = ExportSettings(**(graphs or {}))
     return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)

@@ -1,11 +1,12 @@
-"""How the verbs open a bundle: one place for its options, and the way back to a build where an engine does not fit."""
+"""Opening a bundle for the command line: with a deadline, a memory budget, and engines built where they do not fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalysd_edge.bundle.backend_spec import BackendChoice, backend_choice
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.detector import Detector
@@ -13,43 +14,30 @@ from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.reports.console import say
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Options of inspect, eval and serve."""
-
-    preset: str = "edge"
-    """Inspection preset of the bundle."""
-    backend: str = "cpu"
-    """KIND or KIND:PRECISION, see backends.py."""
-    threads: int | None = None
-    """CPU threads; all cores if None."""
-    max_batch: int = 16
-    """Largest UNet batch; never changes a verdict."""
-    force: bool = False
-    """Serve a precision that the gate refused."""
-    public_key: Path | None = None
-    """Public key that must have signed the bundle."""
-    on_mismatch: str = "error"
-    """Where no engine fits this machine: error, rebuild or onnxruntime."""
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(OpenOptions):
+    """How inspect and eval open a bundle."""
 
     deadline_ms: float | None = None
-    """Milliseconds that a photo may take, from its pixels to its verdict; picks the mode (modes.py)."""
+    """Milliseconds that a photo may take, from its pixels to its verdict; picks the mode from the table of modes."""
+    memory_budget_bytes: int | None = None
+    """Memory that the process may take; lowers `max_batch` by what the table of modes measured on this machine."""
 
-    memory_budget: str | None = None
-    """Memory that the process may take, as 600MiB; lowers `max_batch` by what this machine's table measured."""
+    def detector(self, source: Path | Bundle) -> Detector:
+        """Open a bundle, by its folder or as it was read; a context manager. Raises what open_with raises.
 
-    def detector(self, bundle: Path) -> Detector:
-        """Open `bundle`; a context manager. Raises what anomalysd_runtime.loading.open_detector raises.
-
-        With a deadline, in the best mode that this machine's table has for it; without a table in the preset's own.
+        With a deadline, in the best mode of this machine's table that keeps it; without a table in the preset's own.
         """
-        opened = self._whole(bundle, self._batch(bundle))
+        from anomalysd_runtime.loading import open_with
+
+        folder = source.path if isinstance(source, Bundle) else source
+        opened = open_with(source, replace(self, max_batch=self._batch(folder)), rebuild=rebuilt)
         if self.deadline_ms is None:
             return opened
         try:
             if self.deadline_ms <= 0:
                 raise SettingsError(f"the deadline is {self.deadline_ms:g} ms, expected more than 0")
-            return self._within(opened, bundle, self.deadline_ms)
+            return self._within(opened, folder, self.deadline_ms)
         except BaseException:
             opened.networks.close()
             raise
@@ -57,13 +45,11 @@ class Opening:
     def _batch(self, bundle: Path) -> int:
         """`max_batch`, or less where the memory budget asks for it."""
         from anomalysd_edge.profiling.operating_points import batch_within, read_table
-        from anomalysd_edge.workflows.build import memory_bytes
 
-        budget = memory_bytes(self.memory_budget, "--memory-budget")
-        if budget is None:
+        if self.memory_budget_bytes is None:
             return self.max_batch
         table = read_table(bundle, self.preset, str(backend_choice(self.backend)), machine_name())
-        return min(self.max_batch, batch_within({} if table is None else table.peak_bytes, budget))
+        return min(self.max_batch, batch_within({} if table is None else table.peak_bytes, self.memory_budget_bytes))
 
     def _within(self, opened: Detector, bundle: Path, deadline_ms: float) -> Detector:
         from anomalysd_edge.profiling.operating_points import pick, read_table, under_mode
@@ -78,21 +64,6 @@ class Opening:
         found.label = mode.name
         return found
 
-    def _whole(self, bundle: Path, max_batch: int) -> Detector:
-        from anomalysd_runtime.loading import open_detector
-
-        return open_detector(
-            bundle,
-            self.preset,
-            self.backend,
-            self.threads,
-            max_batch,
-            force=self.force,
-            public_key=self.public_key,
-            on_mismatch=self.on_mismatch,
-            rebuild=rebuilt,
-        )
-
 
 def machine_name() -> str:
     """Processor, cores and GPU in words: what a table of modes was measured on."""
@@ -102,11 +73,12 @@ def machine_name() -> str:
 
 
 def rebuilt(bundle: Bundle, choice: BackendChoice) -> Bundle:
-    """Build engines for this machine and read the bundle back: for rtx, for the GPU that is here."""
+    """Build engines for the GPU of this machine and read the bundle again."""
     from anomalysd_edge.workflows.build import BuildRequest, build
     from anomalysd_runtime.tensorrt.cuda_device import gpu
 
     major, minor = gpu().capability
-    targets = f"sm{major}{minor}" if choice.kind == "rtx" else None
-    build(BuildRequest(bundle.path, choice.kind, choice.precision, targets), lambda *_: None)
+    targets = (f"sm{major}{minor}",) if choice.kind == "rtx" else ()
+    request = BuildRequest(bundle=bundle.path, engine=choice.kind, precision=choice.precision, targets=targets)
+    build(request, lambda *_: None)
     return read_bundle(bundle.path, verify=False)

@@ -1,11 +1,11 @@
-"""The few-shot protocol: train, export and measure for every number of shots and every seed; mean and spread of it all.
+"""`sd-edge protocol`: train, export and measure for every number of shots and every seed; mean and spread over seeds.
 
-OUT/protocol.json                 what was asked for; another asking needs another folder
+OUT/protocol.json                 the settings; other settings need another folder
 OUT/K-shot/seed-S/run, bundle     as sd-edge train and export write them
 OUT/K-shot/seed-S/classes/*.json  the figures of one class, with every photo's scores
 OUT/results.json, report.html, plots/class-NAME.svg
 
-What is there and fits is kept: a stopped protocol goes on where it was, to the training's last checkpoint.
+What exists and fits is kept: a stopped protocol resumes, within a training at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, ClassResult, evaluate, result_of
 from anomalysd_edge.reports.protocol import ProtocolReport
 from anomalysd_edge.workflows.export import export_to
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import choose_shots, train_on
 
 FIRST = "first"
-"""As a seed: the first K of the sorted good photos, trained with seed 0."""
+"""A seed that takes the first K of the sorted good photos and trains with seed 0."""
 PROTOCOL = "protocol.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProtocolRequest:
-    """What `sd-edge protocol` was asked for."""
+    """What `sd-edge protocol` shall measure."""
 
     data: Path
     """The data set."""
@@ -58,10 +58,10 @@ class ProtocolRequest:
     steps: int | None = None
     """UNet steps; the base's default if None."""
     device: str = "cpu"
-    """Of the training."""
+    """Device of the training: cpu or cuda."""
     calibrate: bool = False
-    """Let each class choose its own settings on synthetic anomalies, as sd-edge calibrate does."""
-    opening: Opening = field(default_factory=Opening)
+    """Choose settings for each class on synthetic anomalies, as sd-edge calibrate does."""
+    options: InspectOptions = field(default_factory=InspectOptions)
     """Preset, backend and threads of the inspection."""
 
     def __post_init__(self) -> None:
@@ -73,22 +73,16 @@ class ProtocolRequest:
 
     @property
     def base_name(self) -> str:
-        """The base without where its folder lies on this machine."""
+        """The base's name; of a folder its last part, since its place differs between machines."""
         return Path(self.base).name if Path(self.base).is_dir() else self.base
 
     def identity(self, names: Sequence[str]) -> dict[str, Any]:
-        """What results in one folder must share; shots and seeds may be added later."""
+        """Settings that all results in one folder share; shots and seeds may be added later."""
         return {
-            "dataset": self.dataset,
-            "classes": list(names),
-            "base": self.base_name,
-            "steps": self.steps,
-            "class_file": sha256_file(self.class_file) if self.class_file else None,
-            "calibrate": self.calibrate,
-            "preset": self.opening.preset,
-            "backend": self.opening.backend,
-            "metric_px": METRIC_PX,
-        }
+            "dataset": self.dataset, "classes": list(names), "base": self.base_name, "steps": self.steps,
+            "class_file": sha256_file(self.class_file) if self.class_file else None, "calibrate": self.calibrate,
+            "preset": self.options.preset, "backend": self.options.backend, "metric_px": METRIC_PX,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,23 +95,23 @@ class Cell:
 
     @property
     def shot_seed(self) -> int | None:
-        """For datasets.few_shot."""
+        """Seed of datasets.few_shot; None takes the first photos."""
         return None if self.seed == FIRST else int(self.seed)
 
     @property
     def label(self) -> str:
-        """For progress and tables."""
+        """Name in progress lines and tables."""
         return f"K{self.shots} s{self.seed}"
 
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """The whole protocol's result."""
+    """Results of every number of shots and every seed."""
 
     request: ProtocolRequest
     data: Dataset
     notes: list[str]
-    """Ways in which the photos are not the published ones; empty also where nothing was to be compared."""
+    """Ways in which the photos differ from the published ones; empty also without a published split."""
     cells: dict[Cell, list[ClassResult]]
     """Results of each cell, class by class."""
     shot_names: dict[Cell, dict[str, list[str]]]
@@ -129,20 +123,18 @@ class ProtocolResult:
         return {n: [found for cell, found in self.cells.items() if cell.shots == n] for n in numbers}
 
     def report(self) -> ProtocolReport:
-        """What is shown of it."""
-        asked, known = self.request, PUBLISHED.get(self.request.dataset or "")
-        title = known.title if known else self.data.root.resolve().name
+        """Title, facts and results for tables and the report."""
+        request, known = self.request, PUBLISHED.get(self.request.dataset or "")
+        published = known.title if known else None
         facts = {
-            "preset": asked.opening.preset,
-            "backend": asked.opening.backend,
-            "base": asked.base_name,
-            "seeds": ", ".join(asked.seeds),
+            "preset": request.options.preset,
+            "backend": request.options.backend,
+            "base": request.base_name,
+            "seeds": ", ".join(request.seeds),
             "spread": "sample standard deviation over seeds, of which each chooses the shots and seeds the training",
         }
-        published = known.title if known else None
-        return ProtocolReport(
-            f"Few-shot protocol: {title}", facts, list(self.data.classes), self.by_shots(), published, self.notes
-        )
+        title = f"Few-shot protocol: {published or self.data.root.resolve().name}"
+        return ProtocolReport(title, facts, list(self.data.classes), self.by_shots(), published, self.notes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -157,46 +149,42 @@ class ProtocolResult:
             },
             "summary": aggregate.to_json(self.by_shots()),
             "cells": [
-                {
-                    "shots": c.shots,
-                    "seed": c.seed,
-                    "shot_photos": self.shot_names[c],
-                    "classes": {r.class_name: r for r in found},
-                }
+                {"shots": c.shots, "seed": c.seed, "shot_photos": self.shot_names[c],
+                 "classes": {r.class_name: r for r in found}}
                 for c, found in self.cells.items()
             ],
-        }
+        }  # fmt: skip
 
 
-def run_protocol(asked: ProtocolRequest, progress: Progress) -> ProtocolResult:
+def run_protocol(request: ProtocolRequest, progress: Progress) -> ProtocolResult:
     """Train, export and measure what is missing, then collect. Raises SettingsError where `out` holds other settings.
 
     Also what training, export and inspection raise; DatasetError where a class has no labelled test photos.
     """
-    data, notes = _open(asked)
+    data, notes = _open(request)
     names = list(data.classes)
-    _same_protocol(asked, names)
-    cells = [Cell(k, s, asked.out / f"{k}-shot" / f"seed-{s}") for k in asked.shots for s in _seeds(asked, k)]
+    _same_protocol(request, names)
+    cells = [Cell(k, s, request.out / f"{k}-shot" / f"seed-{s}") for k in request.shots for s in _seeds(request, k)]
     measured, shot_names = {}, {}
     for cell in cells:
         shots = choose_shots(data, cell.shots, cell.shot_seed)
         shot_names[cell] = {n: [p.relative_to(data.root).as_posix() for p in paths] for n, paths in shots.items()}
-        measured[cell] = _measure(asked, data, cell, shots, progress)
-    return ProtocolResult(asked, data, notes, measured, shot_names)
+        measured[cell] = _measure(request, data, cell, shots, progress)
+    return ProtocolResult(request, data, notes, measured, shot_names)
 
 
-def _open(asked: ProtocolRequest) -> tuple[Dataset, list[str]]:
-    classes = list(asked.classes) if asked.classes is not None else None
-    if asked.dataset is not None:
-        data, notes = open_published(asked.data, asked.dataset, classes)
+def _open(request: ProtocolRequest) -> tuple[Dataset, list[str]]:
+    classes = list(request.classes) if request.classes is not None else None
+    if request.dataset is not None:
+        data, notes = open_published(request.data, request.dataset, classes)
     else:
-        data, notes = open_dataset(asked.data, classes), []
+        data, notes = open_dataset(request.data, classes), []
     without = [name for name, part in data.classes.items() if not part.test]
     if without:
         raise DatasetError(
-            f"{asked.data} has no test photos of {', '.join(without)}; a protocol needs labelled ones for every class"
+            f"{request.data} has no test photos of {', '.join(without)}; a protocol needs labelled ones for every class"
         )
-    most = max(asked.shots)
+    most = max(request.shots)
     few = [name for name, part in data.classes.items() if len(part.train) < most]
     if few:
         have = len(data.classes[few[0]].train)
@@ -204,13 +192,13 @@ def _open(asked: ProtocolRequest) -> tuple[Dataset, list[str]]:
     return data, notes
 
 
-def _seeds(asked: ProtocolRequest, shots: int) -> tuple[str, ...]:
-    """Without shots nothing is drawn: one seed says all."""
-    return asked.seeds if shots else asked.seeds[:1]
+def _seeds(request: ProtocolRequest, shots: int) -> tuple[str, ...]:
+    """The seeds of a number of shots: without shots nothing is drawn, and one seed is enough."""
+    return request.seeds if shots else request.seeds[:1]
 
 
-def _same_protocol(asked: ProtocolRequest, names: Sequence[str]) -> None:
-    identity, file = asked.identity(names), asked.out / PROTOCOL
+def _same_protocol(request: ProtocolRequest, names: Sequence[str]) -> None:
+    identity, file = request.identity(names), request.out / PROTOCOL
     if not file.is_file():
         write_json(file, identity)
         return
@@ -219,17 +207,17 @@ def _same_protocol(asked: ProtocolRequest, names: Sequence[str]) -> None:
         if not isinstance(found, dict) or found.get(key) != value:
             was = found.get(key) if isinstance(found, dict) else found
             raise SettingsError(
-                f"{asked.out} holds a protocol with {key} = {was!r}, this one has {value!r}; name another --out"
+                f"{request.out} holds a protocol with {key} = {was!r}, this one has {value!r}; name another --out"
             )
 
 
 def _measure(
-    asked: ProtocolRequest, data: Dataset, cell: Cell, shots: dict[str, list[Path]], progress: Progress
+    request: ProtocolRequest, data: Dataset, cell: Cell, shots: dict[str, list[Path]], progress: Progress
 ) -> list[ClassResult]:
-    def told(phase: str, done: int, total: int, detail: str) -> None:
+    def report(phase: str, done: int, total: int, detail: str) -> None:
         progress(f"{cell.label} {phase}", done, total, detail)
 
-    bundle = _bundle(asked, cell, shots, told)
+    bundle = _bundle(request, cell, shots, report)
     state = sha256_file(bundle / MANIFEST)
     found: dict[str, ClassResult] = {}
     for name in data.classes:
@@ -238,7 +226,7 @@ def _measure(
             found[name] = result_of(kept["result"])
     missing = [name for name in data.classes if name not in found]
     if missing:
-        with asked.opening.detector(bundle) as detector:
+        with request.options.detector(bundle) as detector:
             unknown = [name for name in missing if name not in detector.classes]
             if unknown:
                 raise ClassError(f"{bundle} does not hold the class {unknown[0]!r}; remove {cell.folder}")
@@ -253,57 +241,57 @@ def _measure(
                     )
 
                 one = Dataset(data.root, data.layout, {name: part})
-                (found[name],) = evaluate(detector, one, told, watch)
+                (found[name],) = evaluate(detector, one, report, watch)
                 key = _key(state, data, name)
                 value = {"key": key, "mode": detector.mode, "result": found[name], "photos": photos}
                 write_json(result_file(cell.folder, name), value)
     return [found[name] for name in data.classes]
 
 
-def _bundle(asked: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], progress: Progress) -> Path:
-    """The cell's bundle, trained and exported unless it is there."""
+def _bundle(request: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], progress: Progress) -> Path:
+    """The cell's bundle; trained, exported and calibrated unless it exists."""
     out = cell.folder / "bundle"
     seed = 0 if cell.shot_seed is None else cell.shot_seed
-    chosen = {"shots": cell.shots, "seed": seed, "steps": asked.steps, "device": asked.device}
+    chosen = {"shots": cell.shots, "seed": seed, "steps": request.steps, "device": request.device}
     run = train_on(
-        asked.data, cell.folder / "run", asked.base, chosen, cell.shot_seed, list(shots), asked.class_file, True,
+        request.data, cell.folder / "run", request.base, chosen, cell.shot_seed, list(shots), request.class_file, True,
         progress,
     )  # fmt: skip
     for name, entry in run.record["classes"].items():
         trained = [shot["sha256"] for shot in entry["shots"]]
         if name not in shots or trained != [sha256_file(path) for path in shots[name]]:
-            raise RunError(f"{run.path} was trained on other photos of {name} than {asked.data} has now; remove it")
+            raise RunError(f"{run.path} was trained on other photos of {name} than {request.data} has now; remove it")
     if (out / MANIFEST).is_file() and read_bundle(out, verify=False).manifest.training.get("run_sha256") == run.sha256:
         return out
-    if not asked.calibrate or not cell.shots:
-        export_to(run.path, out, asked.class_file, asked.opening.threads, progress)
+    if not request.calibrate or not cell.shots:
+        export_to(run.path, out, request.class_file, request.options.threads, progress)
         return out
     from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, recalibrate
 
     exported = cell.folder / "exported"
-    export_to(run.path, exported, asked.class_file, asked.opening.threads, progress)
-    how = CalibrationSettings(synthetic=24, negatives=12)
-    recalibrate(
-        CalibrateRequest(exported, run.path, out, cell.shots, asked.opening.preset, how, asked.opening.threads),
-        progress,
-    )
+    export_to(run.path, exported, request.class_file, request.options.threads, progress)
+    settings = CalibrationSettings(synthetic=24, negatives=12)
+    recalibrate(CalibrateRequest(
+        bundle=exported, photos=run.path, out=out, shots=cell.shots, preset=request.options.preset, settings=settings,
+        threads=request.options.threads,
+    ), progress)  # fmt: skip
     shutil.rmtree(exported)
     return out
 
 
 def _key(state: str, data: Dataset, name: str) -> str:
-    """Of the bundle and of the list of test photos: what a kept result was made from."""
+    """Digest of the bundle's state and the list of test photos, from which a kept result was made."""
     tested = [(s.path.relative_to(data.root).as_posix(), s.mask_path is None) for s in data.classes[name].test]
     return sha256_bytes(repr((state, tested)).encode())
 
 
 def result_file(folder: Path, name: str) -> Path:
-    """Where a cell keeps a class's figures."""
+    """The file of a class's figures in a cell's folder."""
     return folder / "classes" / f"{quote(name, safe=' ')}.json"
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a cell kept of a class; None where it has nothing."""
+    """The kept figures of a class; None where there are none."""
     file = result_file(folder, name)
     return read_json(file) if file.is_file() else None

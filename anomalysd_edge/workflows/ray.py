@@ -1,22 +1,22 @@
-"""The bodies of `inspect` and `eval` over Ray. Like workflow.py it opens the runtime inside functions only."""
+"""`sd-edge inspect --ray` and `eval --ray`: photos inspected by the workers of a Ray cluster."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_bytes, sha256_file
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset
-from anomalysd_edge.errors import ClassError, ImageError, SettingsError
+from anomalysd_edge.errors import ImageError, SettingsError
 from anomalysd_edge.evaluation.evaluate import Judged
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
+from anomalysd_edge.workflows.photo_sources import chosen_class, result_folders
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.journal import Journal
@@ -28,7 +28,7 @@ def inspect_on_ray(
     places: Sequence[str],
     class_name: str | None,
     out: Path | None,
-    how: Opening,
+    options: InspectOptions,
     settings: RaySettings,
     progress: Progress,
 ) -> list[dict[str, Any]]:
@@ -37,18 +37,14 @@ def inspect_on_ray(
     from anomalysd_runtime.distributed.photos import list_photos, read_photo
     from anomalysd_runtime.distributed.ray_inspect import Photo, run_groups
 
-    bundle = read_bundle(bundle_path, public_key=how.public_key)
-    name = class_name or _only_class(bundle)
-    if name not in bundle.manifest.classes:
-        raise ClassError(
-            f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(bundle.manifest.classes))}"
-        )
-    task = _task(bundle, how, whole=out is not None)
+    bundle = read_bundle(bundle_path, public_key=options.public_key)
+    name = chosen_class(class_name, bundle.manifest.classes)
+    task = _task(bundle, options, whole=out is not None)
     photos = [Photo(number, place, name) for number, place in enumerate(list_photos(places))]
     results: list[dict[str, Any]] = []
     with _journal(task, photos, settings) as journal:
         run_groups(task, list(_cut(photos, task.engine.group)), settings, journal, progress)
-        folders = _free_names([photo.place for photo in photos]) if out else []
+        folders = result_folders([photo.place for photo in photos]) if out else []
         for kept in journal:
             place = photos[kept.number].place
             if kept.answer is None:
@@ -65,10 +61,10 @@ def inspect_on_ray(
 class ClusterJudge:
     """Inspections of a data set's test photos, made over Ray beforehand, then read from the journal in order."""
 
-    def __init__(self, bundle: Bundle, how: Opening, settings: RaySettings) -> None:
+    def __init__(self, bundle: Bundle, options: InspectOptions, settings: RaySettings) -> None:
         self.facts: dict[str, str] = {}
-        """backend and mode, as the workers told them."""
-        self._task = _task(bundle, how, whole=True)
+        """backend and mode, as the workers report them."""
+        self._task = _task(bundle, options, whole=True)
         self._settings = settings
 
     def judge(self, data: Dataset, progress: Progress) -> Iterator[Judged]:
@@ -100,24 +96,25 @@ class ClusterJudge:
                 yield sample, images.load_rgb(sample.path), answer
 
 
-def _task(bundle: Bundle, how: Opening, whole: bool) -> Task:
+def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> Task:
     from anomalysd_runtime.distributed.ray_inspect import Task
     from anomalysd_runtime.server.settings import EngineSettings
 
-    if how.force or how.on_mismatch != "error" or how.deadline_ms is not None or how.memory_budget is not None:
+    single = (options.force, options.on_mismatch != "error", options.deadline_ms, options.memory_budget_bytes)
+    if any(single):
         raise SettingsError(
             "--force, --on-mismatch, --deadline-ms and --memory-budget are for one machine; on a cluster scores must "
             "not depend on which machine made them"
         )
     engine = EngineSettings(
-        preset=how.preset, backend=how.backend, threads=how.threads or 1, max_batch=how.max_batch,
-        signature_key=how.public_key,
+        preset=options.preset, backend=options.backend, threads=options.threads or 1, max_batch=options.max_batch,
+        public_key=options.public_key,
     )  # fmt: skip
     return Task(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
 
 
 def _journal(task: Task, photos: Sequence[Photo], settings: RaySettings) -> Journal:
-    """Opened for this run: bundle, settings that make the scores, photos and the form of the answers name it."""
+    """The journal of this run: its identity is the bundle, the settings that decide scores, and the photos."""
     from anomalysd_runtime.distributed.journal import Journal
 
     engine = task.engine
@@ -131,7 +128,7 @@ def _journal(task: Task, photos: Sequence[Photo], settings: RaySettings) -> Jour
 
 
 def _version(place: str) -> str:
-    """Size and time of a file of this machine, so that a photo that was replaced is judged anew; '' of a URL."""
+    """Size and time of a file of this machine, so that a replaced photo is inspected again; '' of a URL."""
     path = Path(place)
     if "://" in place or not path.is_file():
         return ""
@@ -139,20 +136,6 @@ def _version(place: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _free_names(places: Sequence[str]) -> list[str]:
-    """A folder's name for each photo: its stem, with its own folder and place in the run where stems are not unique."""
-    paths = [PurePosixPath(place) for place in places]
-    count = Counter(path.stem for path in paths)
-    return [p.stem if count[p.stem] == 1 else f"{p.parent.name}_{p.stem}_{i}" for i, p in enumerate(paths)]
-
-
 def _cut(photos: Sequence[Photo], size: int) -> Iterator[Sequence[Photo]]:
     for start in range(0, len(photos), size):
         yield photos[start : start + size]
-
-
-def _only_class(bundle: Bundle) -> str:
-    names = sorted(bundle.manifest.classes)
-    if len(names) != 1:
-        raise ClassError(f"this bundle holds several classes, say which with --class: {', '.join(names)}")
-    return names[0]

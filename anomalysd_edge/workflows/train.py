@@ -1,4 +1,4 @@
-"""`sd-edge train`: the few-shot choice, what is known of each class, the fine-tuning."""
+"""`sd-edge train`: choose the few shots, describe each class, fine-tune."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_shots(data: Dataset, shots: int, shot_seed: int | None) -> dict[str, 
 
 
 def specs_of(shots: Mapping[str, Sequence[Path]], class_file: Path | None, progress: Progress) -> dict[str, ClassSpec]:
-    """What is known of each class: the user's file first, then the shipped tables, then its name and its shots."""
+    """Each class's description: from the user's file, else the shipped tables, else from its name and shots."""
     user = load_classes(class_file) if class_file else None
     specs = {name: class_spec(name, user) for name in shots}
     unknown = [name for name in shots if not is_described(name, user) and shots[name]]
@@ -44,7 +44,7 @@ def train_on(
     resume: bool,
     progress: Progress,
 ) -> Run:
-    """`sd-edge train`. `chosen` overrides the base's default settings where its values are not None."""
+    """Train on K shots of each class; values of `chosen` that are not None override the base's default settings."""
     found = open_dataset(data, classes)
     shots = choose_shots(found, int(chosen["shots"]), shot_seed)
     specs = specs_of(shots, class_file, progress)

@@ -1,94 +1,94 @@
-"""The bodies of `sd-edge verify --backend A,B` and `sd-edge sign`. Opens training and the runtime inside functions."""
+"""`sd-edge verify`: the same photos on two backends, or with torch and ONNX Runtime; tables and a report."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from anomalysd_edge.bundle.backend_spec import backend_choice
 from anomalysd_edge.bundle.detector_factory import detector_of
 from anomalysd_edge.bundle.engine_records import GateRecord
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
-from anomalysd_edge.data.datasets import open_dataset
-from anomalysd_edge.errors import DatasetError, SettingsError
+from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.evaluation import agreement
 from anomalysd_edge.evaluation.backend_parity import FIGURES, GateSettings, Judgement, judge
 from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.reports import html
 from anomalysd_edge.reports.console import show_table
-from anomalysd_edge.reports.html import HEAD, STYLE
 from anomalysd_edge.reports.inspection import heat_range
 from anomalysd_edge.vision import heatmap, images
+from anomalysd_edge.workflows.photo_sources import samples_of
 
 UNLABELLED_LIMIT = 20
-"""Photos judged where no labels are asked for: maps and verdicts show a fault after a few."""
+"""Photos compared where no labels are used: maps and verdicts show a fault after a few."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """What `sd-edge verify --backend A,B` was asked."""
+    """What `sd-edge verify` shall compare."""
 
     bundle: Path
     """The bundle."""
-    backends: str
-    """'A,B': the reference and what is judged; 'torch' needs `run`."""
     photos: Path
     """A data set or a folder of photos."""
+    backends: tuple[str, ...] = ("torch", "cpu")
+    """The reference, and the backend that is compared with it; 'torch' needs `run`."""
     run: Path | None = None
     """The run that the bundle was exported from."""
     labels: bool = False
     """Compare AUROC and AUPRO, on all test photos unless `limit` is given."""
     limit: int | None = None
-    """At most so many photos."""
+    """At most so many photos; UNLABELLED_LIMIT, or with labels all, if None."""
     preset: str = "edge"
     """Inspection preset."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; all cores if None."""
     out: Path | None = None
     """Folder for verify.json and verify.html."""
     gate: GateSettings = field(default_factory=GateSettings)
-    """What is allowed."""
+    """Differences that are allowed."""
     features: Path | None = None
-    """Folder of DINOv2, where the bundle's features are its."""
+    """Folder of DINOv2, for a bundle with DINOv2 features."""
 
 
 def verify_backends(request: VerifyRequest, progress: Progress) -> Judgement:
-    """Judge, write the report, and enter the verdict on a precision in the manifest. Raises what opening raises."""
-    names = [name.strip() for name in request.backends.split(",")]
+    """Compare, write the report, and record in the manifest whether a precision passed. Raises what opening raises."""
+    names = request.backends
     if len(names) != 2:
         raise SettingsError(
-            f"--backend is {request.backends!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
+            f"--backend is {','.join(names)!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
         )
     bundle = read_bundle(request.bundle)
-    samples = [s for s in samples_of(request.photos, bundle) if s.class_name in bundle.manifest.classes]
+    samples = samples_of(request.photos, bundle)
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
     chosen = agreement.spread_over_classes(samples, limit) if limit < len(samples) else samples
     with ExitStack() as stack:
         right, other = (_detector(name, bundle, request, stack) for name in names)
         found = judge(right, other, chosen, request.gate, request.labels, progress)
     if request.out:
-        write_report(request.out, found, _sample_name(request.bundle))
+        write_report(request.out, found, request.bundle.resolve().name)
     if names[1] != "torch" and (choice := backend_choice(names[1])).precision != "fp32":
         _enter(request.bundle, choice.kind, choice.precision, found)
     return found
 
 
 def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStack) -> Detector:
-    from anomalysd_runtime.loading import open_detector
+    from anomalysd_runtime.loading import open_with
 
     if name != "torch":
-        # Forced: what the gate refused yesterday may be judged anew today.
-        opened = open_detector(request.bundle, request.preset, name, request.threads, verify=False, force=True)
-        return stack.enter_context(opened)
+        # Forced: a precision that was refused once may be compared again.
+        options = OpenOptions(preset=request.preset, backend=name, threads=request.threads, force=True)
+        return stack.enter_context(open_with(bundle, options))
     if request.run is None:
         raise SettingsError("the backend torch needs the run that the bundle was exported from; give it with --run")
     from anomalysd_edge.training.run import networks_of_run, read_run
@@ -107,7 +107,7 @@ def _enter(path: Path, kind: str, precision: str, found: Judgement) -> None:
 
 
 def gate_record(found: Judgement) -> GateRecord:
-    """What the manifest keeps of a judged precision."""
+    """What the manifest records of a precision that was compared."""
     return GateRecord(
         reference=found.backends[0],
         backend=found.backends[1],
@@ -122,24 +122,14 @@ def gate_record(found: Judgement) -> GateRecord:
     )
 
 
-def _sample_name(path: Path) -> str:
-    return path.resolve().name
-
-
 def rows(found: Judgement, most: int = 20) -> list[tuple[str, ...]]:
     """The photos that differ most, worst first, for a table: name, two scores, differences, FLIP."""
     ordered = sorted(found.photos, key=lambda p: (p.flip, p.score_difference), reverse=True)
     return [
-        (
-            photo.name,
-            f"{photo.score_a:.5f}",
-            f"{photo.score_b:.5f}",
-            f"{photo.score_difference:.1e}",
-            f"{photo.map_error:.1e}",
-            "FLIP" if photo.flip else "",
-        )
-        for photo in ordered[:most]
-    ]
+        (p.name, f"{p.score_a:.5f}", f"{p.score_b:.5f}", f"{p.score_difference:.1e}", f"{p.map_error:.1e}",
+         "FLIP" if p.flip else "")
+        for p in ordered[:most]
+    ]  # fmt: skip
 
 
 NETWORK_COLUMNS = ("network", "largest difference", "largest value", "samples")
@@ -169,25 +159,24 @@ def show(found: Judgement) -> None:
 
 
 def write_report(folder: Path, found: Judgement, title: str) -> None:
-    """verify.json, worst.png (photo, both maps, their difference) and verify.html, which shows it. Written aside."""
+    """verify.json, worst.png (photo, both maps, their difference) and verify.html, which holds them all."""
     write_json(folder / "verify.json", found.to_json())
-    images.save_png(folder / "worst.png", worst_picture(found))
-    name = html.escape(title)
-    figures = _table(FIGURE_COLUMNS, figure_rows(found)) if found.figures else ""
-    networks = _table(NETWORK_COLUMNS, network_rows(found))
-    photos = _table(PHOTO_COLUMNS, rows(found))
-    page = (
-        f"{HEAD.format(title=f'Verify {name}', style=STYLE)}<header><h1>Verify {name}</h1></header><main>"
-        f"<p class=note>{html.escape(found.sentence())}</p>"
-        f"<section><h2>Worst photo: {html.escape(found.worst_photo.name)}</h2>"
-        f"<p class=meaning>photo, map of {html.escape(found.backends[0])}, map of {html.escape(found.backends[1])}, "
-        "their absolute difference (colours to its own maximum)</p>"
-        '<figure><img src="worst.png" alt="photo, both maps and their difference"></figure></section>'
-        f"<section><h2>Figures</h2>{figures}{networks}</section><section><h2>Photos, worst first</h2>{photos}</section>"
-        "</main></body></html>"
+    picture = worst_picture(found)
+    images.save_png(folder / "worst.png", picture)
+    first, second = map(escape, found.backends)
+    source = "data:image/png;base64," + b64encode(images.encode_png(picture)).decode()
+    parts = (
+        f"<p class=note>{escape(found.sentence())}</p>",
+        f"<section><h2>Worst photo: {escape(found.worst_photo.name)}</h2>"
+        f"<p class=meaning>photo, map of {first}, map of {second}, their absolute difference (colours to its own "
+        f'maximum)</p><figure><img src="{source}" alt="photo, both maps and their difference"></figure></section>',
+        "<section><h2>Figures</h2>",
+        html.table(FIGURE_COLUMNS, figure_rows(found)) if found.figures else "",
+        f"{html.table(NETWORK_COLUMNS, network_rows(found))}</section>",
+        f"<section><h2>Photos, worst first</h2>{html.table(PHOTO_COLUMNS, rows(found))}</section>",
     )
     with write_aside(folder / "verify.html") as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(html.page(f"Verify {title}", parts), encoding="utf-8")
 
 
 def worst_picture(found: Judgement) -> U8:
@@ -205,48 +194,10 @@ def worst_picture(found: Judgement) -> U8:
     return np.concatenate(strip, axis=1)
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def verify_against(
-    bundle_path: Path,
-    run: Path,
-    photos: Path,
-    limit: int,
-    preset: str,
-    threads: int | None,
-    progress: Progress,
-    features: Path | None = None,
-) -> agreement.Agreement:
-    """`sd-edge verify`: torch with the run's weights against ONNX Runtime with the bundle's graphs."""
-    from anomalysd_edge.training.run import networks_of_run, read_run
-    from anomalysd_runtime.loading import open_detector
-
-    bundle = read_bundle(bundle_path)
-    samples = [s for s in samples_of(photos, bundle) if s.class_name in bundle.manifest.classes]
-    chosen = agreement.spread_over_classes(samples, limit)
-    right = open_detector(bundle_path, preset, threads=threads, verify=False)
-    with networks_of_run(read_run(run), threads, features_folder=features) as torch_networks, right:
-        left = detector_of(bundle, torch_networks, preset)
-        return agreement.compare(left, right, chosen, progress=progress)
-
-
-def samples_of(photos: Path, bundle: Bundle) -> list[Any]:
-    """Test photos of a data set; where it has none, its good ones. A lone folder is the bundle's only class."""
-    from anomalysd_edge.data.datasets import GOOD, Sample
-
-    data = open_dataset(photos)
-    names = list(bundle.manifest.classes)
-    found = []
-    for name, part in data.classes.items():
-        known = name if name in names else (names[0] if len(names) == 1 else name)
-        pool = part.test or tuple(Sample(path, known, GOOD, None) for path in part.train)
-        found += [Sample(s.path, known, s.defect, s.mask_path) for s in pool]
-    if not any(s.class_name in names for s in found):
-        raise DatasetError(
-            f"{photos} holds photos of {', '.join(data.classes)}; the bundle's classes are {', '.join(names)}"
-        )
-    return found
+def verify_against(request: VerifyRequest, progress: Progress) -> agreement.Agreement:
+    """Compare torch with the run's weights and ONNX Runtime with the bundle's graphs, by scores and verdicts."""
+    bundle = read_bundle(request.bundle)
+    samples = agreement.spread_over_classes(samples_of(request.photos, bundle), request.limit or UNLABELLED_LIMIT)
+    with ExitStack() as stack:
+        left, right = (_detector(name, bundle, request, stack) for name in request.backends)
+        return agreement.compare(left, right, samples, progress=progress)

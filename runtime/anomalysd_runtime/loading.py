@@ -1,4 +1,4 @@
-"""From a bundle's path to a detector that can judge photos."""
+"""From a bundle's folder to a detector that can inspect photos."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from anomalysd_edge.bundle.backend_spec import ENGINES, KINDS, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle.backend_spec import ENGINES, BackendChoice, backend_choice, check_served
 from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.core.threads import use_threads
-from anomalysd_edge.errors import BackendError, EngineMismatch, SettingsError
+from anomalysd_edge.errors import BackendError, EngineMismatch
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import Networks
 from anomalysd_runtime.fallback import FallbackNetworks
 
 LOG = logging.getLogger("anomalysd_runtime")
-BACKENDS = KINDS
-"""What `backend` may start with; ':fp16' and the like choose another precision of the bundle."""
-ON_MISMATCH = ("error", "rebuild", "onnxruntime")
-"""What happens where no engine fits this machine: say so, build anew, or run ONNX Runtime and say so."""
+Rebuild = Callable[[Bundle, BackendChoice], Bundle]
+"""Builds the engines of a bundle for this machine and reads the bundle again."""
 
 
 def open_detector(
@@ -33,48 +32,51 @@ def open_detector(
     force: bool = False,
     public_key: Path | None = None,
     on_mismatch: str = "error",
-    rebuild: Callable[[Bundle, BackendChoice], Bundle] | None = None,
+    rebuild: Rebuild | None = None,
 ) -> Detector:
     """Read and check the bundle, open its networks on `backend` and build the detector of `preset`.
 
-    `backend` is cpu, cuda or ort-tensorrt (ONNX Runtime), rtx or tensorrt (engines that `sd-edge build` made), with a
-    precision of the bundle behind a colon: 'cuda:fp16'. `threads` are CPU threads, by default this process's cores,
-    of numpy's products in the whole process, too; `max_batch` is the number of samples in a UNet pass; `verify=False`
-    skips the digests of the files; `force` serves a precision that the gate refused; `public_key` demands its
-    signature. Where no engine runs here (another fingerprint, no GPU), `on_mismatch` decides; 'rebuild' calls
-    `rebuild`, which the command line brings.
-    `detector.networks.close()` gives the memory back.
-    Raises BundleError, SettingsError (unknown preset), BackendError (the backend is not there, the gate refused),
-    EngineMismatch (no engine for this machine) or MissingExtra.
+    The parameters are the fields of OpenOptions, and `verify` and `rebuild` those of open_with, which raises the same.
     """
-    choice = backend_choice(backend)
-    if on_mismatch not in ON_MISMATCH:
-        raise SettingsError(f"on_mismatch is {on_mismatch!r}, expected one of {', '.join(ON_MISMATCH)}")
-    bundle = read_bundle(Path(bundle_path), verify, public_key)
-    if not force:
-        check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle_path))
-    use_threads(threads)
-    networks = _open(bundle, choice, threads, max_batch, on_mismatch, rebuild)
+    options = OpenOptions(
+        preset=preset, backend=backend, threads=threads, max_batch=max_batch, force=force, public_key=public_key,
+        on_mismatch=on_mismatch,
+    )  # fmt: skip
+    return open_with(Path(bundle_path), options, verify=verify, rebuild=rebuild)
+
+
+def open_with(
+    source: Path | Bundle, options: OpenOptions, *, verify: bool = True, rebuild: Rebuild | None = None
+) -> Detector:
+    """The detector of a bundle: its folder, which is read and checked, or one that was read and checked already.
+
+    `verify=False` skips the files' digests. `threads` also sets those of numpy's products in the whole process. Where
+    no engine fits this machine and `options.on_mismatch` is 'rebuild', `rebuild` is called. The detector is a context
+    manager; `detector.networks.close()` frees the memory as well.
+    Raises BundleError, SettingsError (unknown preset), BackendError (the backend is missing, or its precision was
+    refused by `sd-edge verify`), EngineMismatch (no engine for this machine) or MissingExtra.
+    """
+    choice = backend_choice(options.backend)
+    bundle = source if isinstance(source, Bundle) else read_bundle(source, verify, options.public_key)
+    if not options.force:
+        check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle.path))
+    use_threads(options.threads)
+    networks = _open(bundle, choice, options, rebuild)
     try:
-        return detector_of(bundle, networks, preset)
+        return detector_of(bundle, networks, options.preset)
     except BaseException:
         networks.close()
         raise
 
 
-def _open(
-    bundle: Bundle,
-    choice: BackendChoice,
-    threads: int | None,
-    max_batch: int,
-    on_mismatch: str,
-    rebuild: Callable[[Bundle, BackendChoice], Bundle] | None,
-) -> Networks:
+def _open(bundle: Bundle, choice: BackendChoice, options: OpenOptions, rebuild: Rebuild | None) -> Networks:
+    max_batch = options.max_batch
+
     def onnx(kind: str, precision: str) -> Networks:
         # Here, so that another backend does not need onnxruntime.
         from anomalysd_runtime.onnx.networks import OnnxNetworks
 
-        return OnnxNetworks.of_bundle(bundle, kind, threads, max_batch, precision)
+        return OnnxNetworks.of_bundle(bundle, kind, options.threads, max_batch, precision)
 
     if choice.kind not in ENGINES:
         opened = onnx(choice.kind, choice.precision)
@@ -89,11 +91,11 @@ def _open(
     try:
         return FallbackNetworks(TensorrtNetworks.of_bundle(bundle, choice, max_batch), float32)
     except BackendError as mismatch:
-        if on_mismatch == "rebuild" and rebuild is not None and isinstance(mismatch, EngineMismatch):
+        if options.on_mismatch == "rebuild" and rebuild is not None and isinstance(mismatch, EngineMismatch):
             LOG.warning("%s; building engines for this machine", mismatch)
             built = rebuild(bundle, choice)
             return FallbackNetworks(TensorrtNetworks.of_bundle(built, choice, max_batch), float32)
-        if on_mismatch == "onnxruntime":
+        if options.on_mismatch == "onnxruntime":
             kind = _onnx_kind()
             LOG.warning("%s; ONNX Runtime (%s) serves in its place, as was asked for", mismatch, kind)
             return FallbackNetworks(onnx(kind, choice.precision), lambda: onnx(kind, "fp32"))

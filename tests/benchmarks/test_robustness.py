@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from anomalysd_edge.data.datasets import few_tests, open_dataset
+from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.vision import images
+from benchmarks.few_tests import few_tests
 from benchmarks.robustness import COLUMNS, DISTURBANCES, _moved_mask, measure, rows
 from tests.evaluation.test_evaluate import data_set, ready
 

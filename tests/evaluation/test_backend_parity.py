@@ -117,6 +117,7 @@ def test_the_report_shows_the_worst_photo(samples: list[Sample], tmp_path: Path)
     page = (tmp_path / "out/verify.html").read_text(encoding="utf-8")
     assert found.worst_photo.name in page
     assert "bundle &lt;b&gt;" in page
+    assert 'src="data:image/png;base64,' in page, "the page's policy shows no other pictures"
     picture = images.load_rgb(tmp_path / "out/worst.png")
     side = found.worst[0].anomaly_map.shape[0]
     assert picture.shape == (side, 4 * side, 3) == worst_picture(found).shape

@@ -16,7 +16,7 @@ from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
 from tests.conftest import sd_edge
 from tests.evaluation.test_aggregate import SVG
 from tests.method.test_detector import photo
@@ -65,9 +65,9 @@ def test_false_alarms_are_counted_on_photos_that_were_no_shots(tmp_path: Path) -
     images.save_png(data / "bottle/test/good/copy.png", photo(0))
     images.save_png(data / "bottle/test/spot/0.png", photo(9, defect=True))
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
-    found = recalibrate(CalibrateRequest(tmp_path / "B", data, settings=settings), quiet)
+    found = recalibrate(CalibrateRequest(bundle=tmp_path / "B", photos=data, settings=settings), quiet)
     assert list(found.seconds) == ["bottle"]
-    seen = false_alarms(found, data, Opening(threads=1), quiet)
+    seen = false_alarms(found, data, InspectOptions(threads=1), quiet)
     assert len(seen["bottle"].scores) == 3
     assert (
         seen["bottle"].threshold == read_bundle(found.bundle).manifest.classes["bottle"].calibration["edge"].threshold
@@ -91,10 +91,11 @@ def test_nothing_but_shots_tells_no_rate(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     data = good_photos(tmp_path / "PHOTOS", 4)
     found = recalibrate(
-        CalibrateRequest(tmp_path / "B", data, settings=CalibrationSettings(bank_size=200, negatives=4)), quiet
+        CalibrateRequest(bundle=tmp_path / "B", photos=data, settings=CalibrationSettings(bank_size=200, negatives=4)),
+        quiet,
     )
     with pytest.raises(DatasetError, match="no good photos but the shots"):
-        false_alarms(found, data, Opening(threads=1), quiet)
+        false_alarms(found, data, InspectOptions(threads=1), quiet)
 
 
 def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:

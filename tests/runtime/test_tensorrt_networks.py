@@ -191,7 +191,7 @@ def test_engines_on_the_gpu_agree_with_onnx_runtime(tmp_path: Path, right: OnnxN
     from anomalysd_edge.workflows.build import BuildRequest, build
 
     bundle = small_bundle(tmp_path / "bundle")
-    build(BuildRequest(bundle.path, "rtx", "fp32", batches="1,4"), lambda *_: None)
+    build(BuildRequest(bundle=bundle.path, engine="rtx", precision="fp32", batches=(1, 4)), lambda *_: None)
     from anomalysd_edge.bundle.reader import read_bundle
 
     with TensorrtNetworks.of_bundle(read_bundle(bundle.path), BackendChoice("rtx")) as networks:

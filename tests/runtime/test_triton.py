@@ -19,6 +19,7 @@ import onnxruntime
 import pytest
 
 from anomalysd_edge.bundle.manifest import NetworkRecord, TensorRecord
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import write_manifest
 from anomalysd_edge.errors import BundleError, SettingsError
@@ -78,7 +79,9 @@ def configs(repository: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "ort-tensorrt"])
 def test_the_repository_fits_tritons_schema(bundle: Bundle, tmp_path: Path, backend: str) -> None:
-    names = write_repository(bundle, tmp_path / "models", TritonSettings("line", backend, instances=3))
+    names = write_repository(
+        bundle, tmp_path / "models", TritonSettings(name="line", options=OpenOptions(backend=backend), instances=3)
+    )
     found = configs(tmp_path / "models")
     assert set(found) == set(names)
     for name, config in found.items():
@@ -109,17 +112,17 @@ def test_the_repository_fits_tritons_schema(bundle: Bundle, tmp_path: Path, back
     assert [entry.name for entry in inspection.input if entry.optional] == ["class"]
     # Again over it: replaced model by model, and other models are left alone.
     (tmp_path / "models/another/1").mkdir(parents=True)
-    write_repository(bundle, tmp_path / "models", TritonSettings("line", backend))
+    write_repository(bundle, tmp_path / "models", TritonSettings(name="line", options=OpenOptions(backend=backend)))
     assert configs(tmp_path / "models")["line"].instance_group[0].count == 2
     assert (tmp_path / "models/another/1").is_dir()
 
 
 def test_what_cannot_be_a_repository_is_told(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="ort-tensorrt"):
-        TritonSettings("line", "tensorrt")
+        TritonSettings(name="line", options=OpenOptions(backend="tensorrt"))
     bare = small_bundle(tmp_path / "bare")
     with pytest.raises(BundleError, match="does not say what unet takes"):
-        write_repository(bare, tmp_path / "models", TritonSettings("bare"))
+        write_repository(bare, tmp_path / "models", TritonSettings(name="bare"))
     assert not (tmp_path / "models").exists()
 
 
@@ -214,7 +217,7 @@ class Interface(types.ModuleType):
 @pytest.fixture
 def server(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Interface, Any]]:
     """The stand-in and the model, loaded from the repository's own model.py as Triton does."""
-    write_repository(bundle, tmp_path / "models", TritonSettings("line", "cpu"))
+    write_repository(bundle, tmp_path / "models", TritonSettings(name="line", options=OpenOptions(backend="cpu")))
     interface = Interface(tmp_path / "models")
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", interface)
     spec = importlib.util.spec_from_file_location("model", tmp_path / "models/line/1/model.py")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from anomalysd_edge.cli.training import graphs_of, settings_of
+from anomalysd_edge.cli.model import graphs_of, settings_of
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import InputError, MissingExtra, RunError, SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
@@ -242,7 +242,7 @@ import sys
 from pathlib import Path
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
-from anomalysd_edge.cli.training import graphs_of, settings_of
+from anomalysd_edge.cli.model import graphs_of, settings_of
 from tests.training.test_training_options import SPECS
 import json
 values = json.loads(sys.argv[1])

@@ -16,7 +16,7 @@ from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.training.models.base import load_base, prompt_states
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.add_class import AddRequest, add_class
+from anomalysd_edge.workflows.add_class import AddClassRequest, add_class
 from anomalysd_runtime.loading import open_detector
 from tests.conftest import Chain, sd_edge
 from tests.support.tiny_models import tiny_base
@@ -38,7 +38,9 @@ def quiet(*_told: Any) -> None:
 
 def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path) -> None:
     before = read_bundle(chain.bundle)
-    asked = AddRequest(chain.bundle, "capsule", photos, out=tmp_path / "more", settings=QUICK, threads=1)
+    asked = AddClassRequest(
+        bundle=chain.bundle, name="capsule", photos=photos, out=tmp_path / "more", settings=QUICK, threads=1
+    )
     added = add_class(asked, quiet)
     after = read_bundle(tmp_path / "more")
     assert added.shots == 2
@@ -54,7 +56,7 @@ def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path)
         answer = detector.inspect([images.load_rgb(photos / "0.png")], "capsule")[0]
     assert answer.threshold == added.thresholds["edge"]
     with pytest.raises(ClassError, match="has a class 'capsule' already"):
-        add_class(AddRequest(tmp_path / "more", "capsule", photos, settings=QUICK), quiet)
+        add_class(AddClassRequest(bundle=tmp_path / "more", name="capsule", photos=photos, settings=QUICK), quiet)
 
 
 def test_the_command_adds_in_place_from_a_run(tmp_path: Path, chain: Chain, photos: Path) -> None:
@@ -81,11 +83,19 @@ def test_where_there_is_no_text_encoder(
 ) -> None:
     other = tiny_base(tmp_path / "other")
     with pytest.raises(InputError, match=r"is not the one that .* was made with"):
-        add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=other, settings=QUICK), quiet)
+        add_class(
+            AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=other, settings=QUICK),
+            quiet,
+        )
     with pytest.raises(InputError, match="holds no text_encoder and tokenizer"):
-        add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=photos, settings=QUICK), quiet)
+        add_class(
+            AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=photos, settings=QUICK),
+            quiet,
+        )
     with pytest.raises(DatasetError, match="holds no photos"):
-        add_class(AddRequest(chain.bundle, "capsule", tmp_path / "nothing", settings=QUICK), quiet)
+        add_class(
+            AddClassRequest(bundle=chain.bundle, name="capsule", photos=tmp_path / "nothing", settings=QUICK), quiet
+        )
     real = builtins.__import__
 
     def without_torch(name: str, *rest: Any, **more: Any) -> Any:
@@ -95,5 +105,5 @@ def test_where_there_is_no_text_encoder(
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(InputError, match=r"needs the text encoder, and this machine has no torch.*where the model was"):
-        add_class(AddRequest(chain.bundle, "capsule", photos, settings=QUICK), quiet)
+        add_class(AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, settings=QUICK), quiet)
     assert sorted(read_bundle(chain.bundle).manifest.classes) == ["bracket"]

@@ -15,7 +15,6 @@ import onnx.parser
 import pytest
 from typer.testing import CliRunner
 
-from anomalysd_edge.cli.bench import in_own_process
 from anomalysd_edge.cli.main import app
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.profiling import operating_point_search
@@ -33,8 +32,9 @@ from anomalysd_edge.profiling.operating_points import (
 )
 from anomalysd_edge.reports.bench import COLUMNS, Floor, as_csv, plot, stage_table, table
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.bench import in_own_process
 from anomalysd_edge.workflows.bench_worker import measure
-from anomalysd_edge.workflows.open_options import Opening, machine_name
+from anomalysd_edge.workflows.open_options import InspectOptions, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates
 from anomalysd_runtime.onnx.sessions import available_providers
@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(place: Path, **changes: Any) -> BenchRequest:
     files = [(str(file), "bottle") for file in images.list_images(place / "PHOTOS/bottle/test/good")]
-    return replace(BenchRequest(str(place / "BUNDLE"), files, rounds=3, threads=1), **changes)
+    return replace(BenchRequest(bundle=str(place / "BUNDLE"), photos=files, rounds=3, threads=1), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_verb_writes_json_csv_and_a_plot(place: Path, tmp_path: Path) -> Non
     assert images.load_rgb(tmp_path / "out/bench.png").shape[1] > 500
     assert (tmp_path / "out/bench.csv").read_text(encoding="utf-8").count("\n") == 3
     wrong = CliRunner().invoke(app, [*command, "--batch", "four"])
-    assert "--batch is 'four'" in str(wrong.exception)
+    assert "--max-batch is 'four'" in str(wrong.exception)
 
 
 def test_operations_of_a_graph_by_hand(tmp_path: Path) -> None:
@@ -200,11 +200,11 @@ def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Pat
     assert all(m.calibration["bottle"].threshold is not None for m in table.modes)
     assert (by_name["whole"].good, by_name["whole"].bad) == (3, 3)
     assert min(table.peak_bytes.values()) > 50e6
-    with Opening(memory_budget="64GiB", threads=1).detector(tmp_path / "BUNDLE") as detector:
+    with InspectOptions(memory_budget_bytes=64 << 30, threads=1).detector(tmp_path / "BUNDLE") as detector:
         assert detector.networks.max_batch == 16
     with pytest.raises(SettingsError, match="memory budget is 1 MiB"):
-        Opening(memory_budget="1MiB", threads=1).detector(tmp_path / "BUNDLE")
-    with Opening(deadline_ms=1e6, threads=1).detector(tmp_path / "BUNDLE") as detector:
+        InspectOptions(memory_budget_bytes=1 << 20, threads=1).detector(tmp_path / "BUNDLE")
+    with InspectOptions(deadline_ms=1e6, threads=1).detector(tmp_path / "BUNDLE") as detector:
         assert detector.label == pick(table.modes, 1e6).name
     photo = str(place / "PHOTOS/bottle/test/hole/0.png")
     inspect = ["inspect", str(tmp_path / "BUNDLE"), photo, "--threads", "1", "--json", "--deadline-ms"]

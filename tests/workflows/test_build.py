@@ -17,7 +17,7 @@ import pytest
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.errors import BackendError, BundleError, MissingExtra, SettingsError
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.build import BuildReport, BuildRequest, build, memory_bytes
+from anomalysd_edge.workflows.build import BuildReport, BuildRequest, build
 from anomalysd_export.engines import building
 from anomalysd_export.engines.profiles import Graph, choose_profiles, planned_batches
 from anomalysd_runtime.static_batches import references_of
@@ -38,13 +38,13 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def asked(bundle: Bundle, **changes: Any) -> BuildReport:
-    settings = {"engine": "rtx", "precision": "fp16", "batches": "1,2", **changes}
-    return build(BuildRequest(bundle.path, **settings), lambda *_: None)
+    settings = {"engine": "rtx", "precision": "fp16", "batches": (1, 2), **changes}
+    return build(BuildRequest(bundle=bundle.path, **settings), lambda *_: None)
 
 
 @pytest.mark.usefixtures("rtx")
 def test_engines_of_a_bundle(bundle: Bundle) -> None:
-    report = asked(bundle, targets="sm86,sm89")
+    report = asked(bundle, targets=("sm86", "sm89"))
     assert [e.fingerprint.network for e in report.engines] == [*bundle.manifest.networks, "step"]
     assert report.kept == []
     found = read_bundle(bundle.path)
@@ -57,12 +57,12 @@ def test_engines_of_a_bundle(bundle: Bundle) -> None:
         assert record.fingerprint.digest in record.file
     before = {record.file: (bundle.path / record.file).stat().st_mtime_ns for record in found.manifest.engines}
     # Again: nothing to do. Then another graph: what was built from the older one goes.
-    again = asked(bundle, targets="sm86,sm89")
+    again = asked(bundle, targets=("sm86", "sm89"))
     assert len(again.kept) == 6
     assert before == {file: (bundle.path / file).stat().st_mtime_ns for file in before}
     truncated = bundle.path / found.manifest.engines[0].file
     truncated.write_bytes(truncated.read_bytes()[:100])
-    mended = asked(bundle, targets="sm86,sm89")
+    mended = asked(bundle, targets=("sm86", "sm89"))
     assert len(mended.kept) == 5
     assert "not compared" in mended.sentence() or mended.seen_peak_bytes is not None
 
@@ -73,7 +73,9 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(chain.bundle, tmp_path / "bundle")
-    request = BuildRequest(tmp_path / "bundle", "onnx", "fp8", photos=chain.photos, quantised="vae_decoder")
+    request = BuildRequest(
+        bundle=tmp_path / "bundle", engine="onnx", precision="fp8", photos=chain.photos, quantised=("vae_decoder",)
+    )
     report = build(request, lambda *_: None)
     assert report.graphs["vae_decoder"]["quantised"] > 5
     found = read_bundle(tmp_path / "bundle")
@@ -88,7 +90,7 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rtx")
 def test_what_the_library_does_not_know(bundle: Bundle) -> None:
-    for targets, words in (("sm87", "'sm87', it knows sm75"), ("sm86,portable", "stands alone")):
+    for targets, words in ((("sm87",), "'sm87', it knows sm75"), (("sm86", "portable"), "stands alone")):
         with pytest.raises(SettingsError, match=words):
             asked(bundle, targets=targets)
     assert read_bundle(bundle.path).manifest.engines == ()
@@ -99,7 +101,7 @@ def test_out_of_memory_while_building(bundle: Bundle, monkeypatch: pytest.Monkey
     # The builder's numpy takes memory a thread: with these it needs more than the limit on any machine.
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     with pytest.raises(BackendError, match=r"out of memory while building the rtx engine of 'unet'.*limit 200 MiB"):
-        asked(bundle, host_memory="200MiB")
+        asked(bundle, host_memory_bytes=200 << 20)
     engines = bundle.path / "engines"
     assert not engines.exists() or not list(engines.iterdir())
 
@@ -209,14 +211,7 @@ def test_the_planner_is_asked(bundle: Bundle) -> None:
     assert references_of(12) == 3
 
 
-@pytest.mark.parametrize(("text", "expected"), [("6GiB", 6 * 2**30), ("800MB", 800 * 10**6), ("5", 5), (None, None)])
-def test_sizes_in_words(text: str | None, expected: int | None) -> None:
-    assert memory_bytes(text, "--memory-budget") == expected
-
-
-def test_words_that_are_no_sizes(bundle: Bundle) -> None:
-    with pytest.raises(SettingsError, match="--memory-budget is 'lots'"):
-        memory_bytes("lots", "--memory-budget")
+def test_unknown_words_are_refused(bundle: Bundle) -> None:
     for changes, words in (
         ({"engine": "onnx", "precision": "fp12"}, "precision 'fp12' is unknown"),
         ({"engine": "magic"}, "engine 'magic' is unknown, expected one of onnx, rtx, tensorrt"),
@@ -232,7 +227,7 @@ def test_classic_tensorrt_needs_its_package_and_a_gpu(bundle: Bundle) -> None:
             asked(bundle, engine="tensorrt")
     else:
         with pytest.raises(SettingsError, match="builds for the GPU it runs on"):
-            asked(bundle, engine="tensorrt", targets="sm86")
+            asked(bundle, engine="tensorrt", targets=("sm86",))
 
 
 def test_the_chain_of_verbs(chain: Chain, tmp_path: Path) -> None:

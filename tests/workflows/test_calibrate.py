@@ -33,7 +33,9 @@ def good_photos(folder: Path, count: int = 5, name: str = "bottle") -> Path:
 def test_the_constants_are_new_and_the_graphs_the_same(tmp_path: Path) -> None:
     old = small_bundle(tmp_path / "OLD")
     digests = {record.path: record.sha256 for record in old.manifest.files}
-    asked = CalibrateRequest(tmp_path / "OLD", good_photos(tmp_path / "PHOTOS"), tmp_path / "NEW", settings=FEW)
+    asked = CalibrateRequest(
+        bundle=tmp_path / "OLD", photos=good_photos(tmp_path / "PHOTOS"), out=tmp_path / "NEW", settings=FEW
+    )
     found = recalibrate(asked, quiet)
     new = read_bundle(tmp_path / "NEW")
     changed = {record.path for record in new.manifest.files if digests.get(record.path) != record.sha256}
@@ -50,7 +52,7 @@ def test_in_place_the_bundle_is_replaced_and_engines_stay(tmp_path: Path) -> Non
     small_bundle(tmp_path / "B")
     (tmp_path / "B/engines/abc").mkdir(parents=True)
     (tmp_path / "B/engines/abc/unet.plan").write_bytes(b"engine")
-    recalibrate(CalibrateRequest(tmp_path / "B", good_photos(tmp_path / "PHOTOS"), settings=FEW), quiet)
+    recalibrate(CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "PHOTOS"), settings=FEW), quiet)
     assert (tmp_path / "B/engines/abc/unet.plan").read_bytes() == b"engine"
     listed = [record.path for record in read_bundle(tmp_path / "B").manifest.files]
     assert not [path for path in listed if path.startswith("engines/")]
@@ -60,8 +62,7 @@ def test_in_place_the_bundle_is_replaced_and_engines_stay(tmp_path: Path) -> Non
 def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomalysd_edge.calibration import settings_search
-    from anomalysd_edge.calibration.calibrate import calibrate
+    from anomalysd_edge.calibration import holdout_maps, settings_search
 
     small_bundle(tmp_path / "B")
     taken = {"scales": (2,), "multiscale_weight": 2.5}
@@ -72,9 +73,11 @@ def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
         assert masks.any(axis=(1, 2)).sum() == 4, "as many synthetic anomalies as asked for"
         return taken, [settings_search.Trial(taken, *settings_search.merit(judged, masks), 0.1, 0.01, True)]
 
-    monkeypatch.setattr(calibrate, "choose", choose)
+    monkeypatch.setattr(holdout_maps, "choose", choose)
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
-    found = recalibrate(CalibrateRequest(tmp_path / "B", good_photos(tmp_path / "PHOTOS"), settings=settings), quiet)
+    found = recalibrate(
+        CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "PHOTOS"), settings=settings), quiet
+    )
     assert found.choices == {"bottle": taken}
     assert json.loads(json.dumps(found.to_json()))["choices"]["bottle"]["scales"] == [2]
     assert class_constants(read_bundle(tmp_path / "B"), "edge")["bottle"].calibration.choices == taken
@@ -83,7 +86,9 @@ def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
 def test_synthetic_anomalies_choose_for_real_among_what_fits_the_latents(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=8)
-    asked = CalibrateRequest(tmp_path / "B", good_photos(tmp_path / "PHOTOS"), tmp_path / "NEW", settings=settings)
+    asked = CalibrateRequest(
+        bundle=tmp_path / "B", photos=good_photos(tmp_path / "PHOTOS"), out=tmp_path / "NEW", settings=settings
+    )
     trials = recalibrate(asked, quiet).trials["bottle"]
     assert trials[0].changes == {}
     assert len(trials) == 1 + 2 + 5 + 3, "of round 1 the grids of eight and more cells do not fit on four"
@@ -95,10 +100,15 @@ def test_a_class_without_photos_is_named(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     with pytest.raises(DatasetError, match="bottle"):
         recalibrate(
-            CalibrateRequest(tmp_path / "B", good_photos(good_photos(tmp_path / "P", name="screw"), name="nut")), quiet
+            CalibrateRequest(
+                bundle=tmp_path / "B", photos=good_photos(good_photos(tmp_path / "P", name="screw"), name="nut")
+            ),
+            quiet,
         )
     with pytest.raises(DatasetError, match="4"):
-        recalibrate(CalibrateRequest(tmp_path / "B", good_photos(tmp_path / "FEW", 2), settings=FEW), quiet)
+        recalibrate(
+            CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "FEW", 2), settings=FEW), quiet
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"false_alarm_rate": 0.0}, {"false_alarm_rate": 0.7}, {"synthetic": -1}])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle
-from anomalysd_edge.cli.measuring import numbers
+from anomalysd_edge.cli.options import numbers
 from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import DatasetError, RunError, SettingsError
@@ -22,7 +22,7 @@ from anomalysd_edge.reports import protocol as protocol_report
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows import protocol
 from anomalysd_edge.workflows import train as train_workflow
-from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.protocol import ProtocolRequest, run_protocol
 from tests.method.test_detector import photo
 from tests.support.small_graphs import small_bundle
@@ -58,15 +58,15 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProtocolRequest:
     monkeypatch.setattr(protocol, "export_to", export)
     monkeypatch.setattr(protocol, "train_on", train)
     return ProtocolRequest(
-        data_set(tmp_path / "DATA"),
-        tmp_path / "OUT",
+        data=data_set(tmp_path / "DATA"),
+        out=tmp_path / "OUT",
         dataset="mvtec-ad",
         classes=("bottle",),
         shots=(1, 0),
         seeds=("first", "5"),
         base=str(tiny_base(tmp_path / "base")),
         steps=1,
-        opening=Opening(threads=1),
+        options=InspectOptions(threads=1),
     )
 
 
@@ -156,6 +156,6 @@ def test_data_that_will_not_do_is_refused_before_anything_is_trained(asked: Prot
 @pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (1, 1)}, {"seeds": ("a",)}, {"seeds": ()}])
 def test_wrong_lists_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
-        ProtocolRequest(tmp_path, tmp_path, **wrong)
-    with pytest.raises(SettingsError, match="0,1,2,4"):
-        numbers("1,x")
+        ProtocolRequest(data=tmp_path, out=tmp_path, **wrong)
+    with pytest.raises(SettingsError, match="--shots is '1,x'"):
+        numbers("1,x", "--shots")

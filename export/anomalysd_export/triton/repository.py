@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomalysd_edge.bundle.backend_spec import ENGINES, BackendChoice, backend_choice, check_served
 from anomalysd_edge.bundle.detector_factory import preset_settings
 from anomalysd_edge.bundle.manifest import NetworkRecord, TensorRecord
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, Bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.core.files import folder_aside
@@ -36,31 +37,25 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TritonSettings:
     """How the repository is laid out."""
 
     name: str
     """Of the inspection; the networks' names begin with it."""
-    backend: str = "cuda"
-    """cpu, cuda or ort-tensorrt, with a precision of the bundle as in cuda:fp16."""
-    preset: str = "edge"
-    """Inspection preset of the bundle."""
-    max_batch: int = 16
-    """Samples in a pass of a network."""
+    options: OpenOptions = field(default_factory=lambda: OpenOptions(backend="cuda"))
+    """Preset, largest batch of a network, and backend: cpu, cuda or ort-tensorrt; threads are Triton's own."""
     group: int = 4
     """Photos that the inspection takes at once."""
     instances: int = 2
-    """Of the inspection: how many groups are on their way at the same time."""
-    force: bool = False
-    """Serve a precision that the gate refused."""
+    """Copies of the inspection model, each with a group of photos at a time."""
 
     def __post_init__(self) -> None:
-        if min(self.max_batch, self.group, self.instances) < 1:
-            raise SettingsError("max_batch, group and instances must be at least 1")
-        if backend_choice(self.backend).kind in ENGINES:
+        if min(self.group, self.instances) < 1:
+            raise SettingsError("group and instances must be at least 1")
+        if backend_choice(self.options.backend).kind in ENGINES:
             raise SettingsError(
-                f"{self.backend} has engines of fixed batch sizes, which Triton's batching does not meet; use "
+                f"{self.options.backend} has engines of fixed batch sizes, which Triton's batching does not meet; use "
                 "ort-tensorrt, which lets Triton's ONNX Runtime build TensorRT engines from the same graphs"
             )
 
@@ -70,9 +65,9 @@ def write_repository(bundle: Bundle, out: Path, settings: TritonSettings) -> lis
 
     Other models of `out` stay as they are. Raises BundleError and BackendError.
     """
-    choice = backend_choice(settings.backend)
-    preset_settings(bundle, settings.preset)
-    if not settings.force:
+    choice = backend_choice(settings.options.backend)
+    preset_settings(bundle, settings.options.preset)
+    if not settings.options.force:
         check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle.path))
     names = []
     for network, record in bundle.manifest.networks.items():
@@ -109,7 +104,7 @@ def network_config(
         "name": name,
         "backend": "onnxruntime",
         "default_model_filename": file,
-        "max_batch_size": settings.max_batch if batched else 0,
+        "max_batch_size": settings.options.max_batch if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in record.inputs],
         "output": [_tensor(tensor, batched) for tensor in record.outputs],
         "instance_group": [_instances(1, choice)],
@@ -128,7 +123,8 @@ def inspection_config(settings: TritonSettings, choice: BackendChoice) -> Text:
         return {"name": name, "data_type": f"!{kind}", "dims": list(dims), **more}
 
     parameters = {
-        "preset": settings.preset, "networks": settings.name, "max_batch": settings.max_batch, "backend": str(choice),
+        "preset": settings.options.preset, "networks": settings.name, "max_batch": settings.options.max_batch,
+        "backend": str(choice),
     }  # fmt: skip
     return {
         "name": settings.name,

@@ -158,7 +158,7 @@ def _check_bundle(task: Task) -> None:
             f"{task.bundle} is another bundle ({found[:16]}, expected {task.bundle_id[:16]}): copy it there, "
             "for instance with 'sd-edge pull'"
         )
-    read_bundle(task.bundle, verify=True, public_key=task.engine.signature_key)
+    read_bundle(task.bundle, verify=True, public_key=task.engine.public_key)
 
 
 def run_groups(

@@ -7,25 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.errors import SettingsError
 
 MEGA = 1 << 20
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """How photos become verdicts."""
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings(OpenOptions):
+    """How photos become verdicts: how the bundles are opened, and how their photos queue."""
 
-    preset: str = "edge"
-    """Inspection preset of the bundles."""
-    backend: str = "cpu"
-    """What the networks run on."""
     fallback: str | None = None
     """Backend to use where `backend` cannot be had; health then says degraded. None = refuse to start."""
-    threads: int | None = None
-    """CPU threads of a pass; all cores if None."""
-    max_batch: int = 16
-    """Samples in a UNet pass; never changes a verdict."""
     group: int = 4
     """Photos that share their UNet batches; a waiting photo joins when the running group is done."""
     gather_ms: float = 4.0
@@ -38,11 +31,10 @@ class EngineSettings:
     """A group that takes longer counts as a crash: its worker is killed and started again."""
     memory_bytes: int = 0
     """Bundles are unloaded, the longest unused first, while their files' bytes exceed this; 0 = no limit."""
-    signature_key: Path | None = None
-    """Public key (PEM) that must have signed the bundles; see `sd-edge sign`."""
 
     def __post_init__(self) -> None:
-        for name in ("group", "queue", "queue_bytes", "stuck_s", "max_batch"):
+        super().__post_init__()
+        for name in ("group", "queue", "queue_bytes", "stuck_s"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.gather_ms < 0 or self.memory_bytes < 0:
@@ -186,9 +178,9 @@ def record_settings(path: Path | None, keep: str, max_age_days: float, max_bytes
     if not kept <= {"photo", "map"}:
         raise SettingsError(f"--keep is {keep!r}; use photo, map, or photo,map")
     if path is None and (kept or max_age_days or max_bytes):
-        raise SettingsError("--keep, --max-age-days and --max-record-mb need --record FILE")
+        raise SettingsError("--keep, --max-age-days and --max-record-size need --record FILE")
     if max_age_days < 0 or max_bytes < 0:
-        raise SettingsError("--max-age-days and --max-record-mb must not be negative")
+        raise SettingsError("--max-age-days and --max-record-size must not be negative")
     return RecordSettings(path, "photo" in kept, "map" in kept, max_age_days, max_bytes)
 
 

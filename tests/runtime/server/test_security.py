@@ -206,7 +206,7 @@ def test_a_bundle_must_be_signed_where_that_is_asked(bundle: Path, tmp_path: Pat
     told = sd_edge("sign", signed, "--key", key, "--new-key", cwd=tmp_path).stderr
     public = Path(f"{key}.pub")
     assert str(public) in told
-    settings = replace(small_settings(signed), engine=s.EngineSettings(threads=1, signature_key=public))
+    settings = replace(small_settings(signed), engine=s.EngineSettings(threads=1, public_key=public))
     with running_box(settings) as box:
         assert box.inspect(png(1)).status == 200
         (signed / "manifest.json").write_text((signed / "manifest.json").read_text() + " ")

@@ -58,7 +58,7 @@ class Service:
         self.settings = settings
         self.engine = Engine(settings.engine, opener)
         self.bundles = BundleStore(
-            settings.bundles, self.engine, settings.engine.memory_bytes, settings.engine.signature_key
+            settings.bundles, self.engine, settings.engine.memory_bytes, settings.engine.public_key
         )
         self.metrics = Metrics()
         self.recent = Recent(settings.recent)

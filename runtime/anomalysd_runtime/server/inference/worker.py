@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ Opener = Callable[[Path, EngineSettings, str], Detector]
 
 def open_bundle(path: Path, settings: EngineSettings, backend: str) -> Detector:
     """The detector of a bundle folder whose files were checked already."""
-    from anomalysd_runtime.loading import open_detector
+    from anomalysd_runtime.loading import open_with
 
-    return open_detector(path, settings.preset, backend, settings.threads, settings.max_batch, verify=False)
+    return open_with(path, replace(settings, backend=backend, public_key=None), verify=False)
 
 
 @dataclass(frozen=True)

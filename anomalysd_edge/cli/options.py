@@ -1,0 +1,145 @@
+"""Options that several verbs share: one spelling, one meaning, one help text; and how their values are parsed.
+
+Older spellings stay valid: `RENAMED` maps them to today's, and no help shows them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+from typer.core import TyperCommand
+
+from anomalysd_edge.errors import SettingsError
+
+if TYPE_CHECKING:
+    from anomalysd_runtime.distributed.ray_inspect import RaySettings
+
+BundleDir = Annotated[Path, Argument(metavar="BUNDLE", help="Bundle folder, as export wrote it.")]
+BundleToChange = Annotated[
+    Path, Argument(metavar="BUNDLE", help="Bundle folder; replaced by the new bundle unless --out is given.")
+]
+DataDir = Annotated[
+    Path, Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
+]
+Classes = Annotated[str | None, Option(help="Classes to use, separated by commas; all of them if left out.")]
+ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
+Features = Annotated[Path | None, Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")]
+Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
+Backend = Annotated[
+    str, Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; a colon adds the precision, as in cuda:fp16.")
+]
+Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
+Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]
+MaxBatch = Annotated[int, Option(help="Most samples in one UNet pass: memory and speed, never a verdict.")]
+BatchSize = Annotated[int | None, Option(help="Samples in one training step; the model's default if left out.")]
+StaticBatches = Annotated[
+    str | None, Option(metavar="SIZES", help="Fixed batch sizes of the graphs or engines, as 1,4,13.")
+]
+PublicKey = Annotated[
+    Path | None, Option("--require-signature", metavar="KEY", help="Public key (PEM) that must have signed the bundle.")
+]
+OnMismatch = Annotated[
+    str, Option(help="Without a TensorRT engine for this machine: error, rebuild (build one) or onnxruntime.")
+]
+Force = Annotated[bool, Option("--force", help="Run a precision although verify has refused it.")]
+Resume = Annotated[bool, Option("--resume", help="Continue from the last checkpoint in --out.")]
+FalseAlarmRate = Annotated[float, Option(help="Share of good photos that may be called anomalous, in [0,1].")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress bars.")]
+
+Ray = Annotated[str | None, Option(help="Inspect on Ray: 'local' starts it here, or an address, or auto.")]
+Workers = Annotated[int, Option(help="With --ray: workers, each with --threads threads (1 if left out).")]
+Gpus = Annotated[float, Option(help="With --ray: GPUs that each worker reserves; with 0.5 two share one.")]
+JournalFile = Annotated[
+    Path | None, Option(help="With --ray: file of finished photos; the same command resumes from it.")
+]
+
+RENAMED = {
+    "train": {"--batch": "--batch-size"},
+    "distill": {"--batch": "--batch-size"},
+    "export": {"--batch": "--static-batches"},
+    "build": {"--batch": "--static-batches"},
+    "bench": {"--batch": "--max-batch", "--plan": "--preset"},
+    "serve": {
+        "--max-record-mb": "--max-record-size",
+        "--memory-mb": "--memory-budget",
+        "--max-body-mb": "--max-body-size",
+    },
+}
+"""By verb: spelling of 0.1.0 -> spelling of today. A value of an option in -mb was a number of MiB."""
+
+
+class Verb(TyperCommand):
+    """A command that also takes the spellings of RENAMED."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Replace old spellings, then parse."""
+        return super().parse_args(ctx, modern(args, RENAMED.get(self.name or "", {})))
+
+
+def modern(args: list[str], renamed: dict[str, str]) -> list[str]:
+    """`args` with today's spellings; what follows '--' stays as it is.
+
+    >>> modern(["--memory-mb", "500", "--batch=2"], {"--memory-mb": "--memory-budget", "--batch": "--batch-size"})
+    ['--memory-budget=500MiB', '--batch-size=2']
+    """
+    found: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*found, word, *rest]
+        name, equals, value = word.partition("=")
+        if name in renamed:
+            if not equals and rest:
+                equals, value = "=", rest.pop(0)
+            word = renamed[name] + equals + value + ("MiB" if name.endswith("-mb") and equals else "")
+        found.append(word)
+    return found
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def size_bytes(text: str | None, option: str) -> int | None:
+    """'600MiB', '6GiB', '800MB' or a number of bytes; None stays None. Raises SettingsError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if found is None or float(found[1]) <= 0:
+        raise SettingsError(f"{option} is {text!r}, expected a size such as 6GiB or 800MB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def limit_bytes(text: str, option: str) -> int:
+    """A size as for size_bytes, or 0 for no limit. Raises SettingsError."""
+    return 0 if re.fullmatch(r"\s*0+([kmg]i?)?b?\s*", text.lower()) else size_bytes(text, option) or 0
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b'); nothing of None."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def numbers(text: str, option: str, least: int = 0) -> tuple[int, ...]:
+    """'1,4' -> (1, 4). Raises SettingsError for other words, numbers below `least`, or none at all."""
+    words = listed(text)
+    if not words or not all(word.isdecimal() and int(word) >= least for word in words):
+        raise SettingsError(
+            f"{option} is {text!r}, expected whole numbers from {least}, separated by commas, as 1,4,16"
+        )
+    return tuple(map(int, words))
+
+
+def cluster(ray: str | None, workers: int, gpus: float, journal: Path | None) -> RaySettings | None:
+    """The Ray cluster of --ray and its options; None without --ray. Raises SettingsError."""
+    if ray is None:
+        if journal is not None:
+            raise SettingsError("--journal goes with --ray; give --ray local to use this machine's cores")
+        return None
+    from anomalysd_runtime.distributed.ray_inspect import RaySettings
+
+    return RaySettings(ray, workers, gpus, journal)

@@ -1,0 +1,200 @@
+"""The verbs that measure and calibrate: calibrate, verify, eval, protocol. Each imports its workflow when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from anomalysd_edge.cli import options
+from anomalysd_edge.cli.options import listed, numbers
+from anomalysd_edge.errors import InputError
+from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
+
+
+def calibrate(
+    bundle: options.BundleToChange,
+    photos: Annotated[Path | None, Option(help="Good photos: data set, folder or RUN.")] = None,
+    from_history: Annotated[
+        Path | None, Option(help="Record of a box: only propose thresholds by its corrections.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
+    shots: Annotated[int | None, Option(help="Good photos per class; else as many as at export.")] = None,
+    false_alarm_rate: options.FalseAlarmRate = 0.02,
+    synthetic: Annotated[int, Option(help="Synthetic anomalies per class to choose settings on; 0 = none.")] = 24,
+    check: Annotated[Path | None, Option(help="Data set to measure the false-alarm rate on.")] = None,
+    report: Annotated[Path | None, Option(help="Folder of the report; else BUNDLE-calibration.")] = None,
+    preset: options.Preset = "edge",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Refit a bundle's prototypes, thresholds and class settings from good photos. The networks do not change.
+
+    Example: sd-edge calibrate BUNDLE --photos RUN
+    """
+    if from_history is not None:
+        from anomalysd_edge.cli.history import propose_for_bundle
+
+        propose_for_bundle(bundle, from_history, as_json)
+        return
+    if photos is None:
+        raise InputError("name good photos with --photos, or a box's record with --from-history")
+    from anomalysd_edge.calibration.settings import CalibrationSettings
+    from anomalysd_edge.reports.calibration import Report, report_folder
+    from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
+    from anomalysd_edge.workflows.open_options import InspectOptions
+
+    settings = CalibrationSettings(
+        false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8
+    )
+    request = CalibrateRequest(
+        bundle=bundle, photos=photos, out=out, shots=shots, preset=preset, settings=settings, threads=threads
+    )
+    with progress_bars(quiet) as progress:
+        found = recalibrate(request, progress)
+        opening = InspectOptions(preset=preset, threads=threads)
+        seen = false_alarms(found, check, opening, progress) if check else {}
+    shown, folder = Report(found, seen), report or report_folder(found.bundle)
+    shown.write(folder)
+    show_json(shown.to_json()) if as_json else shown.show()
+    say(f"calibrated: {found.bundle}; what was chosen and why: {folder / 'report.html'}")
+
+
+def verify(
+    bundle: options.BundleDir,
+    photos: Annotated[Path, Option(help="Photos to compare on: data set or folder.")],
+    run: Annotated[Path | None, Option(help="Run of the bundle: compares torch with ONNX Runtime.")] = None,
+    features: options.Features = None,
+    backend: Annotated[
+        str | None, Option(metavar="A,B", help="Compare B with A, as cpu,cpu:fp16 or torch,cpu.")
+    ] = None,
+    labels: Annotated[bool, Option("--labels", help="With --backend: compare AUROC and AUPRO too.")] = False,
+    limit: Annotated[int | None, Option(help="Most photos; else 20, or with --labels all.")] = None,
+    max_flips: Annotated[int, Option(help="With --backend: verdicts that may differ.")] = 0,
+    max_drop: Annotated[float, Option(help="With --backend and --labels: largest fall of AUROC, in [0,1].")] = 0.002,
+    out: Annotated[Path | None, Option(help="With --backend: folder for verify.json and verify.html.")] = None,
+    preset: options.Preset = "edge",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Inspect the same photos on two backends and compare scores and verdicts; exit code 1 where they disagree.
+
+    A precision that passes with --backend may be served; one that fails is refused until it passes.
+
+    Example: sd-edge verify BUNDLE --backend cpu,cpu:fp16 --photos DATA --labels
+    """
+    from anomalysd_edge.evaluation.backend_parity import GateSettings
+    from anomalysd_edge.workflows.verify import VerifyRequest, show, verify_against, verify_backends
+
+    request = VerifyRequest(
+        bundle=bundle, photos=photos, run=run, labels=labels, limit=limit, preset=preset, threads=threads, out=out,
+        gate=GateSettings(flips=max_flips, auroc_drop=max_drop), features=features,
+        **({} if backend is None else {"backends": listed(backend)}),
+    )  # fmt: skip
+    if backend is not None:
+        with progress_bars(quiet) as progress:
+            judged = verify_backends(request, progress)
+        show_json(judged.to_json()) if as_json else show(judged)
+        say(judged.sentence())
+        raise typer.Exit(0 if judged.passed else 1)
+    if run is None:
+        raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
+    with progress_bars(quiet) as progress:
+        found = verify_against(request, progress)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        rows = [
+            (p.name, p.class_name, f"{p.score_a:.5f}", f"{p.score_b:.5f}", f"{p.score_difference:.1e}",
+             f"{p.map_error:.1e}", "FLIP" if p.flip else "")
+            for p in found.photos
+        ]  # fmt: skip
+        columns = ("photo", "class", "torch", "onnxruntime", "score diff", "map error", "")
+        show_table("torch against ONNX Runtime", columns, rows)
+    say(found.sentence())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def evaluate(
+    bundle: options.BundleDir,
+    data: options.DataDir,
+    classes: options.Classes = None,
+    out: Annotated[Path | None, Option(help="Folder for results.json and report.html.")] = None,
+    preset: options.Preset = "edge",
+    backend: options.Backend = "cpu",
+    threads: options.Threads = None,
+    require_signature: options.PublicKey = None,
+    on_mismatch: options.OnMismatch = "error",
+    force: options.Force = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 2,
+    gpus: options.Gpus = 0,
+    journal: options.JournalFile = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure a bundle on labelled photos: AUROC, AUPRO, F1-max and AP per class and mean, for each score map.
+
+    Example: sd-edge eval BUNDLE --data DATA --out REPORT
+    """
+    from anomalysd_edge.workflows.evaluate import evaluate_bundle
+    from anomalysd_edge.workflows.open_options import InspectOptions
+
+    opening = InspectOptions(
+        preset=preset, backend=backend, threads=threads, force=force, public_key=require_signature,
+        on_mismatch=on_mismatch,
+    )  # fmt: skip
+    chosen = options.cluster(ray, workers, gpus, journal)
+    with progress_bars(quiet) as progress:
+        found = evaluate_bundle(bundle, data, list(listed(classes)) or None, out, opening, progress, chosen)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show_table("Image/pixel AUROC per map, then the fused map, in percent", found.columns, found.rows)
+
+
+def protocol(
+    data: options.DataDir,
+    out: Annotated[Path, Option(help="Folder for runs, bundles, results.json, report.html and plots.")],
+    dataset: Annotated[str | None, Option(help="mvtec-ad or visa: check its published classes and split.")] = None,
+    classes: options.Classes = None,
+    shots: Annotated[str, Option(help="Numbers of good photos per class, by commas, in this order.")] = "0,1,2,4",
+    seeds: Annotated[str, Option(help="Random seeds of shots and training, by commas; or 'first'.")] = "0,1,2",
+    class_file: options.ClassFile = None,
+    base: Annotated[str, Option(help="Base model: nano, a folder in diffusers' layout, or a hub id.")] = "nano",
+    steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
+    device: options.Device = "cpu",
+    calibrate: Annotated[bool, Option("--calibrate", help="Choose settings per class, as calibrate.")] = False,
+    preset: options.Preset = "edge",
+    backend: options.Backend = "cpu",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train and measure for every number of shots and every seed: mean and standard deviation per class.
+
+    What is finished is kept: the same command resumes where it was stopped.
+
+    Example: sd-edge protocol --data DATA --shots 1,4 --seeds 0,1,2 --out OUT
+    """
+    from anomalysd_edge.reports.protocol import show, write
+    from anomalysd_edge.workflows.open_options import InspectOptions
+    from anomalysd_edge.workflows.protocol import ProtocolRequest, run_protocol
+
+    request = ProtocolRequest(
+        data=data, out=out, dataset=dataset, classes=listed(classes) or None, shots=numbers(shots, "--shots"),
+        seeds=listed(seeds), class_file=class_file, base=base, steps=steps, device=device, calibrate=calibrate,
+        options=InspectOptions(preset=preset, backend=backend, threads=threads),
+    )  # fmt: skip
+    with progress_bars(quiet) as progress:
+        found = run_protocol(request, progress)
+    write(found.report(), found.to_json(), out)
+    show_json(found.to_json()) if as_json else show(found.report())
+    for note in found.notes:
+        say(f"not the published photos: {note}")
+    say(f"written: {out / 'results.json'}, {out / 'report.html'}, {out / 'plots'}")
