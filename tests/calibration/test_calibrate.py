@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration.calibrate import CalibrationSettings, PrototypeScores, _expected, calibrate
+from anomalysd_edge.calibration.calibrate import PrototypeScores, _expected, calibrate
 from anomalysd_edge.calibration.holdout import disturbed, exposed, folds_of
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
@@ -17,11 +17,9 @@ from anomalysd_edge.method.patches.patch_scorer import Usual, shipped_reading
 from anomalysd_edge.method.patches.prediction_bounds import student_t, upper_bound
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.vision.images import resize, to_array
-from tests.method.test_detector import SCHEDULE, STATES, photo
+from tests.support.calibration import INSPECT, SETTINGS
+from tests.support.detectors import SCHEDULE, STATES, photo
 from tests.support.fake_networks import FakeNetworks
-
-SETTINGS = CalibrationSettings(bank_size=300, negatives=4)
-INSPECT = replace(EDGE, scales=(1, 2), passes=2)
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])

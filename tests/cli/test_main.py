@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from anomalysd_edge.vision import images
-from tests.conftest import VERBS, Chain, sd_edge
+from tests.support.command import Chain, sd_edge, verbs
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -158,5 +158,5 @@ def test_ctrl_c_leaves_nothing_half_written(chain: Chain, tmp_path: Path) -> Non
 
 def test_help_names_every_verb_and_the_exit_codes(tmp_path: Path) -> None:
     text = sd_edge("--help", cwd=tmp_path).stdout
-    for word in (*VERBS, "Exit codes"):
+    for word in (*verbs(), "Exit codes"):
         assert word in text

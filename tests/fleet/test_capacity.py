@@ -23,7 +23,7 @@ from anomalysd_edge.fleet.capacity import (
     table_row,
 )
 from anomalysd_edge.fleet.waiting_time import STEADY_USE, largest_use, latency_quantile_s, waiting_quantile_s
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 
 
 def bench(networks: bool = True) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from anomalysd_edge.fleet.installed import Installed
 from anomalysd_edge.fleet.pulling import Pulled, pull
 from anomalysd_edge.fleet.registry import push, version_of
 from anomalysd_edge.fleet.storage import Storage
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 

@@ -19,7 +19,7 @@ from anomalysd_edge.method.inpainting.mask_plan import packed_plan, touching
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
-from tests.method.test_detector import SCHEDULE, STATES, constants, photo
+from tests.support.detectors import SCHEDULE, STATES, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
 SMALL = replace(EDGE, scales=(1, 2, 4, 8), passes=2, foreground=False)

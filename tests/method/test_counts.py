@@ -17,7 +17,7 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
-from tests.method.test_detector import SCHEDULE, STATES, photo
+from tests.support.detectors import SCHEDULE, STATES, photo
 from tests.support.fake_networks import FakeNetworks
 
 SCALES = {name: MapScale(0.02, 0.05) for name in ("prototypes", "multiscale", "guided")}

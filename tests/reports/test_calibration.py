@@ -17,11 +17,12 @@ from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
 from anomalysd_edge.workflows.open_options import Opening
-from tests.conftest import sd_edge
-from tests.evaluation.test_aggregate import SVG
-from tests.method.test_detector import photo
+from tests.support.command import sd_edge
+from tests.support.data_sets import good_photos
+from tests.support.detectors import photo
+from tests.support.markup import SVG
+from tests.support.progress import quiet
 from tests.support.small_graphs import small_bundle
-from tests.workflows.test_calibrate import good_photos, quiet
 
 TAKEN = Trial({"multiscale_weight": 1.0}, 0.9, 0.8, 0.031, 0.01, True)
 LOST = Trial({"scales": (2, 4)}, 0.8, 0.7, 0.004, 0.006, False)

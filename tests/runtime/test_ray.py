@@ -24,7 +24,7 @@ from anomalysd_runtime.distributed.ray_inspect import RaySettings
 from anomalysd_runtime.distributed.ray_serve import Replicas, check
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.settings import RecordSettings, ServeSettings, WebhookSettings
-from tests.conftest import ROOT, sd_edge
+from tests.support.command import ROOT, sd_edge
 from tests.support.serving import CRASH, png
 from tests.support.small_graphs import small_bundle
 

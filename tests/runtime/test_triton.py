@@ -26,7 +26,7 @@ from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_export.triton.repository import TritonSettings, write_repository
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import png
 from tests.support.small_graphs import small_bundle
 

@@ -29,7 +29,9 @@ from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.run import Run, read_run
 from anomalysd_edge.training.settings import NANO_DEFAULTS, TrainSettings
 from anomalysd_edge.training.train import train
+from tests.support.progress import Stop
 from tests.support.tiny_models import TINY_PX, tiny_base
+from tests.support.tiny_training import tiny_settings, weights_of
 
 SPECS = {
     "nut": ClassSpec("nut", "nut", "object", ("thread",), ("rotate90",)),
@@ -60,31 +62,12 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 def small(base: Path, **changes: Any) -> TrainSettings:
-    values: dict[str, Any] = {
-        "shots": 2, "steps": 4, "batch": 2, "lr": 1e-3, "warmup": 2, "decoder_steps": 3, "decoder_batch": 1,
-        "decoder_lr": 1e-3, "lpips_weight": 0.0, "copies": 2, "masks_per_copy": 2, "start_corruption": 0.5,
-        "checkpoint_every": 2, "autocast": "none", "threads": 1,
-    }  # fmt: skip
-    return TrainSettings.for_base(str(base), **{**values, **changes})
-
-
-def weights_of(run: Run, part: str) -> dict[str, torch.Tensor]:
-    return dict(load_file(run.model / part / "diffusion_pytorch_model.safetensors"))
+    values = {"shots": 2, "steps": 4, "batch": 2, "warmup": 2, "decoder_steps": 3, "decoder_batch": 1}
+    return tiny_settings(base, **{**values, **changes})
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Stop:
-    """A progress callback that presses Ctrl-C when phase `phase` has done `step` steps."""
-
-    def __init__(self, phase: str, step: int) -> None:
-        self.where = phase, step
-
-    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
-        if (phase, done) == self.where:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.5}, {"lora_rank": 2, "gradient_checkpointing": True}])

@@ -22,19 +22,14 @@ from anomalysd_export.engines import building
 from anomalysd_export.engines.profiles import Graph, choose_profiles, planned_batches
 from anomalysd_runtime.static_batches import references_of
 from anomalysd_runtime.tensorrt.engine_files import read_engine
-from tests.conftest import Chain, sd_edge
-from tests.support.small_graphs import SIZES, small_bundle, write_graph
+from tests.support.command import Chain, sd_edge
+from tests.support.small_graphs import SIZES, write_graph
 
 
 @pytest.fixture
 def rtx() -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed: the extra rtx brings it")
     pytest.importorskip("polygraphy", reason="polygraphy is not installed: the extra rtx brings it")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return small_bundle(tmp_path / "bundle")
 
 
 def asked(bundle: Bundle, **changes: Any) -> BuildReport:

@@ -29,16 +29,10 @@ from PIL import Image
 from anomalysd_runtime.server.records.verdict_store import Record
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, free_port, png, running_box, small_settings
-from tests.support.small_graphs import small_bundle
 
 SOAK = int(os.environ.get("SD_EDGE_SOAK", "300"))
 """Requests in a row; the full ten thousand with SD_EDGE_SOAK=10000."""
 EXAMPLES = int(os.environ.get("SD_EDGE_FUZZ", "100"))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("faults") / "line1").path
 
 
 @pytest.fixture(scope="module")

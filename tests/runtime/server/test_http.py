@@ -37,12 +37,6 @@ from tests.support.serving import (
     small_settings,
     touchy_settings,
 )
-from tests.support.small_graphs import small_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("serve") / "line1").path
 
 
 @pytest.fixture(scope="module")
