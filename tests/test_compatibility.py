@@ -36,6 +36,7 @@ def test_a_bundle_gives_the_scores_that_it_gave() -> None:
     assert found.scores == {name: pytest.approx(score, abs=1e-5) for name, score in expected["scores"].items()}
 
 
+@pytest.mark.slow
 def test_a_bundle_is_inspected_by_the_command(tmp_path: Path) -> None:
     (found,) = json.loads(sd_edge("inspect", OLD / "bundle", PHOTO, "--json", cwd=tmp_path).stdout)
     assert found["pred_score"] == pytest.approx(json.loads((OLD / "expected.json").read_text())["score"], abs=1e-5)

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.command import ROOT, Chain, readme_blocks, readme_commands, verbs
 
 LEAN = """
@@ -16,6 +18,7 @@ for heavy in ("torch", "diffusers", "transformers", "onnx"):
 """
 
 
+@pytest.mark.slow
 def test_the_commands_do_what_they_say(chain: Chain) -> None:
     assert [verb for _, verb, *_ in readme_commands()] == ["train", "export", "verify", "calibrate", "inspect"]
     assert (chain.folder / "RUN/run.json").is_file()
@@ -26,6 +29,7 @@ def test_the_commands_do_what_they_say(chain: Chain) -> None:
     assert {f.name for f in (chain.folder / "RESULTS/new").iterdir()} >= {"overlay.png", "repaint.png", "evidence.png"}
 
 
+@pytest.mark.slow
 def test_the_class_file_reaches_the_prompts(chain: Chain) -> None:
     manifest = json.loads((chain.bundle / "manifest.json").read_text())
     prompts = manifest["classes"]["bracket"]["prompts"]
@@ -33,6 +37,7 @@ def test_the_class_file_reaches_the_prompts(chain: Chain) -> None:
     assert prompts["detail"] == "A steel bracket with intact holes and edges."
 
 
+@pytest.mark.slow
 def test_the_python_block_runs_without_torch(chain: Chain) -> None:
     (block,) = readme_blocks("python")
     done = subprocess.run(

@@ -24,6 +24,7 @@ def test_prompts_are_cut_down_to_what_is_told() -> None:
     assert levels(prompts.told(plain, "detail")) == levels(plain), "without named parts there is one level"
 
 
+@pytest.mark.slow
 def test_repaints_under_every_setting_that_fits(tmp_path: Path, run_benchmark: RunBenchmark) -> None:
     small_bundle(tmp_path / "B")
     out = tmp_path / "repaints.json"
@@ -35,6 +36,7 @@ def test_repaints_under_every_setting_that_fits(tmp_path: Path, run_benchmark: R
     assert len({tuple(o["figures"]["bottle"]) for o in outcomes}) > 1
 
 
+@pytest.mark.slow
 def test_the_choice_is_held_against_every_fixed_one(
     tmp_path: Path, run_benchmark: RunBenchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:

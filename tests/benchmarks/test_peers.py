@@ -90,6 +90,7 @@ def test_timm_names_get_the_files_tensors_by_order_and_shape() -> None:
         give_weights(nn.Conv2d(3, 5, 3), given)
 
 
+@pytest.mark.slow
 def test_side_by_side(asked: ProtocolRequest, peer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "--data", asked.data, "--out", asked.out, "--shots", "1", "--seeds", "0,1", "--steps", 1, "--base", asked.base,

@@ -50,6 +50,7 @@ def test_the_design_has_a_constant_and_squares() -> None:
     np.testing.assert_array_equal(design(np.array([2.0, -3.0])), [1, 2, -3, 4, 9])
 
 
+@pytest.mark.slow
 def test_on_a_bundle_of_small_graphs(tmp_path: Path, run_benchmark: RunBenchmark) -> None:
     small_bundle(tmp_path / "B")
     data, out = bottle_data_set(tmp_path / "DATA", train=4), tmp_path / "policy.json"

@@ -71,6 +71,7 @@ def test_another_key_and_no_signature_are_refused(signed: tuple[Path, Path, Path
         sign(path / MANIFEST, tmp_path / "absent.pem")
 
 
+@pytest.mark.slow
 def test_the_verbs(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     path, _, public = signed
     rng = np.random.default_rng(0)

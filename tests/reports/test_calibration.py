@@ -98,6 +98,7 @@ def test_nothing_but_shots_tells_no_rate(tmp_path: Path) -> None:
         false_alarms(found, data, Opening(threads=1), quiet)
 
 
+@pytest.mark.slow
 def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     data = good_photos(tmp_path / "PHOTOS", 6)

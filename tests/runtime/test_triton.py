@@ -123,6 +123,7 @@ def test_what_cannot_be_a_repository_is_told(bundle: Bundle, tmp_path: Path) -> 
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_from_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
     done = sd_edge("export", bundle.path, "--triton", tmp_path / "models", "--backend", "cpu", cwd=tmp_path)
     assert "tritonserver --model-repository" in done.stderr

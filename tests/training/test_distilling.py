@@ -22,6 +22,8 @@ from anomalysd_edge.training.train import train
 from tests.support.tiny_models import SCHEDULER, tiny_base
 from tests.support.tiny_training import weights_of
 
+pytestmark = pytest.mark.slow
+
 SPECS = {"felt": ClassSpec("felt", "felt", "texture")}
 HOW: dict[str, Any] = {"steps": 4, "lora_rank": 2, "lr": 1e-2, "strength": 0.4, "grid": 8, "ema": 0.5}
 

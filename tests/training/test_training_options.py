@@ -65,6 +65,7 @@ def losses_of(run: Run) -> list[float]:
     return [json.loads(line)["loss"] for line in (run.path / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_pieces_make_the_same_step(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     whole = train(tiny_settings(base_folder, decoder_steps=2), shots, tmp_path / "whole", SPECS)
     pieces = train(tiny_settings(base_folder, decoder_steps=2, accumulate=3), shots, tmp_path / "pieces", SPECS)
@@ -77,6 +78,7 @@ def test_pieces_make_the_same_step(tmp_path: Path, base_folder: Path, shots: dic
         tiny_settings(base_folder, accumulate=5)
 
 
+@pytest.mark.slow
 def test_encoding_ahead_changes_nothing(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     lazy = train(tiny_settings(base_folder, decoder_steps=2), shots, tmp_path / "lazy", SPECS)
     settings = tiny_settings(base_folder, decoder_steps=2, cache="ahead")
@@ -88,6 +90,7 @@ def test_encoding_ahead_changes_nothing(tmp_path: Path, base_folder: Path, shots
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
 def test_frozen_halves_come_back_exact(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], half: str
@@ -111,6 +114,7 @@ def test_frozen_halves_come_back_exact(
             tiny_settings(base_folder, **{**chosen, **wrong})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what a process has mapped")
 def test_frozen_halves_let_go_of_the_weight_file(base_folder: Path) -> None:
     """At Stable Diffusion's size the file is 3.4 GB, of which norms need less than one MB."""
@@ -124,6 +128,7 @@ def test_frozen_halves_let_go_of_the_weight_file(base_folder: Path) -> None:
     assert file not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.slow
 def test_eight_bit_adam_resumes_to_the_bit(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     pytest.importorskip("bitsandbytes", reason="8-bit Adam is an option that nothing installs by itself")
     settings = tiny_settings(base_folder, optimizer="adamw8bit")
@@ -225,6 +230,7 @@ train(TrainSettings.from_json(values), shots, Path(sys.argv[3]), SPECS)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_same_batch(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]
 ) -> None:
@@ -256,6 +262,7 @@ def test_two_processes_are_one_with_the_same_batch(
         torch.testing.assert_close(alone.contexts()[name], two.contexts()[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_contexts_learn_and_travel(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     settings = tiny_settings(base_folder, context_tokens=2, context_lr=1e-2, prompt_drop=0.0)
     run = train(settings, shots, tmp_path / "run", SPECS)
@@ -289,6 +296,7 @@ def test_context_states_are_the_encoders_own(base_folder: Path) -> None:
     torch.testing.assert_close(cut, prompt_states(base, ["ab " + long]))
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder_takes_the_bases_place(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +326,7 @@ def test_a_tiny_autoencoder_takes_the_bases_place(
         train(tiny_settings(base_folder, vae=str(tmp_path / "eight")), shots, tmp_path / "no", SPECS)
 
 
+@pytest.mark.slow
 def test_the_prediction_type_can_be_given(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     run = train(tiny_settings(base_folder, prediction_type="v_prediction", steps=1), shots, tmp_path / "run", SPECS)
     assert NoiseSchedule.from_config(run.load().scheduler).prediction_type == "v_prediction"

@@ -22,6 +22,8 @@ from tests.support.command import Chain, sd_edge
 from tests.support.progress import quiet
 from tests.support.tiny_models import tiny_base
 
+pytestmark = pytest.mark.slow
+
 QUICK = CalibrationSettings(bank_size=64, negatives=2)
 
 

@@ -37,6 +37,7 @@ def asked(bundle: Bundle, **changes: Any) -> BuildReport:
     return build(BuildRequest(bundle.path, **settings), lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_engines_of_a_bundle(bundle: Bundle) -> None:
     report = asked(bundle, targets="sm86,sm89")
@@ -62,6 +63,7 @@ def test_engines_of_a_bundle(bundle: Bundle) -> None:
     assert "not compared" in mended.sentence() or mended.seen_peak_bytes is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     """nano's decoder, quantised on real photos, for a GPU that has fp8."""
@@ -81,6 +83,7 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     assert result["error"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_what_the_library_does_not_know(bundle: Bundle) -> None:
     for targets, words in (("sm87", "'sm87', it knows sm75"), ("sm86,portable", "stands alone")):
@@ -89,6 +92,7 @@ def test_what_the_library_does_not_know(bundle: Bundle) -> None:
     assert read_bundle(bundle.path).manifest.engines == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_out_of_memory_while_building(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     # The builder's numpy takes memory a thread: with these it needs more than the limit on any machine.
@@ -99,6 +103,7 @@ def test_out_of_memory_while_building(bundle: Bundle, monkeypatch: pytest.Monkey
     assert not engines.exists() or not list(engines.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_a_graph_that_the_library_cannot_take(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
@@ -123,6 +128,7 @@ def test_a_builder_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
     assert "ended by signal SIGSEGV" in building._reason(-11, tmp_path / "none.json", log, "unet", job)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="this system does not tell a process's CPU time")
 def test_a_builder_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def started(code: str) -> subprocess.Popen[bytes]:
@@ -146,6 +152,7 @@ def test_a_builder_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytes
         building.run_worker(job, "unet", tmp_path)
 
 
+@pytest.mark.slow
 def test_two_builds_at_once(bundle: Bundle) -> None:
     code = f"""
 import time

@@ -20,6 +20,8 @@ from tests.support.detectors import photo
 from tests.support.progress import Seen
 from tests.support.protocol import small_protocol
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProtocolRequest:

@@ -38,6 +38,8 @@ from tests.support.serving import (
     touchy_settings,
 )
 
+pytestmark = pytest.mark.net
+
 
 @pytest.fixture(scope="module")
 def box(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
@@ -225,6 +227,7 @@ def test_metrics_are_what_happened(box: Box) -> None:
     assert "sd_edge_ready 1.0" in box.get("/metrics").body.decode()
 
 
+@pytest.mark.slow
 def test_a_bundle_is_reloaded_under_load_without_a_lost_request(box: Box) -> None:
     before = box.get("/bundles").json["bundles"][0]
     with ThreadPoolExecutor(8) as pool:
@@ -243,6 +246,7 @@ def test_a_bundle_is_reloaded_under_load_without_a_lost_request(box: Box) -> Non
     assert len(box.service.bundles.loaded()) == 1, "the replaced bundle was not closed"
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_is_replaced(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, stuck_s=1.0), open_touchy) as box:
         found = box.inspect(png(1, STUCK))
@@ -251,6 +255,7 @@ def test_a_stuck_worker_is_replaced(bundle: Path) -> None:
         assert box.inspect(png(2)).status == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_503_with_retry_after(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, queue=2, group=1), open_touchy) as box, ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda n: box.inspect(png(n, SLOW)), range(12)))
@@ -260,6 +265,7 @@ def test_a_full_queue_is_503_with_retry_after(bundle: Path) -> None:
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status == 503)
 
 
+@pytest.mark.slow
 def test_a_greedy_client_does_not_starve_another(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, group=1), open_touchy) as box, ThreadPoolExecutor(12) as pool:
         greedy = [pool.submit(box.inspect, png(n, SLOW), **{"x-client": "greedy"}) for n in range(8)]
@@ -282,6 +288,7 @@ def test_a_deadline_that_cannot_be_kept_is_504_and_not_recorded(bundle: Path, tm
         assert box.service.record.select() == []
 
 
+@pytest.mark.slow
 def test_slow_photos_do_not_shut_out_short_deadlines_for_ever(bundle: Path) -> None:
     """Were an idle box to refuse by its spoilt mean, it would judge nothing, and never learn better."""
     with running_box(touchy_settings(bundle, group=1), open_touchy) as box:
@@ -333,6 +340,7 @@ def test_a_bundle_deleted_while_serving_is_told_and_costs_no_other(bundle: Path,
         assert box.get("/health").json["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_a_stuck_worker(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomalysd_runtime.server.inference.engine.STOP_S", 0.5)
     began = 0.0

@@ -33,6 +33,8 @@ from anomalysd_runtime.server.verdicts import Told
 from tests.support.serving import Box, free_port, open_touchy, png, running_box, small_settings
 from tests.support.verdicts import verdict
 
+pytestmark = [pytest.mark.slow, pytest.mark.net]
+
 MOSQUITTO = shutil.which("mosquitto") or (shutil.which("mosquitto", path="/usr/sbin"))
 needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here: apt-get install mosquitto")
 

@@ -16,6 +16,8 @@ from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, open_touchy, png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 
+pytestmark = [pytest.mark.slow, pytest.mark.net]
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,

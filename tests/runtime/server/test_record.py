@@ -206,6 +206,7 @@ def test_too_few_corrections_propose_nothing_unless_the_rest_counts(record: Reco
     assert told.missed == (2, 0)
 
 
+@pytest.mark.slow
 def test_history_from_the_command_line(tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "line1").path
     record = tmp_path / "r.sqlite"

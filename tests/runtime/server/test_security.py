@@ -21,6 +21,8 @@ from anomalysd_runtime.server.inference.fair_queue import FairQueue
 from tests.support.command import sd_edge
 from tests.support.serving import Box, free_port, png, running_box, small_settings
 
+pytestmark = pytest.mark.net
+
 SECRET, OTHER = "0123456789abcdef0123", "another-secret-of-line-2"
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl here: apt-get install openssl")

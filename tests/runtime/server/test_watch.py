@@ -33,6 +33,7 @@ def files(folder: Path) -> dict[str, int]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bottle").mkdir()
     photos = {f"{n}.png": png(n) for n in range(6)}
@@ -65,6 +66,7 @@ def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> Non
     assert "died" in json.loads((tmp_path / "error" / "killer.png.json").read_text())["error"]
 
 
+@pytest.mark.slow
 def test_the_same_name_again_overwrites_nothing(bundle: Path, tmp_path: Path) -> None:
     where = WatchSettings(tmp_path, poll_s=0.05, settle_s=0.05)
     for seed in (1, 2, 3):
@@ -150,6 +152,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_killed_at_any_moment_nothing_is_lost_or_done_twice(how: int, bundle: Path, tmp_path: Path) -> None:
     count, kills = 40, 3 if how == signal.SIGKILL else 1
