@@ -11,10 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.core.types import Progress
@@ -22,6 +22,7 @@ from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import ClassResult, result_of
 from anomalysd_edge.workflows.doctor import examine
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 OPTIONS: Mapping[str, dict[str, Any]] = {
@@ -84,11 +85,15 @@ def labelled(progress: Progress, label: str) -> Progress:
     return lambda phase, done, total, detail: progress(f"{label} {phase}", done, total, detail)
 
 
-def kept_results(file: Path, key: Any, measure: Callable[[], Iterable[ClassResult]]) -> list[ClassResult]:
-    """Results per class from `file` if they were kept under the same `key` (JSON), else measured and kept."""
+def kept_results(file: Path, key: Any) -> list[ClassResult] | None:
+    """Results per class that `keep_results` wrote to `file` under the same `key`, if it did."""
     if file.is_file() and (stored := read_json(file))["key"] == key:
         return [result_of(result) for result in stored["results"]]
-    results = list(measure())
+    return None
+
+
+def keep_results(file: Path, key: Any, results: list[ClassResult]) -> list[ClassResult]:
+    """Write `results` under `key`, which is JSON; returns them."""
     write_json(file, {"key": key, "results": results})
     return results
 
@@ -99,10 +104,10 @@ def auroc_pair(seeds: list[list[ClassResult]], class_name: str, kind: str) -> st
     return " / ".join(map(str, figures))
 
 
-def timed(work: Callable[[], T]) -> tuple[T, float, float]:
+def timed(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> tuple[T, float, float]:
     """What `work` gives, its seconds on the wall, and those of the processor: a busy machine changes these less."""
     began, cpu = time.perf_counter(), time.process_time()
-    found = work()
+    found = work(*arguments, **named)
     return found, time.perf_counter() - began, time.process_time() - cpu
 
 

@@ -1,4 +1,4 @@
-"""UNet and autoencoder of Stable Diffusion 1.5 inpainting's size with random weights: their cost is the published ones'."""
+"""UNet and autoencoder of Stable Diffusion 1.5 inpainting's size; random weights cost what trained ones cost."""
 
 from __future__ import annotations
 
