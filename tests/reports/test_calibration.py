@@ -59,6 +59,7 @@ def test_the_table_and_the_plots() -> None:
     assert circles[1].attrib["fill"] != circles[2].attrib["fill"], "the threshold itself is an alarm"
 
 
+@pytest.mark.slow
 def test_false_alarms_are_counted_on_photos_that_were_no_shots(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     data = good_photos(tmp_path / "PHOTOS", 7)

@@ -77,6 +77,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damaged() | st.binary(max_size=200))
 def test_damaged_images_cost_a_sentence_at_most(box: Box, data: bytes) -> None:
@@ -85,6 +86,7 @@ def test_damaged_images_cost_a_sentence_at_most(box: Box, data: bytes) -> None:
     assert found.status == 200 or list(found.json) == ["error"]
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary=",

@@ -132,6 +132,7 @@ def test_bad_input_gets_one_clear_sentence(
     assert "Traceback" not in found.json["error"]
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_by_its_head(box: Box) -> None:
     bomb = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(bomb, format="PNG")
@@ -140,6 +141,7 @@ def test_a_bomb_is_refused_by_its_head(box: Box) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 def test_a_crash_or_nan_costs_one_photo(box: Box) -> None:
     restarts = box.service.engine.state.restarts
     photos = [png(1, SLOW), png(2), png(3, CRASH), png(4), png(5, NAN), png(6)]
