@@ -25,7 +25,6 @@ from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, result_of
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.reports.protocol import write
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.protocol import (
     Cell,
     ProtocolRequest,
@@ -35,6 +34,7 @@ from anomalysd_edge.workflows.protocol import (
     run_protocol,
 )
 from anomalysd_edge.workflows.train import choose_shots
+from benchmarks import harness
 from benchmarks.few_tests import few_tests
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
@@ -53,9 +53,7 @@ def main() -> None:
         steps=settings.steps,
         calibrate=settings.calibrate,
     )
-    # Names, not paths: where the data lay on one machine says nothing to another.
-    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(settings).items()}
-    collected: dict[str, Any] = {"machine": {f.what: f.because for f in examine()}, "settings": said}
+    collected: dict[str, Any] = harness.facts(settings)
     with progress_bars() as progress:
         measured = run_protocol(asked, progress)
         write(measured.report(), measured.to_json(), asked.out)
@@ -84,15 +82,10 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos, as for sd-edge protocol")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs, bundles, reports, accuracy.json")
-    parser.add_argument("--classes", default=None, help="some of them, by commas")
+    parser = harness.parser_of(__doc__, "--data", "--out", "--classes", "--class-file", "--steps")
     parser.add_argument("--shots", default="1,4", help="numbers of good photos per class, by commas")
     parser.add_argument("--seeds", default="0,1,2", help="by commas; 'first' takes the first photos")
-    parser.add_argument("--class-file", type=Path, default=None, help="TOML with nouns, kinds and symmetries")
     parser.add_argument("--base", default="nano", help="model to fine-tune")
-    parser.add_argument("--steps", type=int, default=None, help="UNet steps; the base's default if left out")
     parser.add_argument("--calibrate", action="store_true", help="let each class choose its own settings")
     parser.add_argument("--peer-python", type=Path, default=None, help="Python that has anomalib")
     parser.add_argument("--peer-coreset", default="0.1,1", help="shares of patches that PatchCore keeps")
@@ -144,12 +137,8 @@ def _preset(
         kept = read_result(folder, name)
         if kept is None or kept["key"] != state:
             one = Dataset(few.root, few.layout, {name: part})
-
-            def told(_phase: str, done: int, total: int, detail: str) -> None:
-                progress(f"{cell.label} {preset}", done, total, detail)
-
             with opening.detector(bundle) as detector:
-                (made,) = evaluate(detector, one, told)
+                (made,) = evaluate(detector, one, lambda _, *rest: progress(f"{cell.label} {preset}", *rest))
             write_json(result_file(folder, name), {"key": state, "result": made})
             kept = read_json(result_file(folder, name))
         yield result_of(kept["result"])
@@ -188,8 +177,7 @@ def _names(found: ProtocolResult, shots: int) -> list[str]:
 
 
 def _pair(found: ProtocolResult, shots: int, name: str, kind: str) -> str:
-    seeds = found.by_shots().get(shots, [])
-    return " / ".join(str(aggregate.figure(seeds, name, kind, what)) for what in ("image_auroc", "pixel_auroc"))
+    return harness.auroc_pair(found.by_shots().get(shots, []), name, kind)
 
 
 if __name__ == "__main__":

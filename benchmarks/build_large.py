@@ -1,6 +1,6 @@
 """Engines of Stable Diffusion 1.5's size, built ahead of time from random weights: time, size, memory.
 
-    python benchmarks/build_large.py --out FOLDER [--networks unet,vae_decoder] [--targets portable] [--batch 1]
+    python -m benchmarks.build_large --out FOLDER [--networks unet,vae_decoder] [--targets portable] [--batch 1]
 
 Weights are random, so only the cost of building is measured, never a score. Graphs are exported in float32, brought to
 the asked precision by the same code as `sd-edge build`, and built by the same process. Everything but the results file
@@ -9,14 +9,10 @@ is removed when it has been measured: the float32 UNet alone takes 3.4 GB.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +25,10 @@ from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.precisions import save_graph
 from anomalysd_export.engines.profiles import Graph
 from anomalysd_export.engines.worker import peak_bytes
+from benchmarks import harness
+from benchmarks.large_networks import PROMPT_WIDTH, network
 
 SIZES = NetworkSizes(size_px=512, latent_channels=4, latent_factor=8, features_px=0)
-PROMPT_WIDTH = 768
-
-
-def network(name: str) -> Any:
-    """A torch module with Stable Diffusion 1.5's inpainting configuration and random weights."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    torch.manual_seed(0)
-    if name == "unet":
-        return UNet2DConditionModel(
-            sample_size=64,
-            in_channels=9,
-            out_channels=4,
-            cross_attention_dim=PROMPT_WIDTH,
-            attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
-        ).eval()
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-        scaling_factor=0.18215,
-    ).eval()
 
 
 def export(name: str, file: Path) -> None:
@@ -75,11 +46,8 @@ def convert(source: Path, name: str, precision: str, target: Path) -> None:
 
 def in_a_process(*arguments: str) -> dict[str, float]:
     """Run a step of this script by itself: seconds on the wall, seconds of CPU, peak memory in bytes."""
-    code = [sys.executable, __file__, *arguments]
-    began = time.monotonic()
-    done = subprocess.run([*code], check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": time.monotonic() - began, **found}
+    found, seconds, _ = harness.timed(harness.last_json, "build_large", *arguments)
+    return {"seconds": seconds, **found}
 
 
 def used() -> dict[str, float]:
@@ -119,17 +87,16 @@ def main() -> None:
             convert(Path(rest[0]), rest[1], rest[2], Path(rest[3]))
         print(json.dumps(used()))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = harness.parser_of(__doc__, "--out")
     parser.add_argument("--networks", default="unet,vae_decoder,vae_encoder")
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--targets", default="portable")
     parser.add_argument("--batch", default="1")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    batches = [int(word) for word in asked.batch.split(",")]
+    batches = harness.numbers(asked.batch)
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": harness.processor(),
         "precision": asked.precision,
         "targets": asked.targets,
         "batches": batches,

@@ -1,6 +1,6 @@
 """The capacity model against measurement: photos a second of one and two workers, another plan, latency of a box.
 
-    python benchmarks/capacity.py BUNDLE --data DIR --class NAME --out results.json
+    python -m benchmarks.capacity BUNDLE --data DIR --class NAME --out results.json
 
 The model is fitted on one process of one thread under one plan. What it says of more workers, of another plan and of
 a box's latencies is then measured in the same minutes.
@@ -10,31 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.core.files import write_json
 from anomalysd_edge.data.datasets import open_dataset
-from anomalysd_edge.fleet.box_client import box_state
 from anomalysd_edge.fleet.capacity import PhotoCost, read_bench
 from anomalysd_edge.fleet.waiting_time import latency_quantile_s
 from anomalysd_edge.profiling.measurement import BenchRequest
 from anomalysd_edge.workflows.bench import in_own_process
+from benchmarks import harness
 
 GROUP = 4
 PASSES = 3
@@ -43,10 +35,7 @@ PASSES = 3
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="data set with test photos")
-    parser.add_argument("--class", dest="class_name", required=True)
+    parser = harness.parser_of(__doc__, "bundle", "--data", "--class")
     parser.add_argument("--rounds", type=int, default=4, help="groups of photos of a measurement")
     parser.add_argument("--photos", type=int, default=60, help="photos that are sent to the box")
     parser.add_argument("--use", type=float, default=0.6, help="share of its time that the box is to work")
@@ -69,16 +58,14 @@ def main() -> None:
         "machine": platform.machine(),
         "seconds_a_photo": {"predicted": base.seconds, "unet": base.networks["unet"].seconds, "host": base.host_s},
         "photos_per_s": {
-            "1 worker": compared(1 / base.seconds, 2 / (1 / one + 1 / again)),
+            "1 worker": compared(1 / base.seconds, harness.joint_rate(one, again)),
             "2 workers": compared(2 / base.seconds, two),
         },
         f"seconds_a_photo_with_{PASSES}_passes": compared(base.under(more).seconds, cost_of(passes).seconds),
     }
     print(json.dumps(found), flush=True)
     found["latency_of_a_box"] = latency(told, base, files)
-    print(json.dumps(found, indent=2))
-    if told.out:
-        write_json(told.out, found)
+    harness.tell(found, told.out)
 
 
 def compared(predicted: float, measured: float) -> dict[str, float]:
@@ -107,7 +94,7 @@ def latency(told: argparse.Namespace, base: PhotoCost, files: list[str]) -> dict
     came: list[float] = [0.0] * told.photos
     taken: list[float] = [0.0] * told.photos
     dice = random.Random(0)
-    with box(told.bundle) as port:
+    with harness.serving(told.bundle, "--threads", "1", "--group", str(GROUP)) as port:
         seconds_of(port, told.class_name, data[0])
 
         def one(number: int) -> None:
@@ -149,33 +136,12 @@ def queue(came: list[float], photo_s: float) -> list[float]:
     return answered
 
 
-@contextmanager
-def box(bundle: Path) -> Iterator[int]:
-    """`sd-edge serve` of one thread, ready; its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [
-        sys.executable, "-m", "anomalysd_edge.cli", "serve", str(bundle), "--port", str(port), "--threads", "1",
-        "--group", str(GROUP), "--deadline-ms", "600000",
-    ]  # fmt: skip
-    with subprocess.Popen(command, env={**os.environ, "SD_EDGE_LOG": "WARNING"}) as process:
-        try:
-            while process.poll() is None and box_state(f"http://127.0.0.1:{port}", None, 5).status != "ok":
-                time.sleep(0.2)
-            yield port
-        finally:
-            process.terminate()
-
-
 def seconds_of(port: int, class_name: str, photo: bytes) -> float:
-    """From sending a photo to its verdict. Raises HTTPError where there is none."""
-    url = f"http://127.0.0.1:{port}/inspect?class={class_name}"
-    began = time.perf_counter()
-    request = urllib.request.Request(url, photo, {"content-type": "image/png"})
-    with urllib.request.urlopen(request, timeout=600) as response:
-        response.read()
-    return time.perf_counter() - began
+    """From sending a photo to its verdict. Ends the benchmark where there is none."""
+    (status, _), seconds, _ = harness.timed(harness.ask, port, "POST", f"/inspect?class={class_name}", photo)
+    if status != 200:
+        raise SystemExit(f"sd-edge serve answered {status}")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -24,18 +24,18 @@ from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import ROUNDS
-from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
+from anomalysd_edge.core.files import json_ready, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
-from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figure, result_of
+from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figure
 from anomalysd_edge.reports.calibration import Report as CalibrationReport
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
+from benchmarks import harness
 from benchmarks.few_tests import few_tests
 
 
@@ -63,17 +63,11 @@ class Fixed:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--photos", type=Path, required=True, help="the run it came from, or a data set: the shots")
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos")
-    parser.add_argument("--tests", type=int, default=24, help="test photos a class, half of them good")
+    parser = harness.parser_of(__doc__, "bundle", "--photos", "--data", "--tests", "--out")
     parser.add_argument("--synthetic", type=int, default=24, help="synthetic anomalies a class for calibrate")
     parser.add_argument("--check", action="store_true", help="count alarms on the data's other good photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
     asked = parser.parse_args()
     data = few_tests(open_dataset(asked.data), asked.tests)
-    machine = {finding.what: finding.because for finding in examine()}
     with progress_bars() as progress:
         chosen, report = _calibrated(asked, data, progress)
         ways = [Fixed("the preset", _fixed(asked, data, {}, progress))]
@@ -87,7 +81,7 @@ def main() -> None:
     rows = [
         (
             ("* " if way is best else "") + way.name,
-            *(_pair(way, n) for n in [*names, aggregate.MEAN]),
+            *(harness.auroc_pair([way.results], n, "fused") for n in [*names, aggregate.MEAN]),
             f"{100 * way.merit:.2f}",
         )
         for way in found
@@ -95,10 +89,8 @@ def main() -> None:
     columns = ("settings (* best fixed)", *names, aggregate.MEAN, "merit")
     show_table(f"Image / pixel AUROC on {asked.tests} test photos a class, percent", columns, rows)
     report.show()
-    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
     value = {
-        "machine": machine,
-        "settings": said,
+        **harness.facts(asked),
         "merit": {way.name: way.merit for way in found},
         "best_fixed": best.name,
         "best_per_class_in_hindsight": oracle,
@@ -128,12 +120,9 @@ def _fixed(
     key = json_ready([sha256_file(asked.bundle / MANIFEST), changes, asked.tests])
     name = words(changes).replace("/", "-").replace(" ", "_").replace(",", "") or "preset"
     kept: Path = asked.out / "fixed" / f"{name}.json"
-    if kept.is_file() and (stored := read_json(kept))["key"] == key:
-        return [result_of(r) for r in stored["results"]]
-
-    def told(phase: str, done: int, total: int, detail: str) -> None:
-        progress(f"{name[:20]} {phase}", done, total, detail)
-
+    if (found := harness.kept_results(kept, key)) is not None:
+        return found
+    told = harness.labelled(progress, name[:20])
     records = bundle.manifest.classes
     settings = replace(preset_settings(bundle, "edge"), **changes)
     shots = {n: [load_rgb(f) for f in files] for n, files in good_photos(asked.photos, records, None).items()}
@@ -141,8 +130,7 @@ def _fixed(
         task = calibration_task(bundle, opened.networks, shots, settings, CalibrationSettings(negatives=12))
         constants = calibrate(task, told).classes
         results = evaluate(opened.under(settings, constants), data, told)
-    write_json(kept, {"key": key, "results": results})
-    return results
+    return harness.keep_results(kept, key, results)
 
 
 def _pair(way: Fixed, name: str) -> str:

@@ -1,7 +1,7 @@
 """Ray on one machine against one process: scores, speed, a killed worker, a resumed run; replicas under load.
 
-    python benchmarks/cluster.py photos BUNDLE --data DIR --workers 2 --out results.json
-    python benchmarks/cluster.py serve BUNDLE --data DIR --class NAME --out results.json
+    python -m benchmarks.cluster photos BUNDLE --data DIR --workers 2 --out results.json
+    python -m benchmarks.cluster serve BUNDLE --data DIR --class NAME --out results.json
 
 `photos` judges all test photos of DIR with a plain Detector of one thread, then with Ray actors of one thread each, the
 way `sd-edge eval --ray` does. Rates are taken between the first and the last answer, so that starting Ray (told apart)
@@ -15,7 +15,6 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,13 +30,14 @@ from typing import Any
 import psutil
 
 from anomalysd_edge.bundle.reader import MANIFEST
-from anomalysd_edge.core.files import sha256_file, write_json
+from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.vision import images
 from anomalysd_runtime.distributed.journal import Journal
 from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task, run_groups
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.settings import EngineSettings
+from benchmarks import harness
 
 GROUP = 4
 Note = Callable[[str, int, int, str], None]
@@ -45,10 +45,8 @@ Note = Callable[[str, int, int, str], None]
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser_of(__doc__, "bundle", "--data")
     parser.add_argument("what", choices=("photos", "serve", "journal"))
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="data set with test photos")
     parser.add_argument("--class", dest="class_name", help="serve: class of the photos that are sent")
     parser.add_argument("--most", type=int, default=1000, help="photos, at most")
     parser.add_argument("--workers", type=int, default=2)
@@ -65,13 +63,11 @@ def main() -> None:
     measured = photos(told) if told.what == "photos" else serve(told)
     found = {
         "bundle": told.bundle.name,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": harness.processor(),
         "load_average": [round(value, 1) for value in os.getloadavg()],
         **measured,
     }
-    print(json.dumps(found, indent=2))
-    if told.out:
-        write_json(told.out, found)
+    harness.tell(found, told.out)
 
 
 def groups_of(data: Path, most: int) -> list[list[Photo]]:
@@ -105,7 +101,7 @@ def photos(told: argparse.Namespace) -> dict[str, Any]:
     after, again = plain(told.bundle, groups, 1)
     killed, with_kill = over_ray(told.bundle, groups, told.workers, kill_after=len(groups) // 3 * GROUP)
     resumed = resume(told, groups, alone)
-    plain_rate = 2 / (1 / before + 1 / after)
+    plain_rate = harness.joint_rate(before, after)
     return {
         "photos": count,
         "workers": told.workers,
@@ -165,8 +161,8 @@ def resume(told: argparse.Namespace, groups: Sequence[Sequence[Photo]], alone: l
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "journal.sqlite"
         command = [
-            sys.executable, __file__, "journal", str(told.bundle), "--data", str(told.data), "--most", str(told.most),
-            "--workers", str(told.workers), "--journal", str(file),
+            sys.executable, "-m", "benchmarks.cluster", "journal", str(told.bundle), "--data", str(told.data),
+            "--most", str(told.most), "--workers", str(told.workers), "--journal", str(file),
         ]  # fmt: skip
         killed_at = 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
@@ -276,16 +272,11 @@ def kill_below(parent: psutil.Process, name: str) -> int:
 
 def ask(port: int, class_name: str, photo: bytes) -> tuple[int, Any]:
     """(status, body); status 0 where the connection broke."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
-        connection.request("POST", f"/inspect?class={class_name}", photo, {"content-type": "image/png"})
-        response = connection.getresponse()
-        body = response.read()
-        return response.status, json.loads(body) if response.status == 200 else {}
+        status, body = harness.ask(port, "POST", f"/inspect?class={class_name}", photo, timeout_s=120)
     except (OSError, http.client.HTTPException):
         return 0, {}
-    finally:
-        connection.close()
+    return status, json.loads(body) if status == 200 else {}
 
 
 if __name__ == "__main__":

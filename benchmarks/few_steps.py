@@ -1,6 +1,6 @@
 """What distillation is worth: the same masks in 1, 2, 4, ... passes, by a run and by its distilled self.
 
-    python benchmarks/few_steps.py --run RUN --distilled RUN2 --bundle BUNDLE --data DIR --passes 1,2,4 --out FILE
+    python -m benchmarks.few_steps --run RUN --distilled RUN2 --bundle BUNDLE --data DIR --passes 1,2,4 --out FILE
 
 BUNDLE is RUN's: its classes, prompts and schedule serve both. Both UNets are run by torch on the same masks, from the
 same noise, at the same lambda; S_ms alone is measured (image and pixel AUROC, mean over the classes), and the time a
@@ -25,6 +25,7 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.training.run import networks_of_run, read_run
+from benchmarks import harness
 
 
 def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]:
@@ -58,17 +59,14 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser_of(__doc__, "--bundle", "--data", "--out")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--distilled", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--strength", type=float, default=0.3)
     parser.add_argument("--passes", default="1,2,4")
     parser.add_argument("--reference", type=int, default=15, help="0 leaves it out: it takes longest")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    wanted = [int(word) for word in asked.passes.split(",")]
+    wanted = harness.numbers(asked.passes)
     jobs = [("undistilled", asked.run, n) for n in ([asked.reference] if asked.reference else [])]
     jobs += [
         (name, run, n) for n in wanted for name, run in (("undistilled", asked.run), ("distilled", asked.distilled))

@@ -1,6 +1,6 @@
 """How time and memory grow: with masks, photo size, batch, photos in flight, classes, and the number of photos.
 
-    python benchmarks/growth.py --bundle BUNDLE --photo PHOTO --class NAME --out results.json [--parts masks,batch,...]
+    python -m benchmarks.growth --bundle BUNDLE --photo PHOTO --class NAME --out results.json [--parts masks,batch,...]
 
 Every row is measured in a process of its own, from file to verdict (`sd-edge bench`'s own code). A part that stands in
 the results file is not measured again: --fresh for that.
@@ -8,7 +8,6 @@ the results file is not measured again: --fresh for that.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.bench import in_own_process
+from benchmarks import harness
 
 MASKS = ((1,), (2,), (4,), (1, 2, 4), (8,), (1, 2, 4, 8))
 """Scales of the paper plan: 1, 4, 16, 21, 64 and 85 masks, and the prototype-guided one."""
@@ -124,14 +124,11 @@ def parts(
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser = harness.parser_of(__doc__, "--bundle", "--threads", "--out")
     parser.add_argument("--photo", type=Path, required=True)
     parser.add_argument("--class", dest="name", required=True)
     parser.add_argument("--parts", default="masks,sizes,batch,in_flight,classes,photos")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     collected: dict[str, Any] = read_json(asked.out) if asked.out.is_file() and not asked.fresh else {}
     with tempfile.TemporaryDirectory() as work:

@@ -1,11 +1,11 @@
 """Stable Diffusion 1.5 inpainting's size with random weights: LoRA steps, resume, export, one photo, on a CPU.
 
-    python benchmarks/large_model.py estimate --out OUT                   # what training foretells; needs no model
-    python benchmarks/large_model.py write  --model FOLDER
-    python benchmarks/large_model.py memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
-    python benchmarks/large_model.py resume --model FOLDER --out OUT     # stopped after step 4, gone on
-    python benchmarks/large_model.py export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
-    python benchmarks/large_model.py inspect --out OUT                   # one photo: ONNX Runtime against torch
+    python -m benchmarks.large_model estimate --out OUT                   # what training foretells; needs no model
+    python -m benchmarks.large_model write  --model FOLDER
+    python -m benchmarks.large_model memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
+    python -m benchmarks.large_model resume --model FOLDER --out OUT     # stopped after step 4, gone on
+    python -m benchmarks.large_model export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
+    python -m benchmarks.large_model inspect --out OUT                   # one photo: ONNX Runtime against torch
 
 Weights are random, so only cost and agreement are measured, never a score's worth. Every measurement runs in a process
 of its own; peak memory is the most that the process had of its own once the model was loaded, and with the pages of
@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -31,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.files import write_json
+from benchmarks import harness, large_networks
 
 GIB = 2**30
 BATCH = 2
@@ -49,22 +48,6 @@ LORA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def networks() -> tuple[Any, Any]:
-    """UNet and autoencoder of Stable Diffusion 1.5 inpainting."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=64, in_channels=9, out_channels=4, cross_attention_dim=768, attention_head_dim=8,
-        block_out_channels=(320, 640, 1280, 1280),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
-        scaling_factor=0.18215,
-    )  # fmt: skip
-    return unet, vae
-
-
 def estimate(asked: argparse.Namespace) -> None:
     """What a training of this size is foretold to take, option by option, without the model and without running it."""
     import torch
@@ -74,7 +57,7 @@ def estimate(asked: argparse.Namespace) -> None:
     from anomalysd_edge.training.settings import TrainSettings
 
     with torch.device("meta"):
-        unet, vae = networks()
+        unet, vae = large_networks.unet(), large_networks.autoencoder()
     base = Base(unet, vae, None, None, scheduler={}, name="", sha256="", folder=asked.out)
     full = {**LORA, "lora_rank": 0, "ema": 0.999}
     rows: dict[str, float] = {"all weights, ema, float32": 0.0}
@@ -101,7 +84,7 @@ def write(folder: Path) -> None:
     from anomalysd_edge.training.models.base import load_base
 
     torch.manual_seed(0)
-    unet, vae = networks()
+    unet, vae = large_networks.unet(), large_networks.autoencoder()
     words = load_base("nano").tokenizer  # the published vocabulary is a download; any other has the same cost
     StableDiffusionInpaintPipeline(
         unet=unet,
@@ -376,10 +359,8 @@ def _silent(_phase: str, _done: int, _total: int, _detail: str) -> None:
 
 def in_a_process(asked: argparse.Namespace, *step: str) -> dict[str, Any]:
     """Run one measurement by itself and enter it into OUT/large-model.json."""
-    code = [sys.executable, __file__, asked.verb, "--out", str(asked.out), "--model", str(asked.model)]
-    code += ["--px", str(asked.px), "--device", asked.device, "--step", *step]
-    done = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    options = ["--out", str(asked.out), "--model", str(asked.model), "--px", str(asked.px), "--device", asked.device]
+    found = harness.last_json("large_model", asked.verb, *options, "--step", *step)
     enter(asked, asked.verb, " ".join(step), found)
     print(asked.verb, *step, json.dumps(found), flush=True)
     return found
@@ -396,7 +377,7 @@ def enter(asked: argparse.Namespace, verb: str, step: str, found: dict[str, Any]
 
 def main() -> None:
     """One verb; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser_of(__doc__)
     parser.add_argument("verb", choices=("estimate", "write", "memory", "resume", "export", "inspect"))
     parser.add_argument("--model", type=Path, default=Path("large-model"))
     parser.add_argument("--out", type=Path, default=Path("out/large"))

@@ -1,8 +1,8 @@
 """Edge against paper plan at Stable Diffusion 1.5's size, with random weights: counted, and measured where it can be.
 
-    python benchmarks/large_plans.py count   --out counts.json [--side 512]
-    python benchmarks/large_plans.py export  --work DIR [--side 256]
-    python benchmarks/large_plans.py measure --work DIR --out results.json [--device cpu]
+    python -m benchmarks.large_plans count   --out counts.json [--side 512]
+    python -m benchmarks.large_plans export  --work DIR [--side 256]
+    python -m benchmarks.large_plans measure --work DIR --out results.json [--device cpu]
 
 Random weights cost what trained ones cost; no score is read from them. The edge plan is run whole on one photo. The
 paper plan's 1290 UNet samples would take an hour on a CPU: a part of its masks and passes is run, and what a mask costs
@@ -12,7 +12,6 @@ paper plan's 1290 UNet samples would take an hour on a CPU: a part of its masks 
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +29,9 @@ from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from anomalysd_edge.profiling.hardware import gpu_memory_bytes, machine_facts, peak_rss_bytes
 from anomalysd_edge.profiling.network_meter import JOBS, MeteredNetworks
+from benchmarks import harness
+from benchmarks.large_networks import PROMPT_WIDTH, network
 
-PROMPT_WIDTH = 768
 NETWORKS = ("unet", "vae_encoder", "vae_decoder", "perceptual", "features")
 SCHEDULE = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
@@ -46,8 +46,6 @@ def sizes_of(side: int) -> NetworkSizes:
 
 def export(work: Path, side: int) -> None:
     """Write the five graphs, float32; those that are there are kept."""
-    import runpy
-
     import torch
 
     from anomalysd_edge.training.models.features import load_features
@@ -55,7 +53,6 @@ def export(work: Path, side: int) -> None:
     from anomalysd_export.graphs import graph_specs
     from anomalysd_export.onnx_export import export_graph
 
-    network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
     specs = graph_specs(sizes_of(side), PROMPT_WIDTH)
     write_json(work / "sizes.json", {"side": side})
     for name in NETWORKS:
@@ -77,8 +74,6 @@ def export(work: Path, side: int) -> None:
 
 def count(out: Path, side: int) -> None:
     """Count both plans' operations by shapes alone: no weights, no memory, seconds."""
-    import runpy
-
     import torch
     from diffusers import AutoencoderTiny
     from torch.utils.flop_counter import FlopCounterMode
@@ -86,7 +81,6 @@ def count(out: Path, side: int) -> None:
     from anomalysd_edge.training.models.features import DenseFeatures
     from anomalysd_edge.training.models.perceptual import AlexPerceptual
 
-    network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
     sizes = sizes_of(side)
     latents = sizes.latent_side
     with torch.device("meta"):
@@ -234,13 +228,12 @@ def _share(tally: dict[str, float], gflop: float, rate: float) -> float:
 
 def main() -> None:
     """Export or measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser_of(__doc__, "--threads")
     parser.add_argument("step", choices=("count", "export", "measure"))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("large-plans.json"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda (ONNX Runtime)")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-batch", type=int, default=4)
     parser.add_argument("--whole", action="store_true", help="run the whole paper plan")
     asked = parser.parse_args()

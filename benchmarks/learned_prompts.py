@@ -1,6 +1,6 @@
 """Whether learned prompt contexts help: the same training with the words alone and with vectors in front of them.
 
-    python benchmarks/learned_prompts.py --data DIR --tokens 0,4 --seeds 0,1 --out OUT
+    python -m benchmarks.learned_prompts --data DIR --tokens 0,4 --seeds 0,1 --out OUT
 
 Trains, exports and evaluates once for every pair, everything else alike; a row each. S_ms is what prompts can change:
 prototypes do not see them. OUT/results.json holds the figures.
@@ -8,7 +8,6 @@ prototypes do not see them. OUT/results.json holds the figures.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from anomalysd_edge.workflows.evaluate import evaluate_bundle
 from anomalysd_edge.workflows.export import export_to
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import train_on
+from benchmarks import harness
 
 FIGURES = (
     ("multiscale", "image_auroc"),
@@ -30,19 +30,15 @@ FIGURES = (
 
 def main() -> None:
     """Run the pairs; those that lie finished in OUT are not trained again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = harness.parser_of(__doc__, "--data", "--steps", "--class-file", "--out")
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--class-file", type=Path, default=None)
     parser.add_argument("--tokens", default="0,4", help="numbers of learned vectors, by commas; 0 = the words alone")
     parser.add_argument("--seeds", default="0", help="of training, by commas")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the vectors")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for seed in (int(word) for word in asked.seeds.split(",")):
-        for tokens in (int(word) for word in asked.tokens.split(",")):
+    for seed in harness.numbers(asked.seeds):
+        for tokens in harness.numbers(asked.tokens):
             place: Path = asked.out / f"tokens-{tokens}-seed-{seed}"
             chosen = {
                 "shots": asked.shots, "seed": seed, "steps": asked.steps, "context_tokens": tokens,

@@ -1,6 +1,6 @@
 """Against the naive way, in one run: diffusers' inpainting pipeline called once per mask, then LPIPS on each pair.
 
-    python benchmarks/naive.py --run RUN --bundle BUNDLE --photos DIR --class NAME --count 2 --out results.json
+    python -m benchmarks.naive --run RUN --bundle BUNDLE --photos DIR --class NAME --count 2 --out results.json
 
 The naive way is what a user would write with diffusers: StableDiffusionInpaintPipeline with the same weights, the same
 masks, steps, strength, guidance and starting noise, one call a mask, and then the perceptual distance of photo
@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from anomalysd_edge.training.models.perceptual import AlexPerceptual, load_perce
 from anomalysd_edge.training.run import Run, read_run, versions
 from anomalysd_edge.vision import images
 from anomalysd_runtime.onnx.networks import OnnxNetworks
+from benchmarks import harness
 
 RANDN = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.randn_tensor"
 
@@ -165,16 +165,9 @@ def slots_of(detector: Detector, constants: ClassConstants, photo: U8) -> list[S
     return slots
 
 
-def timed(work: Any) -> tuple[Any, float, float]:
-    """What `work` gives, its seconds on the wall, and those of the processor: a busy machine changes these less."""
-    began, cpu = time.perf_counter(), time.process_time()
-    found = work()
-    return found, time.perf_counter() - began, time.process_time() - cpu
-
-
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser_of(__doc__, "--threads", "--out")
     parser.add_argument("--run", type=Path, required=True, help="run folder: the weights in torch")
     parser.add_argument("--bundle", type=Path, required=True, help="its bundle")
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos of one class")
@@ -183,15 +176,13 @@ def main() -> None:
     parser.add_argument("--scales", default="", help="other grids than the preset's, by commas, to spend less time")
     parser.add_argument("--edge-rounds", type=int, default=5, help="edge inspections timed after each photo")
     parser.add_argument("--optimum", type=Path, help="folder that holds optimum-onnx: see optimum_repaints.py")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
     photos = [images.load_rgb(file) for file in images.list_images(asked.photos)[: asked.count]]
     rows: list[dict[str, float]] = []
     paper = preset_settings(bundle, "paper")
     if asked.scales:
-        paper = replace(paper, scales=tuple(int(k) for k in asked.scales.split(",")))
+        paper = replace(paper, scales=tuple(harness.numbers(asked.scales)))
     run = read_run(asked.run)
     naive = Naive(run, bundle, paper, asked.name, asked.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
@@ -199,21 +190,22 @@ def main() -> None:
         exact = exact.under(paper, exact.classes)
         constants = class_constants(bundle, "paper")[asked.name]
         edge.inspect(photos[:1], asked.name)  # warm-up of what both plans use; exact warms up on its first batch
+
+        def rounds(photo: U8) -> None:
+            for _ in range(asked.edge_rounds):
+                edge.inspect([photo], asked.name)
+
         for number, photo in enumerate(photos):
             slots = slots_of(exact, constants, photo)
-            (score, score_map), naive_s, naive_cpu = timed(lambda photo=photo, slots=slots: naive.score(photo, slots))
-            (found,), exact_s, exact_cpu = timed(lambda photo=photo: exact.inspect([photo], asked.name))
-            _, edge_s, edge_cpu = timed(
-                lambda photo=photo: [edge.inspect([photo], asked.name) for _ in range(asked.edge_rounds)]
-            )
+            (score, score_map), naive_s, naive_cpu = harness.timed(naive.score, photo, slots)
+            (found,), exact_s, exact_cpu = harness.timed(exact.inspect, [photo], asked.name)
+            _, edge_s, edge_cpu = harness.timed(rounds, photo)
             beside: dict[str, float] = {}
             if asked.optimum is not None:
                 repaints, seconds, cpu = optimum_repaints(
                     bundle, run, paper, asked.name, photo, slots, asked.optimum, asked.threads
                 )
-                (score_o, _), distances_s, distances_cpu = timed(
-                    lambda photo=photo, slots=slots, repaints=repaints: naive.score(photo, slots, repaints)
-                )
+                (score_o, _), distances_s, distances_cpu = harness.timed(naive.score, photo, slots, repaints)
                 beside = {
                     "optimum_s": seconds + distances_s,
                     "optimum_cpu_s": cpu + distances_cpu,

@@ -1,6 +1,6 @@
 """The edge plan against the exact plan on labelled photos: image and pixel AUROC, the same photos, one run.
 
-    python benchmarks/plans.py --bundle BUNDLE --data DIR --good 8 --bad 8 --out results.json [--seconds 450]
+    python -m benchmarks.plans --bundle BUNDLE --data DIR --good 8 --bad 8 --out results.json [--seconds 450]
 
 A seeded choice of test photos of each class. The exact plan takes long: what is judged stands in OUT.rows/, and the
 same command goes on from there. Figures are made of the photos that all plans have judged. --modes adds settings that
@@ -9,7 +9,6 @@ leave repaints out (cascade, settling, suspect cells), with what they missed and
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from anomalysd_edge.vision import images
 from anomalysd_runtime.onnx.networks import OnnxNetworks
+from benchmarks import harness
 
 SIDE = 256
 MODES: dict[str, dict[str, Any]] = {
@@ -103,17 +103,13 @@ def figures(rows: Path, samples: list[Sample], plans: list[str]) -> dict[str, An
 
 def main() -> None:
     """Judge and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = harness.parser_of(__doc__, "--bundle", "--data", "--threads", "--out")
     parser.add_argument("--good", type=int, default=8, help="good photos a class")
     parser.add_argument("--bad", type=int, default=8, help="bad photos a class")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--plans", default="paper,edge", help="presets of the bundle; empty: modes alone")
     parser.add_argument("--modes", action="store_true", help="also the settings that leave repaints out")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long; 0 = when all is judged")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
     samples = chosen(asked.data, asked.good, asked.bad, asked.seed, list(bundle.manifest.classes))

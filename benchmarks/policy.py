@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,9 @@ from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb, resize_map
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
+from benchmarks import harness
 from benchmarks.few_tests import few_tests
 
 ALONE = "prototypes alone"
@@ -95,14 +94,9 @@ def arms_of(scales: Sequence[int]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Learn, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--photos", type=Path, required=True, help="the run it came from, or a data set: the shots")
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos")
-    parser.add_argument("--tests", type=int, default=24, help="test photos a class, half of them good")
+    parser = harness.parser_of(__doc__, "bundle", "--photos", "--data", "--tests", "--out")
     parser.add_argument("--anomalies", type=int, default=24, help="synthetic anomalies a class, and half as many good")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, required=True, help="results, JSON")
     asked = parser.parse_args()
     bundle, data = read_bundle(asked.bundle), few_tests(open_dataset(asked.data), asked.tests)
     with progress_bars() as progress, InspectOptions(threads=asked.threads).detector(asked.bundle) as opened:
@@ -132,9 +126,7 @@ def main() -> None:
             for name, r in rows.items()
         ],
     )
-    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
-    machine = {finding.what: finding.because for finding in examine()}
-    write_json(asked.out, {"machine": machine, "settings": said, "learned_from": len(lesson), "rows": rows})
+    write_json(asked.out, {**harness.facts(asked), "learned_from": len(lesson), "rows": rows})
 
 
 def learned(lesson: Sequence[Photo], arms: Sequence[str]) -> dict[str, F64]:
@@ -213,10 +205,7 @@ def _inspected(
     painted: dict[tuple[str, int], list[U8]] = {}
     for number, (arm, changes) in enumerate(arms.items()):
         settings = replace(base, **changes)
-
-        def told(phase: str, done: int, total: int, detail: str, arm: str = arm) -> None:
-            progress(f"{arm}: {phase}", done, total, detail)
-
+        told = harness.labelled(progress, f"{arm}:")
         task = calibration_task(bundle, networks, shots, settings, CalibrationSettings(negatives=12))
         fitted = calibrate(replace(task, holdouts=holdouts), told)
         constants, holdouts = fitted.classes, fitted.holdouts

@@ -13,22 +13,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.core.files import sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, Prompts
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation import aggregate
-from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate, result_of
+from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import MAPS
 from anomalysd_edge.reports.console import progress_bars, show_table
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import choose_shots, specs_of
+from benchmarks import harness
 from benchmarks.few_tests import few_tests
 
 WAYS = ("whole", "detail", "both", "none")
@@ -60,13 +59,9 @@ def told(spec: ClassSpec, way: str) -> Told:
 
 def main() -> None:
     """Train four models a seed, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos, as for sd-edge eval")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs, bundles and prompts.json")
+    parser = harness.parser_of(__doc__, "--data", "--out", "--steps", "--class-file")
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--seeds", default="0", help="by commas; each chooses the shots and seeds the training")
-    parser.add_argument("--steps", type=int, default=None, help="UNet steps; the base's default if left out")
-    parser.add_argument("--class-file", type=Path, default=None, help="TOML with nouns, parts, kinds and symmetries")
     parser.add_argument("--tests", type=int, default=None, help="test photos a class, half of them good; default: all")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them")
     asked = parser.parse_args()
@@ -91,9 +86,7 @@ def main() -> None:
         }
         for name, seeds in found.items()
     }  # fmt: skip
-    machine = {finding.what: finding.because for finding in examine()}
-    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
-    write_json(asked.out / "prompts.json", {"machine": machine, "settings": said, "mean": figures, "results": found})
+    write_json(asked.out / "prompts.json", {**harness.facts(asked), "mean": figures, "results": found})
 
 
 def _measure(
@@ -104,9 +97,7 @@ def _measure(
     from anomalysd_edge.training.train import train
     from anomalysd_export.exporting import export_run
 
-    def said(phase: str, done: int, total: int, detail: str) -> None:
-        progress(f"{way} s{seed} {phase}", done, total, detail)
-
+    said = harness.labelled(progress, f"{way} s{seed}")
     folder = asked.out / f"{way}-seed{seed}"
     shots = choose_shots(data, asked.shots, seed)
     specs = {name: told(spec, way) for name, spec in specs_of(shots, asked.class_file, said).items()}
@@ -121,9 +112,9 @@ def _measure(
     bundle, state = read_bundle(bundle_path), sha256_file(bundle_path / MANIFEST)
     for level in INSPECTED[way]:
         name = way if len(INSPECTED[way]) == 1 else f"{way}, inspected as {level}"
-        kept = folder / f"{level}.json"
-        if kept.is_file() and (stored := read_json(kept))["key"] == [state, asked.tests]:
-            yield name, [result_of(r) for r in stored["results"]]
+        kept, key = folder / f"{level}.json", [state, asked.tests]
+        if (found := harness.kept_results(kept, key)) is not None:
+            yield name, found
             continue
         with InspectOptions().detector(bundle_path) as opened:
             detector = Detector(
@@ -134,8 +125,7 @@ def _measure(
                 bundle.constants[NEGATIVE_PROMPT],
             )
             results = evaluate(detector, data, said)
-        write_json(kept, {"key": [state, asked.tests], "results": results})
-        yield name, results
+        yield name, harness.keep_results(kept, key, results)
 
 
 if __name__ == "__main__":

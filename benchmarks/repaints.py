@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
+from benchmarks import harness
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -61,14 +60,11 @@ class Outcome:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--photos", type=Path, required=True, help="the run it came from, or a data set: good photos")
+    parser = harness.parser_of(__doc__, "bundle", "--photos", "--out")
     parser.add_argument(
         "--anomalies", type=int, default=16, help="synthetic anomalies a class, and as many good photos"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="results, JSON")
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
     base = preset_settings(bundle, "edge")
@@ -94,9 +90,7 @@ def main() -> None:
                 figures[name] = merit(judged(maps, settings.top_share), masks)
             outcomes.append(Outcome(changes, figures, 1e3 * spent / count))
         progress("settings", len(fitting), len(fitting), "done")
-    said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
-    machine = {finding.what: finding.because for finding in examine()}
-    write_json(asked.out, {"machine": machine, "settings": said, "outcomes": outcomes})
+    write_json(asked.out, {**harness.facts(asked), "outcomes": outcomes})
     show_table(
         "S_ms alone on synthetic anomalies, image / pixel AUROC, percent",
         ("settings", *photos, "mean", "time"),

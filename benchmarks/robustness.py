@@ -9,11 +9,9 @@ AUROC when good and bad ones are disturbed alike; masks turn and move with their
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,8 @@ from anomalysd_edge.evaluation.evaluate import METRIC_PX, class_figures
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.doctor import examine
 from anomalysd_edge.workflows.open_options import InspectOptions
+from benchmarks import harness
 from benchmarks.few_tests import few_tests
 
 Disturb = Callable[[U8, np.random.Generator], U8]
@@ -210,14 +208,10 @@ COLUMNS = ("disturbance", "score moves, thresholds", "at most", "false alarms", 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos, as for sd-edge eval")
-    parser.add_argument("--classes", default=None, help="some of them, by commas")
+    parser = harness.parser_of(__doc__, "bundle", "--data", "--classes", "--out")
     parser.add_argument("--photos", type=int, default=16, help="test photos a class, half of them good")
     parser.add_argument("--preset", default="edge")
     parser.add_argument("--backend", default="cpu")
-    parser.add_argument("--out", type=Path, required=True, help="results, JSON")
     asked = parser.parse_args()
     data = few_tests(open_dataset(asked.data, asked.classes.split(",") if asked.classes else None), asked.photos)
     effects: list[Effect] = []
@@ -228,8 +222,7 @@ def main() -> None:
         for name, part in data.classes.items():
             effects += measure(detector, name, part.test, progress)
             said: dict[str, Any] = {"photos": asked.photos, "preset": asked.preset, "backend": asked.backend}
-            machine = {f.what: f.because for f in examine()}
-            write_json(asked.out, {"machine": machine, "settings": said, "effects": effects})
+            write_json(asked.out, {"machine": harness.machine(), "settings": said, "effects": effects})
     show_table(f"{len(data.classes)} classes, all photos disturbed alike", COLUMNS, rows(effects))
 
 

@@ -1,6 +1,6 @@
 """Load on `sd-edge serve`: photos/s and latencies, closed and open loop, beside the plain Detector in the same minutes.
 
-    python benchmarks/serve_load.py BUNDLE --photos DIR --class NAME --out results.json
+    python -m benchmarks.serve_load BUNDLE --photos DIR --class NAME --out results.json
 
 Closed loop: each client sends its next photo when it has the verdict of the last. The plain Detector is measured
 before and after each level on the same photos, from file to verdict, in groups of the same size and on all cores:
@@ -10,31 +10,27 @@ All addresses are 127.0.0.1.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import http.client
 import json
 import os
-import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.core.files import write_json
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.vision import images
 from anomalysd_runtime.loading import open_detector
+from benchmarks import harness
 
 SHORT_QUEUE = 16
 """Of the box that the open loop asks: past saturation it fills while somebody waits for the figures."""
@@ -54,10 +50,8 @@ class Sent:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser = harness.parser_of(__doc__, "bundle", "--class")
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos, searched to its depth")
-    parser.add_argument("--class", dest="class_name", required=True)
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--rates", default="0.5,0.8,2.0", help="open loop, in units of the plain Detector's rate")
     parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; one a client")
@@ -87,20 +81,18 @@ def main() -> None:
                 for rate in told.rates.split(",")
             ]
             wrk = cross_check(port, photos[0], told.class_name)
-            metrics = ask(port, "GET", "/metrics")[1].decode()
+            metrics = harness.ask(port, "GET", "/metrics")[1].decode()
         found = {
             "bundle": told.bundle.name,
             "backend": detector.networks.backend,
-            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+            "machine": harness.processor(),
             "note": told.note,
             "closed": levels,
             "open": opened,
             "wrk_16_clients": wrk,
             "worker_restarts": figure(metrics, "sd_edge_worker_restarts"),
         }
-    print(json.dumps(found, indent=2))
-    if told.out:
-        write_json(told.out, found)
+    harness.tell(found, told.out)
 
 
 def plain(detector: Detector, files: list[Path], class_name: str, group: int) -> float:
@@ -111,51 +103,15 @@ def plain(detector: Detector, files: list[Path], class_name: str, group: int) ->
     return len(files) / (time.perf_counter() - began)
 
 
-@contextlib.contextmanager
-def serving(bundle: Path, backend: str, folder: Path, queue: int = 64) -> Iterator[int]:
-    """`sd-edge serve` in a process of its own, with a record on the disk."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "anomalysd_edge.cli", "serve", str(bundle), "--port", str(port)]
-    options = ["--backend", backend, "--record", str(folder / "record.sqlite"), "--deadline-ms", "600000"]
-    options += ["--queue", str(queue)]
-    environment = {**os.environ, "SD_EDGE_LOG": "WARNING"}
-    process = subprocess.Popen([*command, *options], env=environment)
-    try:
-        until = time.monotonic() + 300
-        while not ready(port) and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(120)
-
-
-def ready(port: int) -> bool:
-    """Whether the box takes photos."""
-    try:
-        return ask(port, "GET", "/v2/health/ready")[0] == 200
-    except OSError:
-        return False
-
-
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """One request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    try:
-        connection.request(method, path, body, {"Content-Type": "image/png"} if body else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+def serving(bundle: Path, backend: str, folder: Path, queue: int = 64) -> AbstractContextManager[int]:
+    """The box, with a record on the disk; its port."""
+    record = str(folder / "record.sqlite")
+    return harness.serving(bundle, "--backend", backend, "--record", record, "--queue", str(queue))
 
 
 def post(port: int, class_name: str, number: int, photo: bytes) -> Sent:
     """A photo, timed."""
-    began = time.perf_counter()
-    status, body = ask(port, "POST", f"/inspect?class={class_name}", photo)
-    seconds = time.perf_counter() - began
+    (status, body), seconds, _ = harness.timed(harness.ask, port, "POST", f"/inspect?class={class_name}", photo)
     told: dict[str, Any] = json.loads(body) if status == 200 else {}
     return Sent(number, status, seconds, told.get("pred_score"), told.get("group"))
 
@@ -195,7 +151,7 @@ def closed(
     took = time.perf_counter() - began
     one_after, after = measured(8, 1) if clients == 1 else 0.0, measured(8)
     rate = sum(each.status == 200 for each in sent) / took
-    plainly = 2 / (1 / before + 1 / after)  # photos over time, of both measurements together
+    plainly = harness.joint_rate(before, after)
     # One client's photos come one by one: what groups gain, the box cannot have, so it is told apart.
     singly = (
         {

@@ -1,85 +1,23 @@
-"""The chain of README.md, run once a session on a small data set: what command-line tests start from."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.vision import images
-
-ROOT = Path(__file__).parents[1]
-VERBS = {
-    "train",
-    "export",
-    "verify",
-    "calibrate",
-    "build",
-    "sign",
-    "inspect",
-    "eval",
-    "demo",
-    "doctor",
-    "bench",
-    "serve",
-    "watch",
-    "history",
-    "distill",
-    "add-class",
-    "push",
-    "pull",
-    "rollback",
-    "fleet",
-    "plan-capacity",
-    "protocol",
-}
-"""Of the command."""
+from tests.support.command import Chain, readme_blocks, readme_commands, sd_edge
+from tests.support.small_graphs import small_bundle
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A folder in which README's commands were run."""
-
-    folder: Path
-    outputs: dict[str, subprocess.CompletedProcess[str]]
-    """By verb."""
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "BUNDLE"
-
-    @property
-    def photos(self) -> Path:
-        return self.folder / "PHOTOS"
-
-
-def sd_edge(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; `check` asserts exit code 0."""
-    command = [sys.executable, "-m", "anomalysd_edge.cli", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def readme_blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-
-
-def readme_commands() -> list[list[str]]:
-    """The `sd-edge` lines of the README, in order, without the demo."""
-    lines = [line for block in readme_blocks("console") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("sd-edge ")]
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle of small graphs that a test may change."""
+    return small_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")

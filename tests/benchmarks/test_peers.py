@@ -15,9 +15,8 @@ from anomalysd_edge.workflows.protocol import ProtocolRequest
 from anomalysd_edge.workflows.train import choose_shots
 from benchmarks import accuracy
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
-from tests.workflows.test_protocol import asked, data_set
-
-__all__ = ["asked"]
+from tests.support.data_sets import bottle_data_set
+from tests.support.protocol import small_protocol
 
 STAND_IN = """#!{python}
 import json, sys
@@ -41,6 +40,11 @@ for name, photos in job["classes"].items():
 
 
 @pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProtocolRequest:
+    return small_protocol(tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def peer(tmp_path: Path) -> Path:
     file = tmp_path / "peer-python"
     file.write_text(STAND_IN.format(python=sys.executable))
@@ -49,7 +53,7 @@ def peer(tmp_path: Path) -> Path:
 
 
 def test_scores_and_maps_are_judged_here_and_kept(tmp_path: Path, peer: Path) -> None:
-    data = open_dataset(data_set(tmp_path / "DATA"))
+    data = open_dataset(bottle_data_set(tmp_path / "DATA"))
     shots = choose_shots(data, 2, None)
     (found,), facts = patchcore(PatchcoreSettings(peer), data, shots, tmp_path / "OUT")
     assert (found.good, found.bad, found.ms_per_photo) == (3, 3, 1000.0)
@@ -63,7 +67,7 @@ def test_scores_and_maps_are_judged_here_and_kept(tmp_path: Path, peer: Path) ->
 
 
 def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
-    data = open_dataset(data_set(tmp_path / "DATA"))
+    data = open_dataset(bottle_data_set(tmp_path / "DATA"))
     with pytest.raises(InputError, match=r"absent cannot be run .*peers-requirements\.txt"):
         patchcore(PatchcoreSettings(tmp_path / "absent"), data, choose_shots(data, 1, None), tmp_path / "OUT")
 
@@ -86,6 +90,7 @@ def test_timm_names_get_the_files_tensors_by_order_and_shape() -> None:
         give_weights(nn.Conv2d(3, 5, 3), given)
 
 
+@pytest.mark.slow
 def test_side_by_side(asked: ProtocolRequest, peer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "--data", asked.data, "--out", asked.out, "--shots", "1", "--seeds", "0,1", "--steps", 1, "--base", asked.base,

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import policy
 from benchmarks.policy import ALONE, Outcome, Photo, arms_of, costs, decided, design, learned
-from tests.benchmarks.test_ablations import run
+from tests.support.benchmarks import RunBenchmark
+from tests.support.data_sets import bottle_data_set
 from tests.support.small_graphs import small_bundle
-from tests.workflows.test_protocol import data_set
 
 ARMS = list(arms_of((4, 8, 16)))
 SAMPLES = dict(zip(ARMS, (0, 8, 16, 26), strict=True))
@@ -50,12 +50,12 @@ def test_the_design_has_a_constant_and_squares() -> None:
     np.testing.assert_array_equal(design(np.array([2.0, -3.0])), [1, 2, -3, 4, 9])
 
 
-def test_on_a_bundle_of_small_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_on_a_bundle_of_small_graphs(tmp_path: Path, run_benchmark: RunBenchmark) -> None:
     small_bundle(tmp_path / "B")
-    data, out = data_set(tmp_path / "DATA", train=4), tmp_path / "policy.json"
-    run(
+    data, out = bottle_data_set(tmp_path / "DATA", train=4), tmp_path / "policy.json"
+    run_benchmark(
         policy, tmp_path / "B", "--photos", data, "--data", data, "--tests", 4, "--anomalies", 8, "--out", out,
-        monkeypatch=monkeypatch,
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     assert rows[ALONE]["samples"] == 0

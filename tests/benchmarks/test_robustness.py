@@ -13,7 +13,8 @@ from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.vision import images
 from benchmarks.few_tests import few_tests
 from benchmarks.robustness import COLUMNS, DISTURBANCES, _moved_mask, measure, rows
-from tests.evaluation.test_evaluate import data_set, ready
+from tests.support.data_sets import spot_data_set
+from tests.support.detectors import detector
 
 
 def spot() -> npt.NDArray[np.uint8]:
@@ -61,9 +62,9 @@ def test_the_mask_goes_with_its_defect(way: str) -> None:
 
 
 def test_effects_on_a_detector(tmp_path: Path) -> None:
-    data = few_tests(open_dataset(data_set(tmp_path)), 6)
+    data = few_tests(open_dataset(spot_data_set(tmp_path)), 6)
     assert [s.label for s in data.classes["part"].test] == [0, 0, 0, 1, 1, 1]
-    effects = measure(ready(), "part", data.classes["part"].test, lambda *_: None)
+    effects = measure(detector(), "part", data.classes["part"].test, lambda *_: None)
     plain, *others = effects
     assert (plain.disturbance, plain.moved, plain.false_alarms, plain.image_auroc) == ("none", 0.0, 0, 1.0)
     assert [e.disturbance for e in others] == list(DISTURBANCES)

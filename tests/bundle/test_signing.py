@@ -12,7 +12,8 @@ from PIL import Image
 from anomalysd_edge.bundle.reader import MANIFEST, check_engines, read_bundle
 from anomalysd_edge.bundle.signing import new_key, sign
 from anomalysd_edge.errors import BundleError, InputError
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
+from tests.support.engine_records import with_engine
 from tests.support.small_graphs import small_bundle
 
 pytest.importorskip("cryptography", reason="the package cryptography is not installed: the extra sign brings it")
@@ -70,6 +71,7 @@ def test_another_key_and_no_signature_are_refused(signed: tuple[Path, Path, Path
         sign(path / MANIFEST, tmp_path / "absent.pem")
 
 
+@pytest.mark.slow
 def test_the_verbs(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     path, _, public = signed
     rng = np.random.default_rng(0)
@@ -85,8 +87,6 @@ def test_the_verbs(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
 
 
 def test_a_broken_engine_is_not_signed(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    from tests.runtime.test_engine_files import with_engine
-
     path, _, _ = signed
     with pytest.raises(BundleError, match="is missing or was changed since it was built"):
         check_engines(with_engine(read_bundle(path)))

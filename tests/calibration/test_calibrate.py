@@ -10,7 +10,6 @@ import pytest
 from anomalysd_edge.calibration.calibrate import _expected
 from anomalysd_edge.calibration.holdout import disturbed, exposed, hold_out
 from anomalysd_edge.calibration.holdout_maps import PrototypeScores
-from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.class_model import ClassConstants
@@ -19,12 +18,9 @@ from anomalysd_edge.method.patches.patch_scorer import Usual, shipped_reading
 from anomalysd_edge.method.patches.prediction_bounds import student_t, upper_bound
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.vision.images import resize, to_array
-from tests.method.test_detector import SCHEDULE, photo
-from tests.support.calibration import calibrated
+from tests.support.calibration import INSPECT, SETTINGS, calibrated
+from tests.support.detectors import SCHEDULE, photo
 from tests.support.fake_networks import FakeNetworks
-
-SETTINGS = CalibrationSettings(bank_size=300, negatives=4)
-INSPECT = replace(EDGE, scales=(1, 2), passes=2)
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])

@@ -9,7 +9,7 @@ import pytest
 from anomalysd_edge.data.benchmark_splits import PUBLISHED, open_published
 from anomalysd_edge.data.classes import shipped_classes
 from anomalysd_edge.errors import ClassError, DatasetError
-from tests.data.test_datasets import HEADER, touch
+from tests.support.data_sets import VISA_CSV, touch
 
 
 def mvtec_class(root: Path, name: str, train: int, good: int, bad: int) -> None:
@@ -55,7 +55,7 @@ def test_all_classes_are_wanted_unless_some_are_named(tmp_path: Path) -> None:
 
 
 def test_visa_is_its_one_class_csv(tmp_path: Path) -> None:
-    lines = [HEADER]
+    lines = [VISA_CSV]
     for name in PUBLISHED["visa"].counts:
         touch(tmp_path, *(f"{name}/Data/Images/Normal/{i:04}.JPG" for i in range(3)))
         touch(tmp_path, f"{name}/Data/Images/Anomaly/000.JPG", f"{name}/Data/Masks/Anomaly/000.png")

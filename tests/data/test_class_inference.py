@@ -55,6 +55,7 @@ def test_the_light_of_a_lamp_makes_no_part() -> None:
     assert middle_apart(lit) < PART_FROM
 
 
+@pytest.mark.slow
 def test_the_rendered_demo_is_told_right(tmp_path: Path) -> None:
     render_demo(tmp_path, 0, train_good=2, test_good=1, test_bad=1)
     for name in ("demo_metal", "demo_weave", "demo_washer", "demo_capsule"):

@@ -9,13 +9,7 @@ import pytest
 
 from anomalysd_edge.data.datasets import few_shot, open_dataset
 from anomalysd_edge.errors import ClassError, DatasetError, SettingsError
-
-
-def touch(root: Path, *names: str) -> None:
-    """Data sets are listed, not decoded: empty files do."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
+from tests.support.data_sets import VISA_CSV, touch
 
 
 def short(root: Path, paths: tuple[Path, ...]) -> list[str]:
@@ -68,14 +62,11 @@ def visa(root: Path) -> Path:
     return root
 
 
-HEADER = "object,split,label,image,mask\n"
-
-
 def test_visa_with_its_csv(tmp_path: Path) -> None:
     root = visa(tmp_path)
     (root / "split_csv").mkdir()
     (root / "split_csv" / "1cls.csv").write_text(
-        HEADER
+        VISA_CSV
         + "candle,train,normal,candle/Data/Images/Normal/0007.JPG,\n"
         + "candle,train,normal,candle/Data/Images/Normal/0001.JPG,\n"
         + "candle,test,anomaly,candle/Data/Images/Anomaly/001.JPG,candle/Data/Masks/Anomaly/001.png\n"
@@ -95,11 +86,14 @@ def test_visa_with_its_csv(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("object,split\ncandle,train\n", "lacks the columns image, label, mask"),
-        (HEADER + "candle,train,normal,candle/Data/Images/Normal/9999.JPG,\n", "line 2: .*9999.JPG does not exist"),
-        (HEADER + "candle,train,normal,../secret.png,\n", "line 2: found the path"),
-        (HEADER + "candle,valid,normal,x,\n", "line 2: found .*expected train or test"),
-        (HEADER + "candle,train,anomaly,candle/Data/Images/Anomaly/000.JPG,\n", "line 2: an anomaly"),
-        (HEADER + "candle,test\n", "line 2: found"),
+        (
+            VISA_CSV + "candle,train,normal,candle/Data/Images/Normal/9999.JPG,\n",
+            "line 2: .*9999.JPG does not exist",
+        ),
+        (VISA_CSV + "candle,train,normal,../secret.png,\n", "line 2: found the path"),
+        (VISA_CSV + "candle,valid,normal,x,\n", "line 2: found .*expected train or test"),
+        (VISA_CSV + "candle,train,anomaly,candle/Data/Images/Anomaly/000.JPG,\n", "line 2: an anomaly"),
+        (VISA_CSV + "candle,test\n", "line 2: found"),
         ("\udcff", "not a csv file"),
     ],
 )

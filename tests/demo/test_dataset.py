@@ -33,6 +33,7 @@ def test_same_seed_same_bytes_other_seed_other_photos(tmp_path: Path) -> None:
     assert len({first[name] for name in photos}) == len(photos)
 
 
+@pytest.mark.slow
 def test_layout_is_mvtec_and_progress_counts_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     root = tmp_path / "demo"

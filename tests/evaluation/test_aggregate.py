@@ -11,8 +11,7 @@ from anomalysd_edge.errors import InputError
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult
 from anomalysd_edge.reports.svg import Panel, bar_plot, line_plot
-
-SVG = "{http://www.w3.org/2000/svg}"
+from tests.support.markup import SVG
 
 
 def result(name: str, auroc: float, alarms: int | None = 1, kinds: tuple[str, ...] = ("fused",)) -> ClassResult:

@@ -12,7 +12,7 @@ from anomalysd_edge.errors import InputError
 from anomalysd_edge.evaluation.agreement import compare, spread_over_classes
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.vision import images
-from tests.method.test_detector import SCHEDULE, SMALL, constants, photo
+from tests.support.detectors import SCHEDULE, SMALL, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
 

@@ -17,7 +17,7 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.verify import gate_record, network_rows, rows, worst_picture, write_report
-from tests.method.test_detector import SCHEDULE, SMALL, constants, photo
+from tests.support.detectors import SCHEDULE, SMALL, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
 

@@ -34,6 +34,8 @@ from anomalysd_runtime.onnx.networks import OnnxNetworks
 from anomalysd_runtime.onnx.sessions import open_session
 from tests.support.tiny_models import TINY_PX, tiny_base
 
+pytestmark = pytest.mark.slow
+
 PRESETS = {"edge": InspectSettings(scales=(2, 4), passes=2), "other": InspectSettings(scales=(2,), passes=1)}
 
 

@@ -72,6 +72,7 @@ def trained(tmp_path: Path) -> Trained:
     )
 
 
+@pytest.mark.slow
 def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: Trained) -> None:
     context = initial_contexts(trained.base, trained.specs, 2)["context/nut"].detach() + 0.3
     expected = context_states(trained.base, ["A perfect nut."], context[None])[0]
@@ -106,6 +107,7 @@ def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: T
     assert manifest.presets["edge"]["strength"] == PRESETS["edge"].strength, "one pass is not made two"
 
 
+@pytest.mark.slow
 def test_wrong_words_are_refused(tmp_path: Path, trained: Trained) -> None:
     with pytest.raises(SettingsError, match="the size is 50 px, expected a multiple of 8"):
         export_trained(trained, tmp_path / "bundle", presets=PRESETS, graphs=ExportSettings(size_px=50))
@@ -143,6 +145,7 @@ def lowered_graph(file: Path, wide: set[str]) -> tuple[Path, int]:
     return target, len(made.islands)
 
 
+@pytest.mark.slow
 def test_a_vae_that_overflows_gets_islands(tmp_path: Path) -> None:
     file = decoder_graph(tmp_path, 1e6)
     inputs = examples(onnx.load(str(file)))
@@ -159,6 +162,7 @@ def test_a_vae_that_overflows_gets_islands(tmp_path: Path) -> None:
     assert more < nodes / 2, "islands, not the whole graph"
 
 
+@pytest.mark.slow
 def test_an_ordinary_vae_keeps_half_precision(tmp_path: Path) -> None:
     file = decoder_graph(tmp_path, 1.0)
     inputs = examples(onnx.load(str(file)))
@@ -168,6 +172,7 @@ def test_an_ordinary_vae_keeps_half_precision(tmp_path: Path) -> None:
     assert len(everything) > 50, "every float tensor is measured"
 
 
+@pytest.mark.slow
 def test_weights_beyond_float16_are_not_clipped(tmp_path: Path) -> None:
     file = decoder_graph(tmp_path, 1e6)
     model = onnx.load(str(file))

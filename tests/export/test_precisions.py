@@ -21,16 +21,10 @@ from anomalysd_export.engines import precisions
 from anomalysd_export.engines.precisions import PrecisionSettings, graph_digest, make_precision
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.sessions import open_session
-from tests.support.small_graphs import small_bundle
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8)
 GATE = GateRecord("a", "b", 3, 0, 0.0, None, 0, 0.002, True)
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return small_bundle(tmp_path / "bundle")
 
 
 def made(bundle: Bundle, precision: str = "fp16", quantised: tuple[str, ...] = ("unet",)) -> Bundle:

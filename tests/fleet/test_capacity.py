@@ -23,7 +23,7 @@ from anomalysd_edge.fleet.capacity import (
     table_row,
 )
 from anomalysd_edge.fleet.waiting_time import STEADY_USE, largest_use, latency_quantile_s, waiting_quantile_s
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 
 
 def bench(networks: bool = True) -> dict[str, Any]:
@@ -135,6 +135,7 @@ def test_published_runs_lie_within_the_estimate() -> None:
         assert TIMES_FLOOR[0] * floor <= published <= TIMES_FLOOR[2] * floor
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_measured_and_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text(json.dumps(bench()))
     asked = ["plan-capacity", ".", "--photos-per-second", "6", "--deadline-ms", "4000", "--gpu", "l4,mine=20:100"]

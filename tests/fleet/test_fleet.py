@@ -25,7 +25,7 @@ from anomalysd_edge.fleet.installed import Installed
 from anomalysd_edge.fleet.pulling import Pulled, pull
 from anomalysd_edge.fleet.registry import push, version_of
 from anomalysd_edge.fleet.storage import Storage
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 
@@ -203,6 +203,7 @@ def damage(file: Path) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["object", "index", "manifest", "exchanged", "signature"])
 def test_what_was_tampered_with_never_gets_in_use(bundle: Path, tmp_path: Path, what: str) -> None:
     key = tmp_path / "key.pem"
@@ -267,6 +268,8 @@ def test_names_and_missing_things_are_told_plainly(bundle: Path, tmp_path: Path)
         get(str(tmp_path / "registry"), tmp_path / "box")
 
 
+@pytest.mark.net
+@pytest.mark.slow
 def test_a_box_is_updated_without_a_hole(bundle: Path, tmp_path: Path) -> None:
     """Requests go on while a new version is pulled, opened, and rolled back: every answer is 200, from one or other."""
     url, box = str(tmp_path / "registry"), tmp_path / "box"

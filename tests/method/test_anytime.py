@@ -19,7 +19,7 @@ from anomalysd_edge.method.inpainting.mask_plan import packed_plan, touching
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
-from tests.method.test_detector import SCHEDULE, STATES, constants, photo
+from tests.support.detectors import SCHEDULE, STATES, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
 SMALL = replace(EDGE, scales=(1, 2, 4, 8), passes=2, foreground=False)
@@ -113,6 +113,7 @@ def test_only_suspect_cells_are_repainted() -> None:
     whole, every = judge(paper, known)
     found, few = judge(replace(paper, cells="suspect"), known)
     assert few.samples < every.samples / 2
+    assert any(answer.pred_label for answer in whole)
     for a, b in zip(found, whole, strict=True):
         if b.pred_label:
             assert a.pred_label == 1

@@ -5,46 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from anomalysd_edge.errors import ClassError, InputError, SettingsError
-from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
-from anomalysd_edge.method.patches.memory_bank import build_bank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
+from tests.support.detectors import SCHEDULE, SMALL, STATES, constants, detector, photo
 from tests.support.fake_networks import FakeNetworks
-
-SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
-STATES = np.zeros((77, 4), np.float32)
-SMALL = replace(EDGE, scales=(1, 2, 4), passes=3)
-
-
-def photo(seed: int = 0, defect: bool = False) -> npt.NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
-    image = np.clip(rng.normal(120, 6, (40, 40, 3)), 0, 255).astype(np.uint8)
-    if defect:
-        image[8:14, 24:30] = (250, 20, 20)
-    return image
-
-
-def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassConstants:
-    from anomalysd_edge.vision import images
-
-    views = np.concatenate([images.to_array(images.resize(photo(s), networks.sizes.features_px)) for s in range(3)])
-    scale = MapScale(0.02, 0.05)
-    return ClassConstants(
-        prompts={"whole": STATES},
-        bank=build_bank(networks.features(views), 500),
-        guided=dict.fromkeys(("distance", "own", "reading"), 0.02),
-        calibration=Calibration(threshold, threshold, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
-    )
-
-
-def detector(networks: FakeNetworks, settings: InspectSettings = SMALL, group: int = 4) -> Detector:
-    return Detector(networks, SCHEDULE, {"part": constants(networks)}, settings, group=group)
 
 
 def test_a_defect_is_found_where_it_is() -> None:

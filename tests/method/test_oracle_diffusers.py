@@ -57,6 +57,7 @@ def scene(count: int) -> tuple[F32, F32, F32]:
     return photo, masks, rng.standard_normal((count, 4, 8, 8)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 def test_repaint_equals_the_pipeline(
@@ -89,6 +90,7 @@ def test_repaint_equals_the_pipeline(
         assert np.abs(ours[i] - noise[i]).max() > 0.1, "the loop did move the latents"
 
 
+@pytest.mark.slow
 def test_batch_equals_single_runs(tmp_path: Path) -> None:
     base = load_base(tiny_base(tmp_path / "base"))
     photo, masks, noise = scene(5)

@@ -17,11 +17,12 @@ from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
 from anomalysd_edge.workflows.open_options import InspectOptions
-from tests.conftest import sd_edge
-from tests.evaluation.test_aggregate import SVG
-from tests.method.test_detector import photo
+from tests.support.command import sd_edge
+from tests.support.data_sets import good_photos
+from tests.support.detectors import photo
+from tests.support.markup import SVG
+from tests.support.progress import quiet
 from tests.support.small_graphs import small_bundle
-from tests.workflows.test_calibrate import good_photos, quiet
 
 TAKEN = Trial({"multiscale_weight": 1.0}, 0.9, 0.8, 0.031, 0.01, True)
 LOST = Trial({"scales": (2, 4)}, 0.8, 0.7, 0.004, 0.006, False)
@@ -58,6 +59,7 @@ def test_the_table_and_the_plots() -> None:
     assert circles[1].attrib["fill"] != circles[2].attrib["fill"], "the threshold itself is an alarm"
 
 
+@pytest.mark.slow
 def test_false_alarms_are_counted_on_photos_that_were_no_shots(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     data = good_photos(tmp_path / "PHOTOS", 7)
@@ -98,6 +100,7 @@ def test_nothing_but_shots_tells_no_rate(tmp_path: Path) -> None:
         false_alarms(found, data, InspectOptions(threads=1), quiet)
 
 
+@pytest.mark.slow
 def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:
     small_bundle(tmp_path / "B")
     data = good_photos(tmp_path / "PHOTOS", 6)

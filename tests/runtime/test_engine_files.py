@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from anomalysd_edge.bundle.backend_spec import BackendChoice
-from anomalysd_edge.bundle.engine_records import EngineRecord, Fingerprint
+from anomalysd_edge.bundle.engine_records import Fingerprint
 from anomalysd_edge.bundle.reader import Bundle
-from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import BundleError, EngineMismatch
-from anomalysd_runtime.tensorrt.engine_files import engine_networks, find_engine, graph_sha256, read_engine
+from anomalysd_runtime.tensorrt.engine_files import engine_networks, find_engine, read_engine
 from anomalysd_runtime.tensorrt.library import Library
+from tests.support.engine_records import with_engine
 from tests.support.small_graphs import small_bundle
 
 LIBRARY = Library("rtx", SimpleNamespace(__version__="1.7.1"))
@@ -27,12 +27,6 @@ def bundle(tmp_path: Path) -> Bundle:
     """A bundle that names an engine whose file is not there at all."""
     made = small_bundle(tmp_path / "bundle")
     return with_engine(made)
-
-
-def with_engine(bundle: Bundle, **changes: Any) -> Bundle:
-    mark = Fingerprint("unet", graph_sha256(bundle, "unet", "fp32"), "tensorrt_rtx", "1.7.1", ("sm86",), "fp32", (1, 4))
-    record = EngineRecord(replace(mark, **changes), "engines/x/unet.plan", 4, sha256_bytes(b"plan"))
-    return replace(bundle, manifest=replace(bundle.manifest, engines=(record,)))
 
 
 def test_a_fitting_engine_is_found(bundle: Bundle) -> None:

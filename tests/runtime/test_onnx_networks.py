@@ -25,7 +25,7 @@ from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
 from anomalysd_runtime.onnx.sessions import check_device, check_one_onnxruntime, open_session
 from anomalysd_runtime.onnx.step_graph import step_graph
-from tests.support.small_graphs import SIZES, WIDTH, small_bundle, weights, write_graph, write_graphs
+from tests.support.small_graphs import SIZES, random_job, small_bundle, weights, write_graph, write_graphs
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +37,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def networks(files: dict[str, Path]) -> Iterator[OnnxNetworks]:
     with OnnxNetworks(files, SIZES, threads=1, max_batch=4) as opened:
         yield opened
-
-
-def random_job(count: int, guidance: float = 1.0) -> InpaintJob:
-    rng = np.random.default_rng(3)
-
-    def normal(*shape: int) -> F32:
-        return rng.normal(size=shape).astype(np.float32)
-
-    return InpaintJob(
-        start_latents=normal(count, 4, 4, 4),
-        masks=(rng.random((count, 1, 4, 4)) < 0.5).astype(np.float32),
-        masked_latents=normal(count, 4, 4, 4),
-        prompt_states=normal(2, 77, WIDTH),
-        prompt_of=rng.integers(0, 2, count),
-        timesteps=np.array([399, 201, 7]),
-        coefficients=np.array([[1.1, -0.3], [1.05, -0.2], [1.01, -0.1]], np.float32),
-        guidance_scale=guidance,
-        negative_states=normal(77, WIDTH) if guidance > 1 else None,
-    )
 
 
 def unet_by_hand(sample: F32, timestep: int, states: F32) -> F32:

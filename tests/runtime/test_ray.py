@@ -24,9 +24,11 @@ from anomalysd_runtime.distributed.ray_inspect import RaySettings
 from anomalysd_runtime.distributed.ray_serve import Replicas, check
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.settings import RecordSettings, ServeSettings, WebhookSettings
-from tests.conftest import ROOT, sd_edge
+from tests.support.command import ROOT, sd_edge
 from tests.support.serving import CRASH, png
 from tests.support.small_graphs import small_bundle
+
+pytestmark = pytest.mark.net
 
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'"
@@ -43,6 +45,7 @@ def scenario(name: str, folder: Path) -> Any:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @with_ray
 def test_two_workers_give_the_scores_of_one_process(tmp_path: Path) -> None:
     small_bundle(tmp_path / "line")
@@ -67,6 +70,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path: Path) -> None:
     assert told["counts"][-1] >= 24
 
 
+@pytest.mark.slow
 @with_ray
 def test_a_killed_replica_costs_its_requests_alone(tmp_path: Path) -> None:
     small_bundle(tmp_path / "line")
@@ -82,6 +86,7 @@ def test_a_killed_replica_costs_its_requests_alone(tmp_path: Path) -> None:
     assert told["code"] == 0
 
 
+@pytest.mark.slow
 @with_ray
 def test_the_command_goes_over_ray_and_on_from_its_journal(tmp_path: Path) -> None:
     small_bundle(tmp_path / "line")

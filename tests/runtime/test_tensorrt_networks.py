@@ -19,9 +19,8 @@ from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
 from anomalysd_runtime.tensorrt.cuda_device import gpu
 from anomalysd_runtime.tensorrt.networks import TensorrtNetworks
-from tests.runtime.test_onnx_networks import random_job
 from tests.support.host_engines import host_networks, written
-from tests.support.small_graphs import SIZES, small_bundle
+from tests.support.small_graphs import SIZES, random_job, small_bundle
 
 
 @pytest.fixture(scope="module")

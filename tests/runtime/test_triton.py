@@ -27,7 +27,7 @@ from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_export.triton.repository import TritonSettings, write_repository
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import png
 from tests.support.small_graphs import small_bundle
 
@@ -126,6 +126,7 @@ def test_what_cannot_be_a_repository_is_told(bundle: Bundle, tmp_path: Path) -> 
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_from_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
     done = sd_edge("export", bundle.path, "--triton", tmp_path / "models", "--backend", "cpu", cwd=tmp_path)
     assert "tritonserver --model-repository" in done.stderr

@@ -26,7 +26,7 @@ from anomalysd_edge.method.result import Inspection
 from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.inference.worker import Opener, open_bundle
-from anomalysd_runtime.server.settings import EngineSettings, ServeSettings
+from anomalysd_runtime.server.settings import EngineSettings, RecordSettings, ServeSettings
 
 CRASH, NAN, SLOW, STUCK = (255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 0, 255)
 """First pixels that make a touchy detector die, find NaN, take 0.4 s, or never answer."""
@@ -35,6 +35,12 @@ CRASH, NAN, SLOW, STUCK = (255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 0, 25
 def small_settings(bundle: Path, **changes: Any) -> ServeSettings:
     """One bundle, one CPU thread, any free port."""
     return ServeSettings(bundles=(bundle,), port=0, engine=EngineSettings(threads=1), **changes)
+
+
+def recorded_settings(bundle: Path, folder: Path) -> ServeSettings:
+    """The same with a record of its verdicts in `folder`."""
+    record = RecordSettings(folder / ".sd-edge" / "record.sqlite")
+    return ServeSettings(bundles=(bundle,), engine=EngineSettings(threads=1), record=record)
 
 
 class Touchy(Detector):

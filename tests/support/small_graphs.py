@@ -19,7 +19,7 @@ from anomalysd_edge.core.types import F32
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.class_model import Calibration, ClassConstants
-from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_edge.method.patches.memory_bank import Bank
 from anomalysd_edge.method.settings import InspectSettings
 
@@ -141,3 +141,23 @@ def small_bundle(path: Path) -> Bundle:
         )
         writer.finish(manifest, constant_tensors({"bottle": constants}, states[2]))
     return read_bundle(path)
+
+
+def random_job(count: int, guidance: float = 1.0) -> InpaintJob:
+    """`count` slots of two prompts in three passes, for networks of SIZES; always the same."""
+    rng = np.random.default_rng(3)
+
+    def normal(*shape: int) -> F32:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return InpaintJob(
+        start_latents=normal(count, 4, 4, 4),
+        masks=(rng.random((count, 1, 4, 4)) < 0.5).astype(np.float32),
+        masked_latents=normal(count, 4, 4, 4),
+        prompt_states=normal(2, 77, WIDTH),
+        prompt_of=rng.integers(0, 2, count),
+        timesteps=np.array([399, 201, 7]),
+        coefficients=np.array([[1.1, -0.3], [1.05, -0.2], [1.01, -0.1]], np.float32),
+        guidance_scale=guidance,
+        negative_states=normal(77, WIDTH) if guidance > 1 else None,
+    )

@@ -66,6 +66,7 @@ def test_a_wrong_folder_is_told(folder: Path, tmp_path: Path, damage: object, se
         load_dino(mine)
 
 
+@pytest.mark.slow
 def test_the_graph_says_what_torch_says(folder: Path, tmp_path: Path) -> None:
     """Traced at one batch size, proved at another; the positions are constants of the graph."""
     net, _ = load_dino(folder)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError, SettingsError
@@ -21,6 +20,9 @@ from anomalysd_edge.training.run import Run
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
 from tests.support.tiny_models import SCHEDULER, tiny_base
+from tests.support.tiny_training import weights_of
+
+pytestmark = pytest.mark.slow
 
 SPECS = {"felt": ClassSpec("felt", "felt", "texture")}
 HOW: dict[str, Any] = {"steps": 4, "lora_rank": 2, "lr": 1e-2, "strength": 0.4, "grid": 8, "ema": 0.5}
@@ -37,10 +39,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         start_corruption=0.5, autocast="none", threads=1, lpips_weight=0.0, checkpoint_every=2, prompt_drop=0.0,
     )  # fmt: skip
     return train(settings, {"felt": [photo]}, folder / "run", SPECS)
-
-
-def weights_of(run: Run) -> dict[str, torch.Tensor]:
-    return dict(load_file(run.model / "unet" / "diffusion_pytorch_model.safetensors"))
 
 
 class Stop:

@@ -28,6 +28,7 @@ def test_it_is_small_and_in_diffusers_layout() -> None:
         assert (NANO / part).exists()
 
 
+@pytest.mark.slow
 def test_diffusers_own_pipeline_loads_and_runs_it() -> None:
     from diffusers import StableDiffusionInpaintPipeline
     from diffusers.utils import logging
@@ -47,6 +48,7 @@ def test_diffusers_own_pipeline_loads_and_runs_it() -> None:
     assert painted.size == (128, 128)
 
 
+@pytest.mark.slow
 def test_it_repaints_a_stain_away() -> None:
     """A dark square on a drawn leather: the repaint must come nearer to the clean image than the stained one is."""
     clean = images.leather(np.random.default_rng(5), 128)
@@ -97,6 +99,7 @@ def test_every_family_draws_a_picture(name: str) -> None:
     assert canvas.std() > 0.005
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_and_repeats_itself(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 

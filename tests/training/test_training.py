@@ -29,7 +29,9 @@ from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.run import Run, read_run
 from anomalysd_edge.training.settings import NANO_DEFAULTS, TrainSettings
 from anomalysd_edge.training.train import train
+from tests.support.progress import Stop
 from tests.support.tiny_models import TINY_PX, tiny_base
+from tests.support.tiny_training import tiny_settings, weights_of
 
 SPECS = {
     "nut": ClassSpec("nut", "nut", "object", ("thread",), ("rotate90",)),
@@ -60,33 +62,15 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 def small(base: Path, **changes: Any) -> TrainSettings:
-    values: dict[str, Any] = {
-        "shots": 2, "steps": 4, "batch": 2, "lr": 1e-3, "warmup": 2, "decoder_steps": 3, "decoder_batch": 1,
-        "decoder_lr": 1e-3, "lpips_weight": 0.0, "copies": 2, "masks_per_copy": 2, "start_corruption": 0.5,
-        "checkpoint_every": 2, "autocast": "none", "threads": 1,
-    }  # fmt: skip
-    return TrainSettings.for_base(str(base), **{**values, **changes})
-
-
-def weights_of(run: Run, part: str) -> dict[str, torch.Tensor]:
-    return dict(load_file(run.model / part / "diffusion_pytorch_model.safetensors"))
+    values = {"shots": 2, "steps": 4, "batch": 2, "warmup": 2, "decoder_steps": 3, "decoder_batch": 1}
+    return tiny_settings(base, **{**values, **changes})
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Stop:
-    """A progress callback that presses Ctrl-C when phase `phase` has done `step` steps."""
-
-    def __init__(self, phase: str, step: int) -> None:
-        self.where = phase, step
-
-    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
-        if (phase, done) == self.where:
-            raise KeyboardInterrupt
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.5}, {"lora_rank": 2, "gradient_checkpointing": True}])
 def test_resume_ends_with_the_same_bits(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], changes: dict[str, Any]
@@ -114,6 +98,7 @@ def test_resume_ends_with_the_same_bits(
     assert [entry[:2] for entry in logs[0]] == [("unet", i) for i in (1, 2, 3, 4)] + [("decoder", i) for i in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_run_folder_holds_all_that_export_needs(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]
 ) -> None:
@@ -147,6 +132,7 @@ def test_run_folder_holds_all_that_export_needs(
         read_run(run.path).load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vae", ["tiny", "kl"])
 def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path, shots: dict[str, list[Path]], vae: Any) -> None:
     folder = tiny_base(tmp_path / "base", vae=vae)
@@ -161,6 +147,7 @@ def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path, shots: dict[st
     assert losses["decoder"]["last"] < 0.8 * losses["decoder"]["first"]
 
 
+@pytest.mark.slow
 def test_the_unet_learns(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     """The loss on fixed draws falls by training: an untrained UNet stands near E||eps||^2 = 1 or above."""
     settings = small(base_folder, steps=40, batch=4, lr=2e-3, decoder_steps=0, start_corruption=0.0)
@@ -168,6 +155,7 @@ def test_the_unet_learns(tmp_path: Path, base_folder: Path, shots: dict[str, lis
     assert run.record["losses"]["unet"]["last"] < 0.9 * run.record["losses"]["unet"]["first"]
 
 
+@pytest.mark.slow
 def test_lora_is_merged_and_saved(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     settings = small(base_folder, lora_rank=2, lora_targets=("to_q", "to_v"), lr=1e-2, decoder_steps=0)
     run = train(settings, shots, tmp_path / "run", SPECS)
@@ -191,6 +179,7 @@ def test_lora_is_merged_and_saved(tmp_path: Path, base_folder: Path, shots: dict
         train(small(base_folder, lora_rank=2, lora_targets=("nothing",)), shots, tmp_path / "none", SPECS)
 
 
+@pytest.mark.slow
 def test_zero_shots_keep_the_base(tmp_path: Path, base_folder: Path) -> None:
     run = train(small(base_folder, shots=0), {"nut": [], "felt": []}, tmp_path / "run", SPECS)
     assert run.shots == {"nut": (), "felt": ()}
@@ -200,6 +189,7 @@ def test_zero_shots_keep_the_base(tmp_path: Path, base_folder: Path) -> None:
             assert (run.model / part / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupt_before_a_checkpoint_leaves_nothing(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]
 ) -> None:
@@ -208,6 +198,7 @@ def test_interrupt_before_a_checkpoint_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_settings_or_photos_is_refused(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]
 ) -> None:
@@ -223,6 +214,7 @@ def test_a_resume_with_other_settings_or_photos_is_refused(
     train(small(base_folder), shots, out, SPECS, resume=True)
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     out = tmp_path / "run"
 

@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anomalysd_edge.cli.model import graphs_of, settings_of
-from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import InputError, MissingExtra, RunError, SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.training import memory
@@ -27,11 +26,10 @@ from anomalysd_edge.training.lora import add_adapter, lower_frozen
 from anomalysd_edge.training.models.base import load_base, load_unet, prompt_states
 from anomalysd_edge.training.prompt_tuning import context_states, initial_contexts
 from anomalysd_edge.training.run import Run, read_run
-from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
+from tests.support.progress import Stop
 from tests.support.tiny_models import TINY_PX, tiny_base
-
-SPECS = {"nut": ClassSpec("nut", "nut", "object", ("thread",)), "felt": ClassSpec("felt", "felt", "texture")}
+from tests.support.tiny_training import SPECS, tiny_settings, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +49,6 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     return found
 
 
-def small(base: Path, **changes: Any) -> TrainSettings:
-    values: dict[str, Any] = {
-        "shots": 1, "steps": 3, "batch": 4, "lr": 1e-3, "warmup": 1, "decoder_steps": 0, "decoder_batch": 2,
-        "decoder_lr": 1e-3, "lpips_weight": 0.0, "copies": 2, "masks_per_copy": 2, "start_corruption": 0.5,
-        "checkpoint_every": 2, "autocast": "none", "threads": 1,
-    }  # fmt: skip
-    return TrainSettings.for_base(str(base), **{**values, **changes})
-
-
-def weights_of(run: Run, part: str = "unet") -> dict[str, torch.Tensor]:
-    return dict(load_file(run.model / part / "diffusion_pytorch_model.safetensors"))
-
-
 def apart(base: Path, one: Run, other: Run, part: str = "unet") -> float:
     """How far two runs' weights lie apart, as a share of how far training moved them.
 
@@ -80,32 +65,23 @@ def losses_of(run: Run) -> list[float]:
     return [json.loads(line)["loss"] for line in (run.path / "log.jsonl").read_text().splitlines()]
 
 
-class Stop:
-    """Presses Ctrl-C when phase `phase` has done `step` steps."""
-
-    def __init__(self, phase: str, step: int) -> None:
-        self.where = phase, step
-
-    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
-        if (phase, done) == self.where:
-            raise KeyboardInterrupt
-
-
+@pytest.mark.slow
 def test_pieces_make_the_same_step(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    whole = train(small(base_folder, decoder_steps=2), shots, tmp_path / "whole", SPECS)
-    pieces = train(small(base_folder, decoder_steps=2, accumulate=3), shots, tmp_path / "pieces", SPECS)
+    whole = train(tiny_settings(base_folder, decoder_steps=2), shots, tmp_path / "whole", SPECS)
+    pieces = train(tiny_settings(base_folder, decoder_steps=2, accumulate=3), shots, tmp_path / "pieces", SPECS)
     np.testing.assert_allclose(losses_of(whole), losses_of(pieces), rtol=1e-5)
     assert apart(base_folder, whole, pieces) < 0.02
     assert apart(base_folder, whole, pieces, "vae") < 0.02
-    other = train(small(base_folder, seed=1), shots, tmp_path / "other", SPECS)
+    other = train(tiny_settings(base_folder, seed=1), shots, tmp_path / "other", SPECS)
     assert apart(base_folder, whole, other) > 0.2, "the bound above can fail"
     with pytest.raises(SettingsError, match="accumulate is 5; expected at most batch"):
-        small(base_folder, accumulate=5)
+        tiny_settings(base_folder, accumulate=5)
 
 
+@pytest.mark.slow
 def test_encoding_ahead_changes_nothing(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    lazy = train(small(base_folder, decoder_steps=2), shots, tmp_path / "lazy", SPECS)
-    settings = small(base_folder, decoder_steps=2, cache="ahead")
+    lazy = train(tiny_settings(base_folder, decoder_steps=2), shots, tmp_path / "lazy", SPECS)
+    settings = tiny_settings(base_folder, decoder_steps=2, cache="ahead")
     with pytest.raises(KeyboardInterrupt):
         train(settings, shots, tmp_path / "ahead", SPECS, progress=Stop("decoder", 1))
     ahead = train(settings, shots, tmp_path / "ahead", SPECS, resume=True)
@@ -114,13 +90,14 @@ def test_encoding_ahead_changes_nothing(tmp_path: Path, base_folder: Path, shots
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
 def test_frozen_halves_come_back_exact(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], half: str
 ) -> None:
     """Only the adapted layers change, by a low rank; everything else is the base's to the bit. Resume does not show."""
     chosen = {"lora_rank": 2, "lora_targets": ("to_q",), "lr": 1e-2, "autocast": half, "frozen_weights": half}
-    settings = small(base_folder, **chosen)
+    settings = tiny_settings(base_folder, **chosen)
     with pytest.raises(KeyboardInterrupt):
         train(settings, shots, tmp_path / "run", SPECS, progress=Stop("train", 3))
     run = train(settings, shots, tmp_path / "run", SPECS, resume=True)
@@ -134,32 +111,34 @@ def test_frozen_halves_come_back_exact(
     assert torch.linalg.matrix_rank(difference.double(), atol=1e-5, rtol=1e-3) <= 2
     for wrong in ({"lora_rank": 0}, {"autocast": "none"}):
         with pytest.raises(SettingsError, match="frozen_weights"):
-            small(base_folder, **{**chosen, **wrong})
+            tiny_settings(base_folder, **{**chosen, **wrong})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what a process has mapped")
 def test_frozen_halves_let_go_of_the_weight_file(base_folder: Path) -> None:
     """At Stable Diffusion's size the file is 3.4 GB, of which norms need less than one MB."""
     file = str((base_folder / "unet" / "diffusion_pytorch_model.safetensors").resolve())
     unet = load_unet(base_folder)
     assert file in Path("/proc/self/maps").read_text(), "weights are read as pages of their file"
-    settings = small(base_folder, lora_rank=2, autocast="bf16", frozen_weights="bf16")
+    settings = tiny_settings(base_folder, lora_rank=2, autocast="bf16", frozen_weights="bf16")
     add_adapter(unet, settings)
     lower_frozen(unet, settings)
     gc.collect()
     assert file not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.slow
 def test_eight_bit_adam_resumes_to_the_bit(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     pytest.importorskip("bitsandbytes", reason="8-bit Adam is an option that nothing installs by itself")
-    settings = small(base_folder, optimizer="adamw8bit")
+    settings = tiny_settings(base_folder, optimizer="adamw8bit")
     unbroken = train(settings, shots, tmp_path / "unbroken", SPECS)
     with pytest.raises(KeyboardInterrupt):
         train(settings, shots, tmp_path / "run", SPECS, progress=Stop("train", 3))
     resumed = train(settings, shots, tmp_path / "run", SPECS, resume=True)
     one, other = weights_of(unbroken), weights_of(resumed)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    plain = train(small(base_folder), shots, tmp_path / "plain", SPECS)
+    plain = train(tiny_settings(base_folder), shots, tmp_path / "plain", SPECS)
     assert 0 < apart(base_folder, plain, unbroken) < 0.2, "the same way, in coarser steps"
 
 
@@ -169,7 +148,7 @@ def test_eight_bit_adam_is_asked_for_by_name(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MissingExtra, match="pip install bitsandbytes, or set optimizer to adamw"):
-        train(small(base_folder, optimizer="adamw8bit"), shots, tmp_path / "run", SPECS)
+        train(tiny_settings(base_folder, optimizer="adamw8bit"), shots, tmp_path / "run", SPECS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +166,7 @@ def test_the_estimate_falls_with_every_option(base_folder: Path) -> None:
         {"cache": "ahead"},
     ):
         changes.update(more)
-        taken.append(memory.estimate(base, small(base_folder, **changes), 64).unet)
+        taken.append(memory.estimate(base, tiny_settings(base_folder, **changes), 64).unet)
     assert taken == sorted(taken, reverse=True)
     assert len(set(taken)) == len(taken)
 
@@ -195,28 +174,28 @@ def test_the_estimate_falls_with_every_option(base_folder: Path) -> None:
 def test_the_estimate_counts_what_a_step_holds(base_folder: Path) -> None:
     """Full fine-tuning: weights, gradients, two moments and an average are five times the weights, plus activations."""
     base = load_base(base_folder)
-    settings = small(base_folder, ema=0.9, cache="ahead", batch=1)
+    settings = tiny_settings(base_folder, ema=0.9, cache="ahead", batch=1)
     weights = sum(weight.numel() * 4 for weight in base.unet.parameters())
     taken = (memory.estimate(base, settings, TINY_PX).unet - memory.LIBRARY_BYTES["cpu"]) / memory.FRAGMENTATION
     assert 5 * weights < taken < 5 * weights + 12e6
-    twice = memory.estimate(base, small(base_folder, ema=0.9, cache="ahead", batch=9), TINY_PX).unet
-    more = memory.estimate(base, small(base_folder, ema=0.9, cache="ahead", batch=17), TINY_PX).unet
+    twice = memory.estimate(base, tiny_settings(base_folder, ema=0.9, cache="ahead", batch=9), TINY_PX).unet
+    more = memory.estimate(base, tiny_settings(base_folder, ema=0.9, cache="ahead", batch=17), TINY_PX).unet
     assert more > twice, "activations grow with the batch"
 
 
 def test_too_little_memory_names_the_settings(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    settings = small(base_folder, batch=64, accumulate=1, steps=1)
+    settings = tiny_settings(base_folder, batch=64, accumulate=1, steps=1)
     need = memory.estimate(load_base(base_folder), settings, TINY_PX).peak / memory.GIB
-    limited = small(base_folder, batch=64, steps=1, memory_gib=need * 0.995)
+    limited = tiny_settings(base_folder, batch=64, steps=1, memory_gib=need * 0.995)
     with pytest.raises(SettingsError, match=r"GiB are allowed by memory_gib: set gradient_checkpointing = True \("):
         train(limited, shots, tmp_path / "run", SPECS)
     least = {"gradient_checkpointing": True, "accumulate": 4, "cache": "ahead"}
     halves = {"lora_rank": 2, "autocast": "bf16", "frozen_weights": "bf16"}
-    hopeless = small(base_folder, memory_gib=0.1, **least, **halves)
+    hopeless = tiny_settings(base_folder, memory_gib=0.1, **least, **halves)
     with pytest.raises(SettingsError, match="even that is not enough"):
         train(hopeless, shots, tmp_path / "run", SPECS)
     assert list(tmp_path.iterdir()) == []
-    run = train(small(base_folder, steps=1, memory_gib=4), shots, tmp_path / "run", SPECS)
+    run = train(tiny_settings(base_folder, steps=1, memory_gib=4), shots, tmp_path / "run", SPECS)
     assert 0 < run.record["memory_estimate_bytes"] < 4 * memory.GIB
 
 
@@ -243,7 +222,7 @@ from pathlib import Path
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.training.train import train
 from anomalysd_edge.cli.model import graphs_of, settings_of
-from tests.training.test_training_options import SPECS
+from tests.support.tiny_training import SPECS
 import json
 values = json.loads(sys.argv[1])
 shots = {name: [Path(p) for p in paths] for name, paths in json.loads(sys.argv[2]).items()}
@@ -251,11 +230,12 @@ train(TrainSettings.from_json(values), shots, Path(sys.argv[3]), SPECS)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_same_batch(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]
 ) -> None:
     """gloo, two processes of two samples each, through accelerate, against one of four."""
-    settings = small(base_folder, decoder_steps=2, context_tokens=1, accumulate=2)
+    settings = tiny_settings(base_folder, decoder_steps=2, context_tokens=1, accumulate=2)
     alone = train(settings, shots, tmp_path / "alone", SPECS)
     script = tmp_path / "launched.py"
     script.write_text(LAUNCHED)
@@ -282,8 +262,9 @@ def test_two_processes_are_one_with_the_same_batch(
         torch.testing.assert_close(alone.contexts()[name], two.contexts()[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_contexts_learn_and_travel(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    settings = small(base_folder, context_tokens=2, context_lr=1e-2, prompt_drop=0.0)
+    settings = tiny_settings(base_folder, context_tokens=2, context_lr=1e-2, prompt_drop=0.0)
     run = train(settings, shots, tmp_path / "run", SPECS)
     base = load_base(base_folder)
     first, learned = initial_contexts(base, SPECS, 2), run.contexts()
@@ -315,12 +296,13 @@ def test_context_states_are_the_encoders_own(base_folder: Path) -> None:
     torch.testing.assert_close(cut, prompt_states(base, ["ab " + long]))
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder_takes_the_bases_place(
     tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     tiny = tiny_base(tmp_path / "other") / "vae"
-    run = train(small(base_folder, vae=str(tiny), steps=1, decoder_steps=3), shots, tmp_path / "run", SPECS)
+    run = train(tiny_settings(base_folder, vae=str(tiny), steps=1, decoder_steps=3), shots, tmp_path / "run", SPECS)
     loaded = run.load()
     assert type(loaded.vae).__name__ == "AutoencoderTiny"
     before, after = load_file(tiny / "diffusion_pytorch_model.safetensors"), weights_of(run, "vae")
@@ -328,12 +310,12 @@ def test_a_tiny_autoencoder_takes_the_bases_place(
     assert changed == {"decoder"}
     assert run.round_trip
     assert run.record["vae"]["name"] == "vae"
-    plain = train(small(base_folder, steps=1), shots, tmp_path / "plain", SPECS)
+    plain = train(tiny_settings(base_folder, steps=1), shots, tmp_path / "plain", SPECS)
     assert not plain.round_trip
     with pytest.raises(InputError, match=r"hf download madebyollin/taesd --local-dir FOLDER.*name it as the vae"):
-        train(small(base_folder, vae="tiny"), shots, tmp_path / "no", SPECS)
+        train(tiny_settings(base_folder, vae="tiny"), shots, tmp_path / "no", SPECS)
     with pytest.raises(InputError, match="expected an AutoencoderTiny"):
-        train(small(base_folder, vae=str(base_folder / "vae")), shots, tmp_path / "no", SPECS)
+        train(tiny_settings(base_folder, vae=str(base_folder / "vae")), shots, tmp_path / "no", SPECS)
     config = json.loads((tiny / "config.json").read_text())
     blocks = {key: config[key] + [0] for key in ("num_encoder_blocks", "num_decoder_blocks")}
     widths = {key: [16] * 4 for key in ("encoder_block_out_channels", "decoder_block_out_channels")}
@@ -341,19 +323,20 @@ def test_a_tiny_autoencoder_takes_the_bases_place(
 
     AutoencoderTiny(**{**blocks, **widths}).save_pretrained(tmp_path / "eight")
     with pytest.raises(InputError, match="at 8 px a cell, the base's UNet expects 4 at 4"):
-        train(small(base_folder, vae=str(tmp_path / "eight")), shots, tmp_path / "no", SPECS)
+        train(tiny_settings(base_folder, vae=str(tmp_path / "eight")), shots, tmp_path / "no", SPECS)
 
 
+@pytest.mark.slow
 def test_the_prediction_type_can_be_given(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
-    run = train(small(base_folder, prediction_type="v_prediction", steps=1), shots, tmp_path / "run", SPECS)
+    run = train(tiny_settings(base_folder, prediction_type="v_prediction", steps=1), shots, tmp_path / "run", SPECS)
     assert NoiseSchedule.from_config(run.load().scheduler).prediction_type == "v_prediction"
     assert NoiseSchedule.from_config(load_base(base_folder).scheduler).prediction_type == "epsilon"
 
 
 def test_sizes_that_the_networks_cannot_halve(tmp_path: Path, base_folder: Path, shots: dict[str, list[Path]]) -> None:
     with pytest.raises(SettingsError, match="the size is 44 px, expected a multiple of 8"):
-        train(small(base_folder, size_px=44), shots, tmp_path / "run", SPECS)
-    assert train(small(base_folder, size_px=48, steps=1), shots, tmp_path / "run", SPECS).size_px == 48
+        train(tiny_settings(base_folder, size_px=44), shots, tmp_path / "run", SPECS)
+    assert train(tiny_settings(base_folder, size_px=48, steps=1), shots, tmp_path / "run", SPECS).size_px == 48
 
 
 def test_settings_by_word() -> None:

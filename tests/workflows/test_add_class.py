@@ -18,8 +18,11 @@ from anomalysd_edge.training.models.base import load_base, prompt_states
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.add_class import AddClassRequest, add_class
 from anomalysd_runtime.loading import open_detector
-from tests.conftest import Chain, sd_edge
+from tests.support.command import Chain, sd_edge
+from tests.support.progress import quiet
 from tests.support.tiny_models import tiny_base
+
+pytestmark = pytest.mark.slow
 
 QUICK = CalibrationSettings(bank_size=64, negatives=2)
 
@@ -30,10 +33,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(2):
         images.save_png(folder / f"{number}.png", render_part("demo_capsule", (5, number), 96).photo())
     return folder
-
-
-def quiet(*_told: Any) -> None:
-    pass
 
 
 def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path) -> None:

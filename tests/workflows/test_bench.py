@@ -95,6 +95,7 @@ def test_the_report_is_whole(row: BenchRow) -> None:
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 8
 
 
+@pytest.mark.slow
 def test_a_row_in_a_process_of_its_own_and_what_breaks_there(place: Path) -> None:
     found = in_own_process(request(place, rounds=1))
     assert found.rounds == 1
@@ -103,6 +104,7 @@ def test_a_row_in_a_process_of_its_own_and_what_breaks_there(place: Path) -> Non
         in_own_process(request(place, preset="fast"))
 
 
+@pytest.mark.slow
 def test_the_verb_writes_json_csv_and_a_plot(place: Path, tmp_path: Path) -> None:
     command = ["bench", str(place / "BUNDLE"), "--photos", str(place / "PHOTOS"), "--plan", "edge,paper"]
     done = CliRunner().invoke(app, [*command, "--rounds", "2", "--out", str(tmp_path / "out"), "--json", "--quiet"])
@@ -138,6 +140,7 @@ def test_operations_of_a_graph_by_hand(tmp_path: Path) -> None:
     assert cost.floor_seconds(1e30, 1.0) == pytest.approx(cost.bytes)
 
 
+@pytest.mark.slow
 def test_rates_of_this_machine_are_sane() -> None:
     rates = measure_rates("cpu", 1, seconds=0.2)
     assert 1e8 < rates.flops_a_second < 1e14
@@ -186,6 +189,7 @@ def test_a_memory_budget_picks_the_batch() -> None:
         batch_within({}, 1 << 40)
 
 
+@pytest.mark.slow
 def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Path) -> None:
     small_bundle(tmp_path / "BUNDLE")
     command = ["bench", str(tmp_path / "BUNDLE"), "--photos", str(place / "PHOTOS"), "--pareto", "--per-class", "3"]

@@ -22,8 +22,8 @@ from anomalysd_export.engines import building
 from anomalysd_export.engines.profiles import Graph, choose_profiles, planned_batches
 from anomalysd_runtime.static_batches import references_of
 from anomalysd_runtime.tensorrt.engine_files import read_engine
-from tests.conftest import Chain, sd_edge
-from tests.support.small_graphs import SIZES, small_bundle, write_graph
+from tests.support.command import Chain, sd_edge
+from tests.support.small_graphs import SIZES, write_graph
 
 
 @pytest.fixture
@@ -32,16 +32,12 @@ def rtx() -> None:
     pytest.importorskip("polygraphy", reason="polygraphy is not installed: the extra rtx brings it")
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return small_bundle(tmp_path / "bundle")
-
-
 def asked(bundle: Bundle, **changes: Any) -> BuildReport:
     settings = {"engine": "rtx", "precision": "fp16", "batches": (1, 2), **changes}
     return build(BuildRequest(bundle=bundle.path, **settings), lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_engines_of_a_bundle(bundle: Bundle) -> None:
     report = asked(bundle, targets=("sm86", "sm89"))
@@ -67,6 +63,7 @@ def test_engines_of_a_bundle(bundle: Bundle) -> None:
     assert "not compared" in mended.sentence() or mended.seen_peak_bytes is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     """nano's decoder, quantised on real photos, for a GPU that has fp8."""
@@ -88,6 +85,7 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     assert result["error"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_what_the_library_does_not_know(bundle: Bundle) -> None:
     for targets, words in ((("sm87",), "'sm87', it knows sm75"), (("sm86", "portable"), "stands alone")):
@@ -96,6 +94,7 @@ def test_what_the_library_does_not_know(bundle: Bundle) -> None:
     assert read_bundle(bundle.path).manifest.engines == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_out_of_memory_while_building(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     # The builder's numpy takes memory a thread: with these it needs more than the limit on any machine.
@@ -106,6 +105,7 @@ def test_out_of_memory_while_building(bundle: Bundle, monkeypatch: pytest.Monkey
     assert not engines.exists() or not list(engines.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_a_graph_that_the_library_cannot_take(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
@@ -130,6 +130,7 @@ def test_a_builder_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
     assert "ended by signal SIGSEGV" in building._reason(-11, tmp_path / "none.json", log, "unet", job)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="this system does not tell a process's CPU time")
 def test_a_builder_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def started(code: str) -> subprocess.Popen[bytes]:
@@ -153,6 +154,7 @@ def test_a_builder_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytes
         building.run_worker(job, "unet", tmp_path)
 
 
+@pytest.mark.slow
 def test_two_builds_at_once(bundle: Bundle) -> None:
     code = f"""
 import time

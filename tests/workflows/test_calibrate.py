@@ -12,22 +12,12 @@ from anomalysd_edge.bundle.detector_factory import class_constants
 from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.errors import DatasetError, SettingsError
-from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, recalibrate
-from tests.method.test_detector import photo
+from tests.support.data_sets import good_photos
+from tests.support.progress import quiet
 from tests.support.small_graphs import small_bundle
 
 FEW = CalibrationSettings(bank_size=200, negatives=4)
-
-
-def quiet(phase: str, done: int, total: int, detail: str) -> None:
-    """No bar."""
-
-
-def good_photos(folder: Path, count: int = 5, name: str = "bottle") -> Path:
-    for number in range(count):
-        images.save_png(folder / name / "train/good" / f"{number}.png", photo(number))
-    return folder
 
 
 def test_the_constants_are_new_and_the_graphs_the_same(tmp_path: Path) -> None:
@@ -101,7 +91,8 @@ def test_a_class_without_photos_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="bottle"):
         recalibrate(
             CalibrateRequest(
-                bundle=tmp_path / "B", photos=good_photos(good_photos(tmp_path / "P", name="screw"), name="nut")
+                bundle=tmp_path / "B",
+                photos=good_photos(good_photos(tmp_path / "P", class_name="screw"), class_name="nut"),
             ),
             quiet,
         )

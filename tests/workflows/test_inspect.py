@@ -16,9 +16,9 @@ from anomalysd_edge.workflows import evaluate, inspect
 from anomalysd_edge.workflows.inspect import inspect_photos
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import chosen_class, good_photos, photo_files, result_folders, samples_of
+from tests.support.data_sets import bottle_data_set as data_set
+from tests.support.progress import quiet
 from tests.support.small_graphs import small_bundle
-from tests.workflows.test_calibrate import quiet
-from tests.workflows.test_protocol import data_set
 
 ONE_THREAD = InspectOptions(threads=1)
 

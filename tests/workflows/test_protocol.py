@@ -4,84 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from anomalysd_edge.bundle.reader import MANIFEST, Bundle
 from anomalysd_edge.cli.options import numbers
-from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
-from anomalysd_edge.core.types import Progress
+from anomalysd_edge.core.files import json_ready, read_json
 from anomalysd_edge.errors import DatasetError, RunError, SettingsError
 from anomalysd_edge.reports import protocol as protocol_report
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows import protocol
-from anomalysd_edge.workflows import train as train_workflow
-from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.protocol import ProtocolRequest, run_protocol
-from tests.method.test_detector import photo
-from tests.support.small_graphs import small_bundle
-from tests.support.tiny_models import tiny_base
+from tests.support.detectors import photo
+from tests.support.progress import Seen
+from tests.support.protocol import small_protocol
 
-
-def data_set(root: Path, train: int = 3) -> Path:
-    for number in range(train):
-        images.save_png(root / "bottle/train/good" / f"{number}.png", photo(number))
-    mask = np.zeros((40, 40), np.uint8)
-    mask[8:14, 24:30] = 255
-    for number in range(3):
-        images.save_png(root / "bottle/test/good" / f"{number}.png", photo(10 + number))
-        images.save_png(root / "bottle/test/spot" / f"{number}.png", photo(20 + number, defect=True))
-        images.save_png(root / "bottle/ground_truth/spot" / f"{number}_mask.png", mask)
-    return root
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProtocolRequest:
-    """Two numbers of shots and two seeds; the export is a bundle of five small graphs."""
-
-    def export(run: Path, out: Path, _classes: Path | None, _threads: int | None, progress: Progress) -> Bundle:
-        progress("export", 1, 1, "done")
-        bundle = small_bundle(out)
-        manifest = read_json(out / MANIFEST)
-        write_json(out / MANIFEST, {**manifest, "training": {"run_sha256": sha256_file(run / "run.json")}})
-        return bundle
-
-    def train(data: Path, out: Path, base: str, chosen: dict[str, Any], *rest: Any) -> Any:
-        return train_workflow.train_on(data, out, base, {**chosen, "decoder_steps": 0, "copies": 1}, *rest)
-
-    monkeypatch.setattr(protocol, "export_to", export)
-    monkeypatch.setattr(protocol, "train_on", train)
-    return ProtocolRequest(
-        data=data_set(tmp_path / "DATA"),
-        out=tmp_path / "OUT",
-        dataset="mvtec-ad",
-        classes=("bottle",),
-        shots=(1, 0),
-        seeds=("first", "5"),
-        base=str(tiny_base(tmp_path / "base")),
-        steps=1,
-        options=InspectOptions(threads=1),
-    )
-
-
-class Seen:
-    """Counts the finished phases; raises when `stop` says so."""
-
-    def __init__(self, stop: Callable[[str, int], bool] = lambda _phase, _done: False) -> None:
-        self.finished: Counter[str] = Counter()
-        self.stop = stop
-
-    def __call__(self, phase: str, done: int, total: int, _detail: str) -> None:
-        if self.stop(phase, done):
-            raise KeyboardInterrupt
-        if done >= total:
-            self.finished[phase] += 1
+    return small_protocol(tmp_path, monkeypatch)
 
 
 def test_every_cell_is_trained_once_and_reported(asked: ProtocolRequest) -> None:

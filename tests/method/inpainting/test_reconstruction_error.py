@@ -15,7 +15,7 @@ from anomalysd_edge.method.inpainting.masks import to_pixels
 from anomalysd_edge.method.inpainting.reconstruction_error import Differences, Measured, Repaint
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.settings import EDGE, InspectSettings
-from tests.method.test_detector import SCHEDULE, STATES
+from tests.support.detectors import SCHEDULE, STATES
 from tests.support.fake_networks import FakeNetworks
 
 NONE = replace(EDGE, perceptual_weight=0.0, latent_weight=0.0, features_weight=1.0)

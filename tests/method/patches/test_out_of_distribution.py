@@ -11,9 +11,8 @@ from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.patches.out_of_distribution import Limits, contrast, raised
 from anomalysd_edge.method.patches.patch_scorer import Reading
-from tests.calibration.test_calibrate import INSPECT, SETTINGS
-from tests.method.test_detector import SCHEDULE, photo
-from tests.support.calibration import calibrated
+from tests.support.calibration import INSPECT, SETTINGS, calibrated
+from tests.support.detectors import SCHEDULE, photo
 from tests.support.fake_networks import FakeNetworks
 
 SPEC = ClassSpec("part", "part", "texture", (), ())

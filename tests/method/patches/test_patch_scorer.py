@@ -191,6 +191,7 @@ def test_noise_surfaces_lie_in_range() -> None:
     assert surface.std() > 0.01
 
 
+@pytest.mark.slow
 def test_teaching_finds_what_is_there() -> None:
     """Changed patches that are far in one input alone: a few steps suffice."""
     rng = np.random.default_rng(0)

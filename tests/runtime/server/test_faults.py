@@ -29,16 +29,12 @@ from PIL import Image
 from anomalysd_runtime.server.records.verdict_store import Record
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, free_port, png, running_box, small_settings
-from tests.support.small_graphs import small_bundle
+
+pytestmark = pytest.mark.net
 
 SOAK = int(os.environ.get("SD_EDGE_SOAK", "300"))
 """Requests in a row; the full ten thousand with SD_EDGE_SOAK=10000."""
 EXAMPLES = int(os.environ.get("SD_EDGE_FUZZ", "100"))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("faults") / "line1").path
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +77,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damaged() | st.binary(max_size=200))
 def test_damaged_images_cost_a_sentence_at_most(box: Box, data: bytes) -> None:
@@ -89,6 +86,7 @@ def test_damaged_images_cost_a_sentence_at_most(box: Box, data: bytes) -> None:
     assert found.status == 200 or list(found.json) == ["error"]
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary=",
@@ -117,6 +115,7 @@ def test_after_the_garbage_the_box_is_as_before(box: Box) -> None:
     assert all(loaded.uses == 0 for loaded in box.service.bundles.loaded())
 
 
+@pytest.mark.slow
 def test_what_the_openapi_document_says_is_true(box: Box) -> None:
     """schemathesis makes requests from our own document, good ones and bad ones, and holds the answers against it."""
     schemathesis = pytest.importorskip("schemathesis", reason="the package schemathesis is not installed")
@@ -142,6 +141,7 @@ def test_what_the_openapi_document_says_is_true(box: Box) -> None:
     assert tried > 100
 
 
+@pytest.mark.slow
 def test_sixty_four_clients_at_once(box: Box) -> None:
     photos = [png(seed) for seed in range(64)]
     alone = [box.inspect(photo).json["pred_score"] for photo in photos]
@@ -157,6 +157,7 @@ def test_sixty_four_clients_at_once(box: Box) -> None:
     assert [answer.json["pred_score"] for answer in found] == alone
 
 
+@pytest.mark.slow
 def test_many_requests_in_a_row_leave_the_memory_flat(box: Box) -> None:
     own, worker = psutil.Process(), psutil.Process(box.service.engine.worker_pid)
     connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=60)
@@ -207,6 +208,7 @@ class Process:
             connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_killed_under_load_no_acknowledged_verdict_is_lost(how: int, bundle: Path, tmp_path: Path) -> None:
     record_file = tmp_path / "r.sqlite"

@@ -37,12 +37,8 @@ from tests.support.serving import (
     small_settings,
     touchy_settings,
 )
-from tests.support.small_graphs import small_bundle
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("serve") / "line1").path
+pytestmark = pytest.mark.net
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +132,7 @@ def test_bad_input_gets_one_clear_sentence(
     assert "Traceback" not in found.json["error"]
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_by_its_head(box: Box) -> None:
     bomb = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(bomb, format="PNG")
@@ -144,6 +141,7 @@ def test_a_bomb_is_refused_by_its_head(box: Box) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 def test_a_crash_or_nan_costs_one_photo(box: Box) -> None:
     restarts = box.service.engine.state.restarts
     photos = [png(1, SLOW), png(2), png(3, CRASH), png(4), png(5, NAN), png(6)]
@@ -231,6 +229,7 @@ def test_metrics_are_what_happened(box: Box) -> None:
     assert "sd_edge_ready 1.0" in box.get("/metrics").body.decode()
 
 
+@pytest.mark.slow
 def test_a_bundle_is_reloaded_under_load_without_a_lost_request(box: Box) -> None:
     before = box.get("/bundles").json["bundles"][0]
     with ThreadPoolExecutor(8) as pool:
@@ -249,6 +248,7 @@ def test_a_bundle_is_reloaded_under_load_without_a_lost_request(box: Box) -> Non
     assert len(box.service.bundles.loaded()) == 1, "the replaced bundle was not closed"
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_is_replaced(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, stuck_s=1.0), open_touchy) as box:
         found = box.inspect(png(1, STUCK))
@@ -257,6 +257,7 @@ def test_a_stuck_worker_is_replaced(bundle: Path) -> None:
         assert box.inspect(png(2)).status == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_503_with_retry_after(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, queue=2, group=1), open_touchy) as box, ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda n: box.inspect(png(n, SLOW)), range(12)))
@@ -266,6 +267,7 @@ def test_a_full_queue_is_503_with_retry_after(bundle: Path) -> None:
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status == 503)
 
 
+@pytest.mark.slow
 def test_a_greedy_client_does_not_starve_another(bundle: Path) -> None:
     with running_box(touchy_settings(bundle, group=1), open_touchy) as box, ThreadPoolExecutor(12) as pool:
         greedy = [pool.submit(box.inspect, png(n, SLOW), **{"x-client": "greedy"}) for n in range(8)]
@@ -288,6 +290,7 @@ def test_a_deadline_that_cannot_be_kept_is_504_and_not_recorded(bundle: Path, tm
         assert box.service.record.select() == []
 
 
+@pytest.mark.slow
 def test_slow_photos_do_not_shut_out_short_deadlines_for_ever(bundle: Path) -> None:
     """Were an idle box to refuse by its spoilt mean, it would judge nothing, and never learn better."""
     with running_box(touchy_settings(bundle, group=1), open_touchy) as box:
@@ -339,6 +342,7 @@ def test_a_bundle_deleted_while_serving_is_told_and_costs_no_other(bundle: Path,
         assert box.get("/health").json["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_a_stuck_worker(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomalysd_runtime.server.inference.engine.STOP_S", 0.5)
     began = 0.0

@@ -30,17 +30,13 @@ from anomalysd_runtime.server.inference.inflight import Ask
 from anomalysd_runtime.server.records.verdict_store import Entry, Record
 from anomalysd_runtime.server.settings import MqttSettings, RecordSettings, WebhookSettings
 from anomalysd_runtime.server.verdicts import Told
-from tests.runtime.server.test_record import verdict
 from tests.support.serving import Box, free_port, open_touchy, png, running_box, small_settings
-from tests.support.small_graphs import small_bundle
+from tests.support.verdicts import verdict
+
+pytestmark = [pytest.mark.slow, pytest.mark.net]
 
 MOSQUITTO = shutil.which("mosquitto") or (shutil.which("mosquitto", path="/usr/sbin"))
 needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here: apt-get install mosquitto")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("messages") / "line1").path
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = 20) -> Any:

@@ -16,6 +16,8 @@ from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, open_touchy, png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 
+pytestmark = [pytest.mark.slow, pytest.mark.net]
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
@@ -141,9 +143,10 @@ def test_it_fits_a_phone_and_asks_no_other_host(browser: Any, box: Box) -> None:
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     )
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    for element in all_of(browser, "button, select"):
-        if element.is_displayed():
-            assert element.size["height"] >= 36, element.get_attribute("outerHTML")
+    shown = [element for element in all_of(browser, "button, select") if element.is_displayed()]
+    assert shown
+    for element in shown:
+        assert element.size["height"] >= 36, element.get_attribute("outerHTML")
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked
     assert all(name.startswith((f"http://127.0.0.1:{box.port}/", "blob:")) for name in asked)

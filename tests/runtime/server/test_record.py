@@ -22,22 +22,10 @@ from anomalysd_runtime.server.records import verdict_store as room
 from anomalysd_runtime.server.records.retention import DAY_S, ClockWatch, Retention
 from anomalysd_runtime.server.records.verdict_store import Entry, Record, RecordError
 from anomalysd_runtime.server.settings import RecordSettings
-from anomalysd_runtime.server.verdicts import Verdict
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
-
-
-def verdict(number: int, score: float = 0.5, **changes: object) -> Verdict:
-    """A verdict that nobody made."""
-    made = Verdict(
-        uid=f"{number:032x}", at=1000.0 + number, source="http", client="test", photo=f"{number}.png",
-        photo_sha256="0" * 64, width_px=20, height_px=20, bundle="line1", bundle_id="b" * 16, preset="edge",
-        settings={"seed": 0}, class_name="bottle", pred_score=score, threshold=0.75, pred_label=int(score >= 0.75),
-        verdict="anomalous" if score >= 0.75 else "good", scores={"fused": score}, regions=[], evidence={},
-        mode="packed", backend="cpu", timings_ms={"unet": 1.0},
-    )  # fmt: skip
-    return replace(made, **changes)  # type: ignore[arg-type]
+from tests.support.verdicts import verdict
 
 
 @pytest.fixture
@@ -218,6 +206,7 @@ def test_too_few_corrections_propose_nothing_unless_the_rest_counts(record: Reco
     assert told.missed == (2, 0)
 
 
+@pytest.mark.slow
 def test_history_from_the_command_line(tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "line1").path
     record = tmp_path / "r.sqlite"

@@ -18,18 +18,14 @@ from anomalysd_runtime.server import settings as s
 from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.http.middleware import RateLimit
 from anomalysd_runtime.server.inference.fair_queue import FairQueue
-from tests.conftest import sd_edge
+from tests.support.command import sd_edge
 from tests.support.serving import Box, free_port, png, running_box, small_settings
-from tests.support.small_graphs import small_bundle
+
+pytestmark = pytest.mark.net
 
 SECRET, OTHER = "0123456789abcdef0123", "another-secret-of-line-2"
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="no openssl here: apt-get install openssl")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("security") / "line1").path
 
 
 @pytest.fixture(scope="module")

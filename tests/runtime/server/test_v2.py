@@ -19,6 +19,8 @@ from anomalysd_runtime.server.http import tensors
 from tests.support.serving import Answer, Box, png, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 
+pytestmark = pytest.mark.net
+
 tritonhttp = pytest.importorskip("tritonclient.http", reason="the package tritonclient[http] is not installed")
 
 

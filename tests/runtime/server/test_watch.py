@@ -20,19 +20,7 @@ from anomalysd_runtime.server.connectors import watch as room
 from anomalysd_runtime.server.connectors.watch import FolderWatch, WatchSettings
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.records.verdict_store import Record
-from anomalysd_runtime.server.settings import EngineSettings, RecordSettings, ServeSettings
-from tests.support.serving import CRASH, open_touchy, png, small_settings
-from tests.support.small_graphs import small_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("watch") / "line1").path
-
-
-def settings(bundle: Path, folder: Path) -> ServeSettings:
-    record = RecordSettings(folder / ".sd-edge" / "record.sqlite")
-    return ServeSettings(bundles=(bundle,), engine=EngineSettings(threads=1), record=record)
+from tests.support.serving import CRASH, open_touchy, png, recorded_settings, small_settings
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -45,6 +33,7 @@ def files(folder: Path) -> dict[str, int]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bottle").mkdir()
     photos = {f"{n}.png": png(n) for n in range(6)}
@@ -55,7 +44,7 @@ def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> Non
     (tmp_path / "killer.png").write_bytes(png(1, CRASH))
     (tmp_path / "notes.txt").write_text("not a photo")
     where = WatchSettings(tmp_path, poll_s=0.05, settle_s=0.1)
-    assert lifecycle.watch(settings(bundle, tmp_path), where, once=True, opener=open_touchy) == 14
+    assert lifecycle.watch(recorded_settings(bundle, tmp_path), where, once=True, opener=open_touchy) == 14
     found = files(tmp_path)
     assert found["ok"] + found["ng"] == 12
     assert found["error"] == 2
@@ -77,11 +66,12 @@ def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> Non
     assert "died" in json.loads((tmp_path / "error" / "killer.png.json").read_text())["error"]
 
 
+@pytest.mark.slow
 def test_the_same_name_again_overwrites_nothing(bundle: Path, tmp_path: Path) -> None:
     where = WatchSettings(tmp_path, poll_s=0.05, settle_s=0.05)
     for seed in (1, 2, 3):
         (tmp_path / "part.png").write_bytes(png(seed))
-        lifecycle.watch(settings(bundle, tmp_path), where, once=True)
+        lifecycle.watch(recorded_settings(bundle, tmp_path), where, once=True)
     moved = [p for place in ("ok", "ng") for p in (tmp_path / place).glob("part*.png")]
     assert sorted(p.read_bytes() for p in moved) == sorted(png(seed) for seed in (1, 2, 3))
 
@@ -90,7 +80,7 @@ def test_a_name_that_is_no_text_is_judged_as_well(bundle: Path, tmp_path: Path) 
     """Shares hold names of other systems; SQLite and JSON take text only."""
     odd = os.fsdecode(b"teil-\xfc.png")
     (tmp_path / odd).write_bytes(png(1))
-    assert lifecycle.watch(settings(bundle, tmp_path), WatchSettings(tmp_path, settle_s=0.05), once=True) == 1
+    assert lifecycle.watch(recorded_settings(bundle, tmp_path), WatchSettings(tmp_path, settle_s=0.05), once=True) == 1
     assert [p.name for place in ("ok", "ng") for p in (tmp_path / place).glob("*.png")] == [odd]
     record = Record(tmp_path / ".sd-edge" / "record.sqlite")
     assert [v.photo for v in record.select()] == ["teil-?.png"]
@@ -113,7 +103,7 @@ def test_a_place_that_cannot_be_written_is_tried_again(
     (tmp_path / "part.png").write_bytes(png(1))
     (tmp_path / "cut.png").write_bytes(png(1)[:100])
     where = WatchSettings(tmp_path, poll_s=0.05, settle_s=0.05)
-    assert lifecycle.watch(settings(bundle, tmp_path), where, once=True) == 2
+    assert lifecycle.watch(recorded_settings(bundle, tmp_path), where, once=True) == 2
     found = files(tmp_path)
     assert found["ok"] + found["ng"] == found["error"] == 1
     record = Record(tmp_path / ".sd-edge" / "record.sqlite")
@@ -152,17 +142,17 @@ def test_one_folder_has_one_watcher(bundle: Path, tmp_path: Path) -> None:
 RUN = """
 import sys
 from pathlib import Path
-from anomalysd_runtime.server import running
-from anomalysd_runtime.server import watch as room
+from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors.watch import WatchSettings
-from tests.runtime.server.test_watch import settings
+from tests.support.serving import recorded_settings
 
 if __name__ == "__main__":
     bundle, folder = map(Path, sys.argv[1:])
-    lifecycle.watch(settings(bundle, folder), WatchSettings(folder, poll_s=0.02, settle_s=0.05), once=True)
+    lifecycle.watch(recorded_settings(bundle, folder), WatchSettings(folder, poll_s=0.02, settle_s=0.05), once=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_killed_at_any_moment_nothing_is_lost_or_done_twice(how: int, bundle: Path, tmp_path: Path) -> None:
     count, kills = 40, 3 if how == signal.SIGKILL else 1
