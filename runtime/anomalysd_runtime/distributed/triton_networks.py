@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from dataclasses import replace
 
 import numpy as np
 
 from anomalysd_edge.core.types import F32, I64, Array
 from anomalysd_edge.method.inpainting.mask_plan import batches
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes, denoise
 from anomalysd_runtime.static_batches import PIXELS_A_CALL
 from anomalysd_runtime.validation import check_array, check_index, check_job, finite
 
@@ -17,8 +17,8 @@ Call = Callable[[str, Mapping[str, Array], str], Array]
 """(network, inputs, name of the output) -> the output. Raises BackendError with the server's words."""
 
 
-class TritonNetworks:
-    """Networks (see anomalysd_edge.networks) behind `call`. The server batches calls of several inspections."""
+class TritonNetworks(Networks):
+    """Networks behind `call`. The server batches calls of several inspections."""
 
     def __init__(self, call: Call, sizes: NetworkSizes, prompt_width: int, max_batch: int, backend: str) -> None:
         self.sizes, self.max_batch, self.backend = sizes, max_batch, f"triton {backend}"
@@ -63,17 +63,6 @@ class TritonNetworks:
             result[part] = self._loop(job, part, guided)
         return finite(result, "unet", self.backend)
 
-    def close(self) -> None:
-        """The models are the server's: nothing to give back."""
-
-    def __enter__(self) -> TritonNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _batched(
         self, network: str, output: str, n: int, inputs: Callable[[slice], dict[str, Array]], side: int | None = None
     ) -> F32:
@@ -85,26 +74,23 @@ class TritonNetworks:
         return finite(np.concatenate(parts), network, self.backend)
 
     def _loop(self, job: InpaintJob, part: slice, guided: bool) -> F32:
-        latents = job.start_latents[part]
         condition = np.concatenate([job.masks[part], job.masked_latents[part]], axis=1)
         states = job.prompt_states[job.prompt_of[part]]
         if guided:
             assert job.negative_states is not None  # check_job
             states = np.concatenate([np.broadcast_to(job.negative_states, states.shape), states])
-        scale = np.float32(job.guidance_scale)
-        before = np.zeros_like(latents)
-        for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
+        states, scale = np.ascontiguousarray(states), np.float32(job.guidance_scale)
+
+        def unet(latents: F32, number: int) -> F32:
             sample = np.concatenate([latents, condition], axis=1)
             sample = np.concatenate([sample, sample]) if guided else sample
-            times = np.full((len(sample), 1), timestep, np.int64)  # a row a sample: config.pbtxt takes the axis away
-            inputs = {"sample": sample, "timestep": times, "encoder_hidden_states": np.ascontiguousarray(states)}
+            # A row a sample: config.pbtxt takes the axis away.
+            times = np.full((len(sample), 1), job.timesteps[number], np.int64)
+            inputs = {"sample": sample, "timestep": times, "encoder_hidden_states": states}
             out: F32 = self._call("unet", inputs, "out_sample")
             if guided:
                 negative, positive = np.split(out, 2)
                 out = negative + scale * (positive - negative)
-            step = c0 * latents + c1 * out
-            if job.history is not None:
-                h0, h1, h2 = job.history[number]
-                step, before = step + h0 * before, h1 * latents + h2 * out
-            latents = step
-        return latents
+            return out
+
+        return denoise(replace(job, start_latents=job.start_latents[part]), unet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from anomalysd_edge.core.threads import cores
 from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.method.inpainting.mask_plan import batches
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 from anomalysd_runtime.onnx.sessions import (
     PROVIDERS,
     check_device,
@@ -39,8 +38,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
 """The names that every bundle's graphs use."""
 
 
-class OnnxNetworks:
-    """Networks (see anomalysd_edge.networks) from ONNX files; a context manager.
+class OnnxNetworks(Networks):
+    """Networks from ONNX files; a context manager.
 
     Results do not depend on `max_batch` beyond float rounding. Methods may be called from several threads: every call
     has its own buffers; on one GPU the calls queue up. close() must not run while another thread is in a call.
@@ -147,14 +146,6 @@ class OnnxNetworks:
         """Close the sessions, which gives their memory back; the object cannot be used afterwards."""
         self._sessions.clear()
         self._steps.clear()
-
-    def __enter__(self) -> OnnxNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:

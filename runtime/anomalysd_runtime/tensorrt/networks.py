@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from anomalysd_edge.bundle.backend_spec import BackendChoice
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.types import F32, I64, Array
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 from anomalysd_runtime.static_batches import (
     assumed_costs,
     cover,
@@ -31,8 +30,8 @@ from anomalysd_runtime.tensorrt.protocols import Device, StaticEngine
 from anomalysd_runtime.validation import check_array, check_index, check_job, finite
 
 
-class TensorrtNetworks:
-    """Networks (see anomalysd_edge.networks) over engines; a context manager.
+class TensorrtNetworks(Networks):
+    """Networks over engines; a context manager.
 
     `max_batch` bounds a UNet pass and may exceed the largest profile: more samples are cut into several runs. Calls
     from several threads queue up; for work side by side open one object a thread.
@@ -63,6 +62,7 @@ class TensorrtNetworks:
         self._buffers = {name: _buffers(engine, device) for name, engine in engines.items() if name in _BUFFERED}
         self._costs = {name: assumed_costs(engine.sizes) for name, engine in engines.items()}
         unet = engines["unet"]
+        self.batch_sizes = unet.sizes
         self._prompt_width = unet.shape("encoder_hidden_states", unet.sizes[0])[2]
         steps = {guided: engines[name] for name, guided in (("step", False), ("step_guided", True)) if name in engines}
         self._loop = DeviceLoop(unet, steps, device)
@@ -155,11 +155,6 @@ class TensorrtNetworks:
                 parts.append(self._run("perceptual", batch, feeds)[:count])
         return finite(np.concatenate(parts), "perceptual", self.backend)
 
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Static batch sizes of the UNet: what the planner cuts its slots into."""
-        return self._engine("unet").sizes
-
     def inpaint(self, job: InpaintJob) -> F32:
         """Run the loop of `job` on the device: (N,C,h,w) float32 scaled latents at t = 0; one copy down a chunk."""
         check_job(job, self.sizes, self._prompt_width)
@@ -184,14 +179,6 @@ class TensorrtNetworks:
                 engine.close()
             self._engines.clear()
             self._device.close()
-
-    def __enter__(self) -> TensorrtNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _engine(self, name: str) -> StaticEngine:
         if not self._engines:
