@@ -138,7 +138,7 @@ class ForwardingNetworks(Networks):
     def backend(self, value: str) -> None:
         self.networks.backend = value
 
-    def call(self, network: str, job: Callable[[Networks], F32]) -> F32:
+    def call(self, network: str, job: Callable[[Networks], F32]) -> F32:  # noqa: ARG002 - for subclasses
         """The result of `job`, one call of `network` (as the bundle names it), on the wrapped networks."""
         return job(self.networks)
 

@@ -9,19 +9,19 @@ changes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import secrets
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
 from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
@@ -75,7 +75,16 @@ class FolderWatch:
         self._service, self._settings = service, settings
         self._work = settings.folder / HIDDEN / "work"
         self._work.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(settings.folder / HIDDEN / "lock")
+        self._lock = ExitStack()
+        self._lock.enter_context(
+            exclusive_lock(
+                settings.folder / HIDDEN / "lock",
+                SettingsError,
+                lambda holder: (
+                    f"another process watches {settings.folder} ({holder}); stop it, or watch another folder"
+                ),
+            )
+        )
         self._seen: dict[Path, tuple[int, int, float]] = {}
         self._running: dict[str, tuple[Claimed, Future[Told]]] = {}
         self._end = threading.Event()
@@ -100,7 +109,7 @@ class FolderWatch:
         while self._running:  # those that were begun are finished; those that were only claimed wait on the disk
             self._collect(pending)
             time.sleep(0.02)
-        os.close(self._lock)
+        self._lock.close()
 
     def stop(self) -> None:
         """End after the photos that are being judged."""
@@ -261,14 +270,3 @@ def _remove_empty(folder: Path, root: Path) -> None:
         except OSError:
             return
         folder = folder.parent
-
-
-def _lock(path: Path) -> int:
-    """A lock that ends with this process, however it ends. Raises SettingsError where another has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(f"another process watches {path.parent.parent}; stop it, or watch another folder") from None
-    return descriptor
