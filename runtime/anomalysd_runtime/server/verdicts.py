@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,64 +24,57 @@ OUTPUTS = ("map", "heat", "overlay", "repaint", "evidence", "mask")
 MAX_REGIONS = 50
 
 
+def _about(description: str, json_name: str | None = None, unique: bool = False, check: str = "") -> dict[str, Any]:
+    """What the JSON answer and the SQL table say of a field beyond its name and type."""
+    return {"description": description, "json_name": json_name, "unique": unique, "check": check}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that is known of one inspected photo, in plain values."""
+    """Everything that is known of one inspected photo, in plain values.
 
-    uid: str
-    """32 hexadecimal digits, made by this box."""
-    at: float
-    """UTC, seconds since 1970."""
-    source: str
-    """http, v2, watch or mqtt."""
-    client: str
-    """Who asked, as far as it is known."""
-    photo: str
-    """What the client calls the photo."""
-    photo_sha256: str
-    """Of the bytes that came."""
-    width_px: int
-    """Of the photo."""
-    height_px: int
-    """Of the photo."""
-    bundle: str
-    """Name of the bundle."""
-    bundle_id: str
-    """Digest of its manifest."""
-    preset: str
-    """Inspection preset."""
-    settings: dict[str, Any]
-    """The preset's settings."""
-    class_name: str
-    """Judged as."""
-    pred_score: float
-    """Larger is more anomalous."""
-    threshold: float | None
-    """What the score was held against."""
-    pred_label: int | None
-    """1 anomalous, 0 good, None without a threshold."""
-    verdict: str
-    """anomalous, good or unknown."""
-    scores: dict[str, float]
-    """Image score of each map."""
-    regions: list[dict[str, Any]]
-    """Connected parts of pred_mask in the photo's pixels: box_px [x0,y0,x1,y1], area_px, peak."""
-    evidence: dict[str, Any]
-    """The mask that raised the alarm."""
-    mode: str
-    """Plan, scales, lambda, passes in words."""
-    backend: str
-    """What ran the networks."""
-    timings_ms: dict[str, float]
-    """By stage, and waited_ms, group_ms."""
-    group: int = 1
-    """Photos in its group."""
-    request_key: str | None = None
-    """The client's name for the request: asked twice, judged once."""
-    correction: str | None = None
-    """What an operator said: ok or ng."""
-    schema: str = SCHEMA
-    """Version of this layout."""
+    The one definition of a verdict: the table of the record and the schema of the HTTP answer are derived from it.
+    """
+
+    uid: str = field(metadata=_about("32 hexadecimal digits, made by this box.", unique=True))
+    at: float = field(metadata=_about("UTC, seconds since 1970."))
+    source: str = field(metadata=_about("http, v2, watch or mqtt."))
+    client: str = field(metadata=_about("Name of its token or its address, and its X-Client label."))
+    photo: str = field(metadata=_about("Name that the client gave the photo."))
+    photo_sha256: str = field(metadata=_about("SHA-256 of the bytes that came."))
+    width_px: int = field(metadata=_about("Width of the photo."))
+    height_px: int = field(metadata=_about("Height of the photo."))
+    bundle: str = field(metadata=_about("Name of the bundle."))
+    bundle_id: str = field(metadata=_about("Digest of its manifest."))
+    preset: str = field(metadata=_about("Inspection preset."))
+    settings: dict[str, Any] = field(metadata=_about("The preset's settings."))
+    class_name: str = field(metadata=_about("Class that the photo was inspected as.", json_name="class"))
+    pred_score: float = field(metadata=_about("Larger is more anomalous."))
+    threshold: float | None = field(
+        metadata=_about("A score at or above it is anomalous; null where the class has none.")
+    )
+    pred_label: int | None = field(metadata=_about("1 anomalous, 0 good, null where the class has no threshold."))
+    verdict: Literal["good", "anomalous", "unknown"] = field(
+        metadata=_about("unknown where the class has no threshold.")
+    )
+    scores: dict[str, float] = field(metadata=_about("Image score of each map."))
+    regions: list[dict[str, Any]] = field(
+        metadata=_about("Connected parts of pred_mask in the photo's pixels: box_px [x0,y0,x1,y1], area_px, peak.")
+    )
+    evidence: dict[str, Any] = field(metadata=_about("The mask with the largest reconstruction error."))
+    mode: str = field(metadata=_about("Mask plan, scales, lambda and passes in words."))
+    backend: str = field(metadata=_about("What ran the networks."))
+    timings_ms: dict[str, float] = field(
+        metadata=_about("Milliseconds by stage, with waited_ms (in the queue) and group_ms (its whole group).")
+    )
+    group: int = field(default=1, metadata=_about("Photos that were inspected together."))
+    request_key: str | None = field(
+        default=None, metadata=_about("The client's name for the request: sent twice, inspected once.", unique=True)
+    )
+    correction: Literal["ok", "ng"] | None = field(
+        default=None, metadata=_about("An operator's correction.", check="IN ('ok', 'ng')")
+    )
+    schema: str = field(default=SCHEMA, metadata=_about("Version of this layout."))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the class under `class` as everywhere else."""

@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -30,19 +30,27 @@ VERSION = 1
 BUSY_S = 5.0
 """How long a writer waits for another process's lock before it says that the database is locked."""
 
-SCHEMA = """
+SQL_TYPES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL"}
+FIELDS = sorted((f for f in fields(Verdict) if f.name != "schema"), key=lambda f: not f.metadata["unique"])
+"""What is stored of a verdict, its keys first."""
+HINTS = get_type_hints(Verdict)
+JSON_COLUMNS = tuple(f.name for f in FIELDS if get_origin(HINTS[f.name]) in (dict, list))
+
+
+def _column(entry: Field[Any]) -> str:
+    """The SQL definition of a verdict's field; what SQL has no type for is JSON text."""
+    kinds = set(get_args(HINTS[entry.name])) if type(None) in get_args(HINTS[entry.name]) else {HINTS[entry.name]}
+    parts = [f'"{entry.name}"', next((sql for kind, sql in SQL_TYPES.items() if kind in kinds), "TEXT")]
+    parts += ["NOT NULL"] * (type(None) not in kinds) + ["UNIQUE"] * entry.metadata["unique"]
+    check = entry.metadata["check"]
+    return " ".join(parts) + (f" CHECK ({entry.name} {check})" if check else "")
+
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    uid TEXT NOT NULL UNIQUE,
-    request_key TEXT UNIQUE,
-    at REAL NOT NULL,
-    source TEXT NOT NULL, client TEXT NOT NULL, photo TEXT NOT NULL, photo_sha256 TEXT NOT NULL,
-    width_px INTEGER NOT NULL, height_px INTEGER NOT NULL,
-    bundle TEXT NOT NULL, bundle_id TEXT NOT NULL, preset TEXT NOT NULL, settings TEXT NOT NULL,
-    class_name TEXT NOT NULL, pred_score REAL NOT NULL, threshold REAL, pred_label INTEGER, verdict TEXT NOT NULL,
-    scores TEXT NOT NULL, regions TEXT NOT NULL, evidence TEXT NOT NULL,
-    mode TEXT NOT NULL, backend TEXT NOT NULL, timings_ms TEXT NOT NULL, "group" INTEGER NOT NULL,
-    correction TEXT CHECK (correction IN ('ok', 'ng')), corrected_at REAL
+    {", ".join(map(_column, FIELDS))},
+    corrected_at REAL
 );
 CREATE INDEX IF NOT EXISTS verdicts_class ON verdicts (class_name, id);
 CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
@@ -58,12 +66,10 @@ CREATE TABLE IF NOT EXISTS outbox (
     next_at REAL NOT NULL DEFAULT 0
 );
 """
-COLUMNS = (
-    "uid", "request_key", "at", "source", "client", "photo", "photo_sha256", "width_px", "height_px", "bundle",
-    "bundle_id", "preset", "settings", "class_name", "pred_score", "threshold", "pred_label", "verdict", "scores",
-    "regions", "evidence", "mode", "backend", "timings_ms", "group",
-)  # fmt: skip
-JSON_COLUMNS = ("settings", "scores", "regions", "evidence", "timings_ms")
+
+INSERT = "INSERT INTO verdicts ({}) VALUES ({})".format(
+    ", ".join(f'"{column.name}"' for column in FIELDS), ", ".join("?" * len(FIELDS))
+)
 
 
 class RecordError(InputError):
@@ -299,19 +305,17 @@ def _entrys_own(error: Exception) -> bool:
 
 def verdict_of(row: Mapping[str, Any] | sqlite3.Row) -> Verdict:
     """A row of the table as a Verdict."""
-    values = {name: row[name] for name in COLUMNS}
+    values = {entry.name: row[entry.name] for entry in FIELDS}
     for name in JSON_COLUMNS:
         values[name] = json.loads(values[name])
-    return Verdict(**values, correction=row["correction"])
+    return Verdict(**values)
 
 
 def _insert(db: sqlite3.Connection, entry: Entry) -> int:
-    values = {name: getattr(entry.verdict, name) for name in COLUMNS}
+    values = {column.name: getattr(entry.verdict, column.name) for column in FIELDS}
     for name in JSON_COLUMNS:
         values[name] = json.dumps(values[name], allow_nan=False)
-    names = ", ".join(f'"{name}"' for name in COLUMNS)
-    marks = ", ".join("?" * len(COLUMNS))
-    number = db.execute(f"INSERT INTO verdicts ({names}) VALUES ({marks})", tuple(values.values())).lastrowid
+    number = db.execute(INSERT, tuple(values.values())).lastrowid
     assert number is not None
     kept = {"photo": entry.photo}
     if entry.anomaly_map is not None:
