@@ -232,7 +232,7 @@ def plan_capacity(
     costs = [cost for row, cost in zip(value["rows"], read, strict=True) if row.get("plan") == preset]
     if not costs:
         raise InputError(f"{file} holds no row of the preset {preset!r}; measure it: sd-edge bench --plan {preset}")
-    wanted = capacity.Wanted(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
+    wanted = capacity.LineDemand(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
     names = [word.strip() for word in (gpu or "").split(",") if word.strip()]
     best = min(costs, key=lambda cost: cost.seconds)
     found = capacity.plans(best, capacity.machine_of(value, best), names, wanted)

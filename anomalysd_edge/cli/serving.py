@@ -18,7 +18,7 @@ from anomalysd_edge.core.files import write_aside
 from anomalysd_edge.reports.console import say, show_json, show_table
 
 if TYPE_CHECKING:
-    from anomalysd_runtime.server.records.verdict_store import Record
+    from anomalysd_runtime.server.records.verdict_store import VerdictStore
 
 MEGA = 1 << 20
 EXTRAS = dict.fromkeys(
@@ -102,9 +102,9 @@ def serve(
         webhook=s.webhook_settings(webhook, webhook_on, os.environ.get("SD_EDGE_WEBHOOK_SECRET")) if webhook else None,
     )  # fmt: skip
     if ray is not None:
-        from anomalysd_runtime.distributed.ray_serve import Replicas, serve_on_ray
+        from anomalysd_runtime.distributed.ray_serve import ReplicaSettings, serve_on_ray
 
-        serve_on_ray(ray, chosen, Replicas.parse(replicas, gpus))
+        serve_on_ray(ray, chosen, ReplicaSettings.parse(replicas, gpus))
         return
     from anomalysd_runtime.server.lifecycle import serve as run
 
@@ -165,10 +165,12 @@ def list_verdicts(
     limit: Annotated[int, typer.Option(help="At most so many, the newest first.")] = 50,
 ) -> None:
     """A table of verdicts, the newest first."""
-    from anomalysd_runtime.server.records import history as room
+    from anomalysd_runtime.server.records import history
 
     with opened(record) as found:
-        verdicts = room.find(found, room.Wanted(class_name, verdict, corrected, since, until, limit))
+        verdicts = history.find_verdicts(
+            found, history.VerdictFilter(class_name, verdict, corrected, since, until, limit)
+        )
     rows = [
         (v.uid, datetime.fromtimestamp(v.at).isoformat(" ", "seconds"), v.class_name, f"{v.pred_score:.4f}",
          "-" if v.threshold is None else f"{v.threshold:.4f}", v.verdict, v.correction or "", v.photo)
@@ -188,10 +190,10 @@ def export(
     until: Since = None,
 ) -> None:
     """Write verdicts as JSON lines, whole."""
-    from anomalysd_runtime.server.records import history as room
+    from anomalysd_runtime.server.records import history
 
     with opened(record) as found, write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
-        lines = list(room.export_lines(found, room.Wanted(class_name, verdict, corrected, since, until)))
+        lines = list(history.export_lines(found, history.VerdictFilter(class_name, verdict, corrected, since, until)))
         file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     say(f"{len(lines)} verdicts written: {out}")
 
@@ -206,10 +208,10 @@ def again(
     as_json: AsJson = False,
 ) -> None:
     """Inspect a stored photo again: the score must be the recorded one, or the exit code is 1."""
-    from anomalysd_runtime.server.records import history as room
+    from anomalysd_runtime.server.records import history
 
     with opened(record) as found:
-        told = room.inspect_again(found, uid, bundle, backend, threads)
+        told = history.reinspect(found, uid, bundle, backend, threads)
     if as_json:
         show_json(told)
     same = "the same" if told.same else f"another by {abs(told.found - told.recorded):.1e}"
@@ -229,10 +231,10 @@ def propose(
     as_json: AsJson = False,
 ) -> None:
     """Propose a threshold from operators' corrections. Changes nothing."""
-    from anomalysd_runtime.server.records import history as room
+    from anomalysd_runtime.server.records import history
 
     with opened(record) as found:
-        told = room.propose(found, class_name, missed_cost, rest_is_right)
+        told = history.propose(found, class_name, missed_cost, rest_is_right)
     if as_json:
         show_json(told)
         return
@@ -249,7 +251,7 @@ def propose_for(bundle: Path, file: Path, as_json: bool) -> None:
     from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
     from anomalysd_edge.core.files import sha256_file
     from anomalysd_edge.errors import InputError
-    from anomalysd_runtime.server.records import history as room
+    from anomalysd_runtime.server.records import history
 
     if not file.is_file():
         raise InputError(f"there is no record {file}; name the file that 'sd-edge serve --record' writes")
@@ -258,7 +260,7 @@ def propose_for(bundle: Path, file: Path, as_json: bool) -> None:
     with opened(file) as found:
         for name in sorted(read_bundle(bundle, verify=False).manifest.classes):
             try:
-                told.append(asdict(room.propose(found, name, bundle_id=bundle_id)))
+                told.append(asdict(history.propose(found, name, bundle_id=bundle_id)))
             except InputError as error:
                 told.append({"class_name": name, "error": str(error)})
     if as_json:
@@ -281,11 +283,11 @@ def propose_for(bundle: Path, file: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Record]:
+def opened(path: Path) -> Iterator[VerdictStore]:
     """The record at `path`, closed at the end."""
-    from anomalysd_runtime.server.records.verdict_store import Record
+    from anomalysd_runtime.server.records.verdict_store import VerdictStore
 
-    record = Record(path)
+    record = VerdictStore(path)
     try:
         yield record
     finally:

@@ -20,7 +20,7 @@ from anomalysd_edge.workflows.open_options import Opening
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.journal import Journal
-    from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task
+    from anomalysd_runtime.distributed.ray_inspect import PhotoTask, RaySettings, RayTask
 
 
 def inspect_on_ray(
@@ -33,9 +33,9 @@ def inspect_on_ray(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """`sd-edge inspect --ray`: photos or URLs -> their results in order; a photo without one has the key `error`."""
-    from anomalysd_runtime.distributed.packing import unpack
-    from anomalysd_runtime.distributed.photos import list_photos, read_photo
-    from anomalysd_runtime.distributed.ray_inspect import Photo, run_groups
+    from anomalysd_runtime.distributed.ray_inspect import PhotoTask, run_groups
+    from anomalysd_runtime.distributed.remote_photos import list_photos, read_photo
+    from anomalysd_runtime.distributed.serialization import unpack
 
     bundle = read_bundle(bundle_path, public_key=how.public_key)
     name = class_name or _only_class(bundle)
@@ -44,7 +44,7 @@ def inspect_on_ray(
             f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(bundle.manifest.classes))}"
         )
     task = _task(bundle, how, whole=out is not None)
-    photos = [Photo(number, place, name) for number, place in enumerate(list_photos(places))]
+    photos = [PhotoTask(number, place, name) for number, place in enumerate(list_photos(places))]
     results: list[dict[str, Any]] = []
     with _journal(task, photos, settings) as journal:
         run_groups(task, list(_cut(photos, task.engine.group)), settings, journal, progress)
@@ -76,11 +76,11 @@ class ClusterJudge:
 
         Raises ImageError where photos have no answer: figures without them would be those of another data set.
         """
-        from anomalysd_runtime.distributed.packing import unpack
-        from anomalysd_runtime.distributed.ray_inspect import Photo, run_groups
+        from anomalysd_runtime.distributed.ray_inspect import PhotoTask, run_groups
+        from anomalysd_runtime.distributed.serialization import unpack
 
         samples = [sample for found in data.classes.values() for sample in found.test]
-        photos = [Photo(i, str(sample.path), sample.class_name) for i, sample in enumerate(samples)]
+        photos = [PhotoTask(i, str(sample.path), sample.class_name) for i, sample in enumerate(samples)]
         groups, position = [], 0
         for found in data.classes.values():  # a group lies within a class, as on one machine
             groups += list(_cut(photos[position : position + len(found.test)], self._task.engine.group))
@@ -100,8 +100,8 @@ class ClusterJudge:
                 yield sample, images.load_rgb(sample.path), answer
 
 
-def _task(bundle: Bundle, how: Opening, whole: bool) -> Task:
-    from anomalysd_runtime.distributed.ray_inspect import Task
+def _task(bundle: Bundle, how: Opening, whole: bool) -> RayTask:
+    from anomalysd_runtime.distributed.ray_inspect import RayTask
     from anomalysd_runtime.server.settings import EngineSettings
 
     if how.force or how.on_mismatch != "error" or how.deadline_ms is not None or how.memory_budget is not None:
@@ -113,10 +113,10 @@ def _task(bundle: Bundle, how: Opening, whole: bool) -> Task:
         preset=how.preset, backend=how.backend, threads=how.threads or 1, max_batch=how.max_batch,
         signature_key=how.public_key,
     )  # fmt: skip
-    return Task(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
+    return RayTask(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
 
 
-def _journal(task: Task, photos: Sequence[Photo], settings: RaySettings) -> Journal:
+def _journal(task: RayTask, photos: Sequence[PhotoTask], settings: RaySettings) -> Journal:
     """Opened for this run: bundle, settings that make the scores, photos and the form of the answers name it."""
     from anomalysd_runtime.distributed.journal import Journal
 
@@ -146,7 +146,7 @@ def _free_names(places: Sequence[str]) -> list[str]:
     return [p.stem if count[p.stem] == 1 else f"{p.parent.name}_{p.stem}_{i}" for i, p in enumerate(paths)]
 
 
-def _cut(photos: Sequence[Photo], size: int) -> Iterator[Sequence[Photo]]:
+def _cut(photos: Sequence[PhotoTask], size: int) -> Iterator[Sequence[PhotoTask]]:
     for start in range(0, len(photos), size):
         yield photos[start : start + size]
 

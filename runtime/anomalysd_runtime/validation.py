@@ -1,4 +1,4 @@
-"""What may pass through the door: shapes and dtypes going in, finite numbers coming out. For every backend here."""
+"""Checks of every backend here: shapes and dtypes of the inputs, finite numbers in the outputs."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from anomalysd_runtime.onnx.sessions import (
     PROVIDERS,
     check_device,
     check_one_onnxruntime,
+    empty_on,
     open_session,
-    put,
-    room,
     run,
     run_bound,
+    to_device,
 )
 from anomalysd_runtime.onnx.step_graph import step_graph
 from anomalysd_runtime.static_batches import PIXELS_A_CALL
@@ -177,26 +177,28 @@ class OnnxNetworks(Networks):
             sample = np.concatenate([sample, sample])
             states = np.concatenate([np.broadcast_to(job.negative_states, states.shape), states])
         passes = len(sample)
-        latents, following = put(device, start), room(device, start.shape)
-        samples, out = put(device, sample), room(device, (passes, *start.shape[1:]))
-        fixed = {"encoder_hidden_states": put(device, states)}
-        known = {"condition": put(device, condition)}
+        latents, following = to_device(device, start), empty_on(device, start.shape)
+        samples, out = to_device(device, sample), empty_on(device, (passes, *start.shape[1:]))
+        fixed = {"encoder_hidden_states": to_device(device, states)}
+        known = {"condition": to_device(device, condition)}
         if guided:
-            known["guidance"] = put(device, np.array([job.guidance_scale], np.float32))
-        before, after = (put(device, np.zeros_like(start)), room(device, start.shape)) if looks_back else (None, None)
+            known["guidance"] = to_device(device, np.array([job.guidance_scale], np.float32))
+        before, after = (
+            (to_device(device, np.zeros_like(start)), empty_on(device, start.shape)) if looks_back else (None, None)
+        )
         for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
-            times = put(device, np.full(passes, timestep, np.int64))
+            times = to_device(device, np.full(passes, timestep, np.int64))
             run_bound(unet, {"sample": samples, "timestep": times, **fixed}, {"out_sample": out}, "unet")
             inputs = {
                 "latents": latents,
                 "out_sample": out,
-                "c0": put(device, c0[None]),
-                "c1": put(device, c1[None]),
+                "c0": to_device(device, c0[None]),
+                "c1": to_device(device, c1[None]),
                 **known,
             }
             outputs = {"next_latents": following, "sample": samples}
             if job.history is not None:
-                factors = {f"h{i}": put(device, job.history[number, i : i + 1]) for i in range(3)}
+                factors = {f"h{i}": to_device(device, job.history[number, i : i + 1]) for i in range(3)}
                 inputs |= {"previous": before, **factors}
                 outputs["next_previous"] = after
             run_bound(step, inputs, outputs, "step")

@@ -1,4 +1,4 @@
-"""A verdict as it is answered, recorded and published: one shape for HTTP, page, folders, MQTT and webhooks."""
+"""A verdict as it is returned, recorded and published: one layout for HTTP, page, folders, MQTT and webhooks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ SCHEMA = "sd-edge.verdict.1"
 OUTPUTS = ("map", "heat", "overlay", "repaint", "evidence", "mask")
 """Pictures that a client may ask for."""
 MAX_REGIONS = 50
+Correction = Literal["ok", "ng"]
+"""An operator's correction of a verdict."""
 
 
 def _about(description: str, json_name: str | None = None, unique: bool = False, check: str = "") -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Verdict:
     request_key: str | None = field(
         default=None, metadata=_about("The client's name for the request: sent twice, inspected once.", unique=True)
     )
-    correction: Literal["ok", "ng"] | None = field(
+    correction: Correction | None = field(
         default=None, metadata=_about("An operator's correction.", check="IN ('ok', 'ng')")
     )
     schema: str = field(default=SCHEMA, metadata=_about("Version of this layout."))
@@ -84,13 +86,13 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is needed to draw a verdict, in little memory: JPEG and PNG bytes of S x S pixels."""
+class VerdictPictures:
+    """What the pictures of a verdict are drawn from, compressed: JPEG and PNG bytes of S x S pixels."""
 
     photo_jpeg: bytes
     """The photo, squashed to the map's size."""
     repaint_jpeg: bytes
-    """As the model would have it."""
+    """The reconstruction."""
     map_png: bytes
     """(S,S) 16-bit gray: value = low + gray / 65535 * (high - low)."""
     low: float
@@ -102,7 +104,7 @@ class Pictures:
     heat_high: float
     """Score-map value that is drawn bright."""
     cell: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Box of the mask that raised the alarm: x0, y0, x1, y1."""
+    """Box of the mask with the largest error: x0, y0, x1, y1."""
 
     @property
     def bytes(self) -> int:
@@ -111,17 +113,17 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A verdict with what it was made of, as long as somebody may still ask for pictures."""
+class VerdictResult:
+    """A verdict with the inspection and photo that it was made of, from which pictures can be drawn."""
 
     verdict: Verdict
     """The answer."""
     inspection: Inspection | None = field(default=None, repr=False)
-    """The detector's own; None where an earlier answer is told again."""
+    """The detector's result; None where an earlier verdict is returned again."""
     photo: U8 | None = field(default=None, repr=False)
     """(H,W,3) the photo."""
     repeated: bool = False
-    """Whether it was judged before, under the same request key."""
+    """Whether it is the verdict of an earlier request with the same key."""
 
 
 def regions_of(answer: Inspection, width_px: int, height_px: int) -> list[dict[str, Any]]:
@@ -147,14 +149,14 @@ def regions_of(answer: Inspection, width_px: int, height_px: int) -> list[dict[s
     return found[:MAX_REGIONS]
 
 
-def pictures_of(answer: Inspection, photo: U8) -> Pictures:
-    """What the page shows of a verdict."""
+def pictures_of(answer: Inspection, photo: U8) -> VerdictPictures:
+    """The compressed pictures of an inspection of `photo`, (H,W,3) uint8."""
     small = images.resize(photo, answer.anomaly_map.shape[0])
     gray, low, high = map_to_gray(answer.anomaly_map)
     heat_low, heat_high = inspection.heat_range(answer)
     ys, xs = np.nonzero(answer.evidence.cell)
     cell = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-    return Pictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
+    return VerdictPictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
 
 
 def map_to_gray(values: F32) -> tuple[bytes, float, float]:
@@ -173,24 +175,24 @@ def gray_to_map(data: bytes, low: float, high: float) -> F32:
     return np.asarray(low + gray / 65535 * (high - low), dtype=np.float32)
 
 
-def draw(kind: str, told: Pictures) -> tuple[bytes, str]:
+def draw(kind: str, pictures: VerdictPictures) -> tuple[bytes, str]:
     """One picture of a verdict and its media type: photo, repaint, map, heat, overlay or evidence."""
     if kind == "photo":
-        return told.photo_jpeg, "image/jpeg"
+        return pictures.photo_jpeg, "image/jpeg"
     if kind == "repaint":
-        return told.repaint_jpeg, "image/jpeg"
+        return pictures.repaint_jpeg, "image/jpeg"
     if kind == "map":
-        return told.map_png, "image/png"
-    values = gray_to_map(told.map_png, told.low, told.high)
+        return pictures.map_png, "image/png"
+    values = gray_to_map(pictures.map_png, pictures.low, pictures.high)
     if kind == "heat":
-        return _heat_layer(values, told.heat_low, told.heat_high), "image/png"
-    with Image.open(io.BytesIO(told.photo_jpeg), formats=("JPEG",)) as image:
+        return _heat_layer(values, pictures.heat_low, pictures.heat_high), "image/png"
+    with Image.open(io.BytesIO(pictures.photo_jpeg), formats=("JPEG",)) as image:
         photo = np.array(image.convert("RGB"))
     if kind == "overlay":
-        return images.encode_png(heatmap.overlay(photo, values, told.heat_low, told.heat_high)), "image/png"
+        return images.encode_png(heatmap.overlay(photo, values, pictures.heat_low, pictures.heat_high)), "image/png"
     if kind == "evidence":
         mask = np.zeros(photo.shape[:2], np.bool_)
-        x0, y0, x1, y1 = told.cell
+        x0, y0, x1, y1 = pictures.cell
         mask[y0:y1, x0:x1] = True
         return images.encode_png(heatmap.spotlight(photo, mask)), "image/png"
     raise BadRequest(f"there is no picture {kind!r}; there are: photo, repaint, map, heat, overlay, evidence")
@@ -205,12 +207,12 @@ def wanted_outputs(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def encoded_outputs(told: Told, outputs: tuple[str, ...]) -> dict[str, str]:
-    """The asked-for pictures as base64 PNG, at the map's size; `map` is 16-bit gray (see map_range)."""
-    answer = told.inspection
-    if answer is None or told.photo is None or not outputs:
+def encoded_outputs(result: VerdictResult, outputs: tuple[str, ...]) -> dict[str, str]:
+    """The requested pictures as base64 PNG, at the map's size; `map` is 16-bit gray (see map_range)."""
+    answer = result.inspection
+    if answer is None or result.photo is None or not outputs:
         return {}
-    drawn = inspection.pictures(answer, told.photo)
+    drawn = inspection.pictures(answer, result.photo)
     found: dict[str, bytes] = {}
     for name in outputs:
         if name == "map":

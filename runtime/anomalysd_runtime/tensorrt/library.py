@@ -116,6 +116,6 @@ def load_library(kind: str) -> Library:
         raise BackendError(f"{ENGINES[kind]} is installed but does not load ({error}): reinstall it") from error
 
 
-def tell_polygraphy(kind: str) -> None:
+def select_polygraphy_library(kind: str) -> None:
     """Make polygraphy's loaders use this library. Before polygraphy's first import, once a process."""
     os.environ[RTX_ONLY_RULE] = "1" if kind == "rtx" else "0"

@@ -55,10 +55,10 @@ class TensorrtNetworks(Networks):
         self.warm_up_ms: dict[str, dict[int, float]] = {}
         self._engines, self._device = dict(engines), device
         self._lock = threading.Lock()
-        room = max(engine.workspace_bytes for engine in engines.values())
-        address = device.allocate(room)
+        workspace = max(engine.workspace_bytes for engine in engines.values())
+        address = device.allocate(workspace)
         for engine in engines.values():
-            engine.use_room(address)
+            engine.use_workspace(address)
         self._buffers = {name: _buffers(engine, device) for name, engine in engines.items() if name in _BUFFERED}
         self._costs = {name: assumed_costs(engine.sizes) for name, engine in engines.items()}
         unet = engines["unet"]

@@ -1,4 +1,4 @@
-"""The shapes of the HTTP edge, for validation and the OpenAPI document. The only module with pydantic models."""
+"""The shapes of HTTP bodies, for validation and the OpenAPI document. The only module with pydantic models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from anomalysd_runtime.server.verdicts import Verdict
+from anomalysd_runtime.server.verdicts import Correction, Verdict
 
 
 class Strict(BaseModel):
@@ -17,7 +17,7 @@ class Strict(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every refusal."""
+    """Any error."""
 
     error: str = Field(description="One sentence: what was found, what was expected, what to do.")
 
@@ -50,7 +50,7 @@ class VerdictAnswer(create_model("VerdictFields", **_verdict_fields())):  # type
     """One verdict. The names follow anomalib's where it has such a name."""
 
     regions: list[Region] = Field(description="Connected parts of the predicted mask, the largest first.")
-    repeated: bool = Field(False, description="Judged before, under the same request key.")
+    repeated: bool = Field(False, description="Verdict of an earlier request with the same key.")
     pictures: dict[str, str] = Field(default_factory=dict, description="The wanted outputs: base64 of PNG files.")
     map_range: list[float] | None = Field(
         None, description="Values of gray 0 and 65535 of the picture 'map'.", min_length=2, max_length=2
@@ -102,7 +102,7 @@ class BundlesAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """How the box is."""
+    """State of the box."""
 
     status: Literal["starting", "ok", "degraded", "stopping"]
     reasons: list[str]
@@ -119,10 +119,10 @@ class VerdictsAnswer(BaseModel):
     recorded: bool = Field(description="Whether they come from the record or only from memory.")
 
 
-class Correction(Strict):
-    """What an operator says of a verdict."""
+class CorrectionBody(Strict):
+    """An operator's correction of a verdict."""
 
-    correction: Literal["ok", "ng"] | None
+    correction: Correction | None
 
 
 PHOTO_BODY = {
