@@ -274,3 +274,49 @@ def test_reading_goes_on_while_somebody_writes(record: VerdictStore) -> None:
         thread.join(5)
         other.execute("COMMIT")
     assert found == [0]
+
+
+TABLE_OF_0_1_0 = """
+CREATE TABLE verdicts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uid TEXT NOT NULL UNIQUE,
+    request_key TEXT UNIQUE,
+    at REAL NOT NULL,
+    source TEXT NOT NULL, client TEXT NOT NULL, photo TEXT NOT NULL, photo_sha256 TEXT NOT NULL,
+    width_px INTEGER NOT NULL, height_px INTEGER NOT NULL,
+    bundle TEXT NOT NULL, bundle_id TEXT NOT NULL, preset TEXT NOT NULL, settings TEXT NOT NULL,
+    class_name TEXT NOT NULL, pred_score REAL NOT NULL, threshold REAL, pred_label INTEGER, verdict TEXT NOT NULL,
+    scores TEXT NOT NULL, regions TEXT NOT NULL, evidence TEXT NOT NULL,
+    mode TEXT NOT NULL, backend TEXT NOT NULL, timings_ms TEXT NOT NULL, "group" INTEGER NOT NULL,
+    correction TEXT CHECK (correction IN ('ok', 'ng')), corrected_at REAL
+);
+INSERT INTO verdicts VALUES (
+    1, 'old', 'key', 1.5, 'http', 'me', 'a.png', 'ab', 4, 3, 'line', 'id', 'edge', '{"passes": 2}', 'bottle',
+    0.25, NULL, NULL, 'unknown', '{"whole": 0.25}', '[]', '{"kind": "grid"}', 'm', 'b', '{"unet": 1.5}', 2, 'ng', 2.0
+);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.sqlite")) as db:
+        db.executescript(TABLE_OF_0_1_0)
+        columns = db.execute("PRAGMA table_info(verdicts)").fetchall()
+    store = VerdictStore(tmp_path / "old.sqlite")
+    old = store.by_uid("old")
+    assert old is not None
+    assert store.by_key("key") == old
+    plain = old.to_json()
+    assert {key: plain[key] for key in ("class", "settings", "scores", "regions", "group", "threshold")} == {
+        "class": "bottle", "settings": {"passes": 2}, "scores": {"whole": 0.25}, "regions": [], "group": 2,
+        "threshold": None,
+    }  # fmt: skip
+    assert (old.correction, old.request_key, old.timings_ms) == ("ng", "key", {"unet": 1.5})
+    store.add(VerdictEntry(replace(old, uid="new", request_key=None))).result()
+    assert [verdict.uid for verdict in store.select()] == ["new", "old"]
+    store.close()
+    VerdictStore(tmp_path / "new.sqlite").close()
+    with closing(sqlite3.connect(tmp_path / "new.sqlite")) as db:
+        assert db.execute("PRAGMA table_info(verdicts)").fetchall() == columns
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.execute("INSERT INTO verdicts (correction) VALUES ('maybe')")

@@ -152,8 +152,7 @@ def test_one_folder_has_one_watcher(bundle: Path, tmp_path: Path) -> None:
 RUN = """
 import sys
 from pathlib import Path
-from anomalysd_runtime.server import running
-from anomalysd_runtime.server import watch as room
+from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors.watch import WatchSettings
 from tests.runtime.server.test_watch import settings
 

@@ -259,7 +259,7 @@ class MqttConnector:
         self._match(mid, CONFIRMED)
 
     def _match(self, mid: int, half: Trigger | None) -> None:
-        """Match the publication of `mid` with its confirmation, in either order; the second acknowledges the trigger."""
+        """Match the publication of `mid` with its confirmation, in either order; the second acknowledges."""
         with self._lock:
             if mid not in self._unmatched:
                 self._unmatched[mid] = half

@@ -61,9 +61,9 @@ def _inspections(service: Service) -> APIRouter:
         }  # fmt: skip
         began = time.monotonic()
         photos, fields = await _read(request, 1)
-        query = {**{k: v for k, v in query.items() if v is not None}, **{k: v[-1] for k, v in fields.items()}}
-        wanted = wanted_outputs(query.get("outputs"))
-        photo_request = _photo_request(service, request, photos[0], query, query.get("class"), began)
+        given = {**{k: v for k, v in query.items() if v is not None}, **{k: v[-1] for k, v in fields.items()}}
+        wanted = wanted_outputs(given.get("outputs"))
+        photo_request = _photo_request(service, request, photos[0], given, given.get("class"), began)
         service.reserve()
         (found,) = await verdicts_of(service, request, [photo_request])
         if isinstance(found, ServeError):

@@ -90,7 +90,7 @@ class InflightPhoto:
 
 
 def class_of(name: str | None, loaded: LoadedBundle) -> str:
-    """The class to inspect as, where `name` is None the only one. Raises BadRequest or NotFound, naming those that there are."""
+    """The class `name`; where it is None, the only one. Raises BadRequest or NotFound, naming those that there are."""
     if name is None:
         if len(loaded.classes) != 1:
             raise BadRequest(
