@@ -2,7 +2,8 @@
 
 A score is the one of a single machine to the last bit because a group is: the same photos, in the same order, share
 their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the
-process that runs the networks, its group is judged photo by photo, and the culprit alone has an error, no score.
+process that runs the networks, its group is inspected photo by photo, and only the photo at fault has an error in place
+of a score.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Inspector:
         return read
 
     def _judge(self, photos: Sequence[U8], names: Sequence[str]) -> list[Inspection | str]:
-        """A group's answers; one whose process died is judged photo by photo: only the culprit has none."""
+        """A group's answers; one whose process died is judged photo by photo: only the photo at fault has none."""
         if not photos:
             return []
         try:
@@ -174,7 +175,7 @@ def run_groups(
     """
     done = journal.answered()
     total = sum(len(group) for group in groups)
-    # A group that is half done (photos with an error) is judged whole again: its company makes the score.
+    # A group that is half done (photos with an error) is judged whole again: a score depends on the whole group.
     left = [group for group in groups if any(photo.number not in done for photo in group)]
     if not left:
         return

@@ -26,7 +26,7 @@ from anomalysd_runtime.server.settings import ServeSettings
 log = logging.getLogger("sd-edge")
 APP = "sd-edge"
 STOP_S = 35.0
-"""Ray's patience with a replica that finishes what it took; a little more than the box's own."""
+"""Seconds that Ray waits for a replica to finish its photos; a little more than the box's own limit."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Replica:
             raise BackendError(self.service.engine.state.lost)
 
     def __del__(self) -> None:
-        """Ray's goodbye: what was taken is finished first."""
+        """Called when Ray ends the replica: accepted photos are finished first."""
         service = getattr(self, "service", None)
         if service is not None:
             service.finish(service.settings.stop_s)

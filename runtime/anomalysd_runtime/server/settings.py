@@ -29,7 +29,7 @@ class EngineSettings:
     group: int = 4
     """Photos that share their UNet batches; a waiting photo joins when the running group is done."""
     gather_ms: float = 4.0
-    """How long an idle worker waits for company after the first photo of a group arrived."""
+    """How long an idle worker waits for others after the first photo of a group arrived."""
     queue: int = 64
     """Photos that may wait; one more is answered 503 with Retry-After."""
     queue_bytes: int = 1024 * MEGA

@@ -125,7 +125,7 @@ class FolderWatch:
         return found
 
     def _claim_new(self) -> list[ClaimedPhoto]:
-        room = 2 * self._service.settings.engine.group - len(self._running)
+        places = 2 * self._service.settings.engine.group - len(self._running)
         now = time.monotonic()
         seen: dict[Path, tuple[int, int, float]] = {}
         ripe: list[Path] = []
@@ -142,7 +142,7 @@ class FolderWatch:
                 ripe.append(path)
         ripe.sort(key=lambda path: seen[path][1])
         claimed = []
-        for path in ripe[: max(0, room)]:
+        for path in ripe[: max(0, places)]:
             found_one = self._claim(path)
             del seen[path]
             if found_one is not None:
@@ -176,7 +176,7 @@ class FolderWatch:
         return ClaimedPhoto(uid, target, relative)
 
     def _begin(self, pending: list[ClaimedPhoto]) -> list[ClaimedPhoto]:
-        """PhotoRequest for as many as the box has room for; the rest waits."""
+        """Submit as many as there are free places; the rest waits."""
         left = list(pending)
         while left and len(self._running) < 2 * self._service.settings.engine.group and not self._end.is_set():
             try:

@@ -166,7 +166,7 @@ class Engine:
             _fail(job, Unavailable("the box stopped before this photo's turn; send it again", retry_after_s=5))
 
     def _next_group(self) -> list[Job]:
-        """The next photos in turn, of one bundle. The first of an idle worker waits a moment for company."""
+        """The next photos in turn, of one bundle. The first of an idle worker waits `gather_ms` for others."""
         with self._change:
             if not len(self._queue):
                 return []
@@ -188,7 +188,7 @@ class Engine:
         return group
 
     def _judge(self, group: list[Job]) -> None:
-        """PhotoRequest the worker; when it dies, start another and ask again photo by photo: only the culprit fails."""
+        """Inspect a group. Where the worker dies, a new one goes on photo by photo: only the photo at fault fails."""
         key = group[0].bundle_key
         if key not in self._open:
             why = self.state.unopened.get(key, "it was unloaded while the photo waited")

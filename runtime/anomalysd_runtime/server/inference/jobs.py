@@ -25,7 +25,7 @@ class Job:
     deadline: float
     """time.monotonic() of the deadline."""
     future: Future[EngineResult] = field(default_factory=Future)
-    """Gets a EngineResult, or a ServeError."""
+    """Gets an EngineResult, or a ServeError."""
     created: float = field(default_factory=time.monotonic)
     """time.monotonic() of its arrival."""
 

@@ -45,7 +45,6 @@ from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, pictures_o
 
 log = logging.getLogger("sd-edge.service")
 MAX_KEY = 128
-Listener = Callable[[Verdict], None]
 
 
 class Service:
@@ -64,7 +63,7 @@ class Service:
         self.cache = VerdictCache(settings.recent)
         self.store = VerdictStore(settings.record.path) if settings.record.path else None
         self.retention = Retention(self.store, settings.record) if self.store else None
-        self.listeners: list[Listener] = []
+        self.listeners: list[Callable[[Verdict], None]] = []
         self.publish: Callable[[Verdict], bool] = lambda _: False
         """Whether a verdict goes to the webhook's outbox, in the same transaction as its row."""
         self.phase = "starting"

@@ -110,7 +110,7 @@ class Worker:
             process.kill()
 
     def end(self, grace_s: float = 5.0) -> None:
-        """PhotoRequest the process to end, and kill it if it does not."""
+        """Request the end of the process, and kill it if it does not end."""
         if self._process is None:
             return
         if self._pipe is not None:

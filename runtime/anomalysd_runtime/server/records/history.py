@@ -17,7 +17,7 @@ from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.verdicts import Verdict
 
 LEAST = 10
-"""EngineResult photos below which no threshold is proposed."""
+"""Corrected verdicts below which no threshold is proposed."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class VerdictStore:
     """The open file. add() and correct() may be called from any thread; close() writes what waits."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file. Raises VerdictStoreError where it is no record of ours or cannot be opened."""
+        """Open or make the file. Raises StoreError where it is no record of ours or cannot be opened."""
         self.path = path
         self.failing: str | None = None
         self._queue: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
@@ -57,7 +57,7 @@ class VerdictStore:
             yield db
 
     def add(self, entry: VerdictEntry) -> Future[int]:
-        """Write a verdict; the future has its number once it is on the disk, or a VerdictStoreError."""
+        """Write a verdict; the future has its number once it is on the disk, or a StoreError."""
         return self._put(lambda db: insert(db, entry))
 
     def correct(self, uid: str, correction: Correction | None, at: float) -> Future[bool]:
@@ -110,7 +110,7 @@ class VerdictStore:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Tables and settings of the file, where they are not there. Raises VerdictStoreError for another version."""
+        """Tables and settings of the file, where they are not there. Raises StoreError for another version."""
         # auto_vacuum must be chosen before the first table: retention by size gives pages back with it.
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
