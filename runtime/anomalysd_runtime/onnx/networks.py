@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.threads import cores
-from anomalysd_edge.core.types import F32, I64
+from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.method.inpainting.mask_plan import batches
-from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_runtime.onnx.sessions import (
     PROVIDERS,
     check_device,
@@ -25,8 +25,7 @@ from anomalysd_runtime.onnx.sessions import (
     to_device,
 )
 from anomalysd_runtime.onnx.step_graph import step_graph
-from anomalysd_runtime.static_batches import PIXELS_A_CALL
-from anomalysd_runtime.validation import PROMPT_TOKENS, check_array, check_index, check_job, finite
+from anomalysd_runtime.validation import PROMPT_TOKENS, CheckedNetworks, Feeds, check_job, finite, largest_batch
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "unet": ("sample", "timestep", "encoder_hidden_states"),
@@ -38,7 +37,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 """The names that every bundle's graphs use."""
 
 
-class OnnxNetworks(Networks):
+class OnnxNetworks(CheckedNetworks):
     """Networks from ONNX files; a context manager.
 
     Results do not depend on `max_batch` beyond float rounding. Methods may be called from several threads: every call
@@ -75,7 +74,6 @@ class OnnxNetworks(Networks):
         self._prompt_width = int(self._session("unet").get_inputs()[2].shape[2])
         kinds = [(guided, back) for guided in (False, True) for back in (False, True)]
         self._steps = {kind: open_session(step_graph(*kind), device, 1, "step") for kind in kinds}
-        self._image_batch = max(1, min(max_batch, PIXELS_A_CALL // sizes.size_px**2))
 
     @classmethod
     def of_bundle(
@@ -92,42 +90,6 @@ class OnnxNetworks(Networks):
         if precision != "fp32":
             opened.backend += f" {precision}"
         return opened
-
-    def encode(self, images: F32) -> F32:
-        """(N,3,H,W) float32 in [-1,1] -> (N,C,h,w) float32 scaled latents."""
-        check_array("images", images, (None, 3, self.sizes.size_px, self.sizes.size_px))
-        return self._batched("vae_encoder", len(images), self._image_batch, lambda part: {"sample": images[part]})
-
-    def decode(self, latents: F32) -> F32:
-        """(N,C,h,w) float32 scaled latents -> (N,3,H,W) float32 in [-1,1]."""
-        side = self.sizes.latent_side
-        check_array("latents", latents, (None, self.sizes.latent_channels, side, side))
-        return self._batched(
-            "vae_decoder", len(latents), self._image_batch, lambda part: {"latent_sample": latents[part]}
-        )
-
-    def features(self, images: F32) -> F32:
-        """(N,3,F,F) float32 in [-1,1] -> (N,D,f,f) float32, unit length along D."""
-        self._session("features")
-        check_array("images", images, (None, 3, self.sizes.features_px, self.sizes.features_px))
-        batch = max(1, min(self.max_batch, PIXELS_A_CALL // self.sizes.features_px**2))
-        return self._batched("features", len(images), batch, lambda part: {"image": images[part]})
-
-    def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
-        """(M,3,H,W), (N,3,H,W) float32 and (N,) int64 -> (N,H,W) float32.
-
-        A reference's features are computed once in every chunk of repaints that compares with it.
-        """
-        size = self.sizes.size_px
-        check_array("references", references, (None, 3, size, size))
-        check_array("repaints", repaints, (None, 3, size, size))
-        check_index("reference_of", reference_of, len(references), len(repaints))
-
-        def feeds(part: slice) -> dict[str, Any]:
-            used, index = np.unique(reference_of[part], return_inverse=True)
-            return {"references": references[used], "repaints": repaints[part], "reference_of": index.astype(np.int64)}
-
-        return self._batched("perceptual", len(repaints), self._image_batch, feeds)
 
     def inpaint(self, job: InpaintJob) -> F32:
         """Run the loop of `job`: (N,C,h,w) float32 scaled latents at t = 0.
@@ -156,13 +118,16 @@ class OnnxNetworks(Networks):
             )
         return self._sessions[name]
 
-    def _batched(self, name: str, n: int, batch: int, feeds: Callable[[slice], dict[str, Any]]) -> F32:
-        session = self._session(name)
+    def require(self, network: str) -> None:
+        self._session(network)
+
+    def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:
+        session = self._session(network)
         parts = []
-        for part in batches(n, batch):
+        for part in batches(count, largest_batch(self.max_batch, side)):
             arrays = {key: np.ascontiguousarray(value) for key, value in feeds(part).items()}
-            parts.append(run(session, arrays, name))
-        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), name, self.backend)
+            parts.append(run(session, arrays, network))
+        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), network, self.backend)
 
     def _inpaint_chunk(self, job: InpaintJob, part: slice, guided: bool) -> F32:
         """The loop over one chunk. Buffers live on the device; between UNet passes only two scalars travel there."""

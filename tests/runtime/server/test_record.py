@@ -315,8 +315,10 @@ def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_pat
     store.add(VerdictEntry(replace(old, uid="new", request_key=None))).result()
     assert [verdict.uid for verdict in store.select()] == ["new", "old"]
     store.close()
-    VerdictStore(tmp_path / "new.sqlite").close()
+    store = VerdictStore(tmp_path / "new.sqlite")
+    store.add(VerdictEntry(old)).result()
+    store.close()
     with closing(sqlite3.connect(tmp_path / "new.sqlite")) as db:
         assert db.execute("PRAGMA table_info(verdicts)").fetchall() == columns
         with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
-            db.execute("INSERT INTO verdicts (correction) VALUES ('maybe')")
+            db.execute("UPDATE verdicts SET correction = 'maybe'")
