@@ -34,7 +34,7 @@ from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.vision import images
 from anomalysd_runtime.distributed.journal import Journal
-from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task, run_groups
+from anomalysd_runtime.distributed.ray_inspect import PhotoTask, RaySettings, RayTask, run_groups
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.settings import EngineSettings
 from benchmarks import harness
@@ -70,21 +70,21 @@ def main() -> None:
     harness.tell(found, told.out)
 
 
-def groups_of(data: Path, most: int) -> list[list[Photo]]:
+def groups_of(data: Path, most: int) -> list[list[PhotoTask]]:
     """Groups within classes, as one machine makes them."""
-    groups: list[list[Photo]] = []
+    groups: list[list[PhotoTask]] = []
     number = 0
     for name, found in open_dataset(data).classes.items():
         for start in range(0, len(found.test), GROUP):
             part = found.test[start : start + GROUP][: most - number]
-            groups.append([Photo(number + i, str(sample.path), name) for i, sample in enumerate(part)])
+            groups.append([PhotoTask(number + i, str(sample.path), name) for i, sample in enumerate(part)])
             number += len(part)
     return [group for group in groups if group]
 
 
-def task_of(bundle: Path) -> Task:
+def task_of(bundle: Path) -> RayTask:
     """One thread a worker."""
-    return Task(bundle.resolve(), sha256_file(bundle / MANIFEST), EngineSettings(threads=1, group=GROUP), False)
+    return RayTask(bundle.resolve(), sha256_file(bundle / MANIFEST), EngineSettings(threads=1, group=GROUP), False)
 
 
 def shown(_phase: str, done: int, total: int, _detail: str) -> None:
@@ -115,7 +115,7 @@ def photos(told: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def plain(bundle: Path, groups: Sequence[Sequence[Photo]], threads: int) -> tuple[float, list[float | None]]:
+def plain(bundle: Path, groups: Sequence[Sequence[PhotoTask]], threads: int) -> tuple[float, list[float | None]]:
     """Photos a second of one process, file to score, after the first group; the scores."""
     scores: list[float | None] = []
     with open_detector(bundle, threads=threads) as detector:
@@ -129,7 +129,7 @@ def plain(bundle: Path, groups: Sequence[Sequence[Photo]], threads: int) -> tupl
 
 
 def over_ray(
-    bundle: Path, groups: Sequence[Sequence[Photo]], workers: int, kill_after: int | None = None
+    bundle: Path, groups: Sequence[Sequence[PhotoTask]], workers: int, kill_after: int | None = None
 ) -> tuple[dict[str, Any], list[float | None]]:
     """The same over Ray; after `kill_after` photos one actor gets SIGKILL."""
     told: list[tuple[float, int]] = []
@@ -155,7 +155,9 @@ def over_ray(
     }, scores
 
 
-def resume(told: argparse.Namespace, groups: Sequence[Sequence[Photo]], alone: list[float | None]) -> dict[str, Any]:
+def resume(
+    told: argparse.Namespace, groups: Sequence[Sequence[PhotoTask]], alone: list[float | None]
+) -> dict[str, Any]:
     """Kill the whole run at a third (SIGKILL), start it again with its journal."""
     total = sum(map(len, groups))
     with tempfile.TemporaryDirectory() as folder:

@@ -208,7 +208,8 @@ def export(asked: argparse.Namespace) -> dict[str, Any]:
     """The run's bundle, float32."""
     from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.training.run import read_run
-    from anomalysd_export.exporting import export_trained, trained_of
+    from anomalysd_export.export_source import trained_of
+    from anomalysd_export.exporting import export_trained
 
     marks: list[tuple[str, float]] = []
     began = time.monotonic()

@@ -5,8 +5,6 @@ A reader sees the manifest of before or the one of after: files that a manifest 
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 from anomalysd_edge.bundle.manifest import FileRecord, Manifest, manifest_from_json
 from anomalysd_edge.bundle.reader import MANIFEST, inside
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.errors import BundleError
 
 LOCK = ".writing"
@@ -23,29 +22,15 @@ LOCK = ".writing"
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the bundle `path` for writing. Raises BundleError where another process holds it.
-
-    The lock is the system's, on an open file: a process that dies gives it back.
-    """
+    """Hold the bundle `path` for writing. Raises BundleError where another process holds it."""
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path} holds no {MANIFEST}, expected a bundle: make one with 'sd-edge export'")
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be written ({error.strerror}): give write access, or copy it") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            raise BundleError(
-                f"{path} is being written by another process ({holder or 'unknown'}): wait until it has ended"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+    with exclusive_lock(
+        path / LOCK,
+        BundleError,
+        lambda holder: f"{path} is being written by another process ({holder}): wait until it has ended",
+    ):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -89,9 +89,9 @@ def serve(
         webhook=s.webhook_settings(webhook, webhook_on, os.environ.get("SD_EDGE_WEBHOOK_SECRET")) if webhook else None,
     )  # fmt: skip
     if ray is not None:
-        from anomalysd_runtime.distributed.ray_serve import Replicas, serve_on_ray
+        from anomalysd_runtime.distributed.ray_serve import ReplicaSettings, serve_on_ray
 
-        serve_on_ray(ray, chosen, Replicas.parse(replicas, gpus))
+        serve_on_ray(ray, chosen, ReplicaSettings.parse(replicas, gpus))
         return
     from anomalysd_runtime.server.lifecycle import serve as run
 

@@ -189,7 +189,7 @@ def plan_capacity(
     costs = [cost for row, cost in zip(value["rows"], read, strict=True) if row.get("plan") == preset]
     if not costs:
         raise InputError(f"{file} holds no row of the preset {preset!r}; measure it: sd-edge bench --preset {preset}")
-    wanted = capacity.Wanted(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
+    wanted = capacity.LineDemand(photos_per_second, deadline_ms / 1e3, share / 100, steady, spare, group)
     best = min(costs, key=lambda cost: cost.seconds)
     found = capacity.plans(best, capacity.machine_of(value, best), listed(gpu), wanted)
     if as_json:

@@ -17,7 +17,7 @@ from anomalysd_edge.cli import options
 from anomalysd_edge.reports.console import say, show_json, show_table
 
 if TYPE_CHECKING:
-    from anomalysd_runtime.server.records.verdict_store import Record
+    from anomalysd_runtime.server.records.verdict_store import VerdictStore
 
 history = typer.Typer(
     help="List and export recorded verdicts, inspect stored photos again, propose thresholds.\n\n"
@@ -49,7 +49,9 @@ def list_verdicts(
     from anomalysd_runtime.server.records import history as records
 
     with opened(record) as found:
-        verdicts = records.find(found, records.Wanted(class_name, verdict, corrected, since, until, limit))
+        verdicts = records.find_verdicts(
+            found, records.VerdictFilter(class_name, verdict, corrected, since, until, limit)
+        )
     rows = [
         (v.uid, datetime.fromtimestamp(v.at).isoformat(" ", "seconds"), v.class_name, f"{v.pred_score:.4f}",
          _threshold(v.threshold), v.verdict, v.correction or "", v.photo)
@@ -73,7 +75,7 @@ def export(
     from anomalysd_runtime.server.records import history as records
 
     with opened(record) as found, write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
-        lines = list(records.export_lines(found, records.Wanted(class_name, verdict, corrected, since, until)))
+        lines = list(records.export_lines(found, records.VerdictFilter(class_name, verdict, corrected, since, until)))
         file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     say(f"{len(lines)} verdicts written: {out}")
 
@@ -91,7 +93,7 @@ def again(
     from anomalysd_runtime.server.records import history as records
 
     with opened(record) as found:
-        repeated = records.inspect_again(found, uid, bundle, backend, threads)
+        repeated = records.reinspect(found, uid, bundle, backend, threads)
     if as_json:
         show_json(repeated)
     same = "the same" if repeated.same else f"another by {abs(repeated.found - repeated.recorded):.1e}"
@@ -165,11 +167,11 @@ def _threshold(value: float | None) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Record]:
+def opened(path: Path) -> Iterator[VerdictStore]:
     """The record at `path`, closed at the end."""
-    from anomalysd_runtime.server.records.verdict_store import Record
+    from anomalysd_runtime.server.records.verdict_store import VerdictStore
 
-    record = Record(path)
+    record = VerdictStore(path)
     try:
         yield record
     finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from types import TracebackType
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from anomalysd_edge.core.types import F32, I64
-from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.core.types import F32
+from anomalysd_edge.method.networks import ForwardingNetworks, InpaintJob, Networks, denoise, single_pass
 
 
 @dataclass
@@ -29,52 +29,30 @@ class Difference:
         self.samples += len(right)
 
 
-class SideBySide:
-    """Networks that answer with `right` and hold `other` against it. The door's protocol.
+class SideBySide(ForwardingNetworks):
+    """The networks `right`, with those of `other` run on the same inputs and compared; both stay the caller's.
 
     The UNet is compared pass by pass on the reference's own latents: differences do not add up over the steps.
     """
 
     def __init__(self, right: Networks, other: Networks) -> None:
-        self.right, self.other = right, other
-        self.sizes: NetworkSizes = right.sizes
-        self.backend = right.backend
+        super().__init__(right)
+        self.other = other
         self.max_batch = min(right.max_batch, other.max_batch)
+        self.batch_sizes = right.batch_sizes or other.batch_sizes
         self.found: dict[str, Difference] = {}
 
-    def encode(self, images: F32) -> F32:
-        return self._both("vae_encoder", self.right.encode(images), self.other.encode(images))
-
-    def decode(self, latents: F32) -> F32:
-        return self._both("vae_decoder", self.right.decode(latents), self.other.decode(latents))
-
-    def features(self, images: F32) -> F32:
-        return self._both("features", self.right.features(images), self.other.features(images))
-
-    def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
-        right = self.right.distance(references, repaints, reference_of)
-        return self._both("perceptual", right, self.other.distance(references, repaints, reference_of))
+    def call(self, network: str, job: Callable[[Networks], F32]) -> F32:
+        right, other = job(self.networks), job(self.other)
+        self.found.setdefault(network, Difference()).see(right, other)
+        return right
 
     def inpaint(self, job: InpaintJob) -> F32:
-        latents = job.start_latents
-        bare = np.array([[0, 1]], np.float32)  # z <- 0*z + 1*out: a loop of one step gives the UNet's output itself
-        for timestep, (c0, c1) in zip(job.timesteps, job.coefficients, strict=True):
-            single = replace(job, start_latents=latents, timesteps=np.array([timestep]), coefficients=bare)
-            out = self._both("unet", self.right.inpaint(single), self.other.inpaint(single))
-            latents = c0 * latents + c1 * out
-        return latents
+        def compared(latents: F32, number: int) -> F32:
+            single = single_pass(job, latents, number)
+            return self.call("unet", lambda networks: networks.inpaint(single))
+
+        return denoise(job, compared)
 
     def close(self) -> None:
         """Nothing: both belong to the caller."""
-
-    def __enter__(self) -> SideBySide:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _both(self, name: str, right: F32, other: F32) -> F32:
-        self.found.setdefault(name, Difference()).see(right, other)
-        return right

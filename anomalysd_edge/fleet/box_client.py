@@ -1,4 +1,4 @@
-"""The running boxes: asked how they are, and told to open what was pulled."""
+"""HTTP client of running boxes: their state, and reloading a bundle that was pulled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class BoxState:
-    """How one box is."""
+    """State of one box."""
 
     url: str
     """Its address."""
     status: str
-    """ok, degraded, starting, stopping; 'unreachable' or 'refused' where it does not tell."""
+    """ok, degraded, starting, stopping; 'unreachable' or 'refused' where it does not answer."""
     reasons: tuple[str, ...] = ()
     """Why it is not ok."""
     ready: bool = False
@@ -33,11 +33,11 @@ class BoxState:
     restarts: int = 0
     """Workers that had to be started again."""
     verdicts: dict[str, int] = field(default_factory=dict)
-    """Told since its start, by good, anomalous, unknown."""
+    """Verdicts since its start, by good, anomalous, unknown."""
     refused: int = 0
     """Photos that got no verdict."""
     mean_s: float | None = None
-    """From arrival to verdict, over all doors; None before the first."""
+    """Mean seconds from arrival to verdict, over all interfaces; None before the first."""
     bundles: dict[str, str | None] = field(default_factory=dict)
     """Name -> version that is open; None = not open."""
     photo_ms: dict[str, float] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def read_boxes(file: Path) -> list[str]:
 
 
 def fleet_state(urls: Sequence[str], token: str | None, timeout_s: float = 5.0) -> list[BoxState]:
-    """How the boxes are, in their order, asked at the same time; one that does not answer holds up none."""
+    """The state of the boxes, in their order, requested in parallel: one that does not answer delays none."""
     for url in urls:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"{url!r} is no address of a box; expected for instance http://10.0.0.7:8080")
@@ -70,9 +70,9 @@ def fleet_state(urls: Sequence[str], token: str | None, timeout_s: float = 5.0) 
 
 
 def box_state(url: str, token: str | None, timeout_s: float) -> BoxState:
-    """How one box is: /health, then /bundles and /metrics, which want a token where the box has one."""
+    """The state of one box: /health, then /bundles and /metrics, which want a token where the box has one."""
     try:
-        health = json.loads(_ask(url, "/health", token, timeout_s))
+        health = json.loads(_get(url, "/health", token, timeout_s))
     except (OSError, ValueError) as error:
         return BoxState(url, "unreachable", (_reason(error),))
     known = BoxState(
@@ -84,8 +84,8 @@ def box_state(url: str, token: str | None, timeout_s: float) -> BoxState:
         int(health.get("worker_restarts", 0)),
     )
     try:
-        bundles = json.loads(_ask(url, "/bundles", token, timeout_s))["bundles"]
-        figures = read_metrics(_ask(url, "/metrics", token, timeout_s).decode())
+        bundles = json.loads(_get(url, "/bundles", token, timeout_s))["bundles"]
+        figures = read_metrics(_get(url, "/metrics", token, timeout_s).decode())
     except (OSError, ValueError, KeyError) as error:
         return BoxState(url, "refused" if known.fine else known.status, (*known.reasons, _reason(error)), known.ready)
     return replace(known, bundles={entry["name"]: entry.get("bundle_id") for entry in bundles}, **figures)
@@ -119,12 +119,12 @@ def read_metrics(text: str) -> dict[str, Any]:
 
 
 def reload(url: str, name: str, token: str | None, timeout_s: float = 600.0) -> str | None:
-    """Let a box open what BOX/NAME is now; the version that is open then. Raises BackendError with the box's sentence.
+    """Make a box open what BOX/NAME is now; the version that is open then. Raises BackendError with the box's sentence.
 
     None where no box answers at the address: there is nothing to reload.
     """
     try:
-        told = json.loads(_ask(url.rstrip("/"), f"/bundles/{name}/reload", token, timeout_s, b""))
+        listing = json.loads(_get(url.rstrip("/"), f"/bundles/{name}/reload", token, timeout_s, b""))
     except urllib.error.HTTPError as error:
         raise BackendError(f"{url} does not open it: {_reason(error)}") from error
     except urllib.error.URLError as error:
@@ -133,10 +133,10 @@ def reload(url: str, name: str, token: str | None, timeout_s: float = 600.0) -> 
         raise BackendError(f"{url} does not answer ({error.reason}); look at the box") from error
     except (OSError, ValueError) as error:
         raise BackendError(f"{url} does not answer as a box does ({error}); look at it") from error
-    return next((entry["bundle_id"] for entry in told["bundles"] if entry["name"] == name), None)
+    return next((entry["bundle_id"] for entry in listing["bundles"] if entry["name"] == name), None)
 
 
-def _ask(url: str, path: str, token: str | None, timeout_s: float, body: bytes | None = None) -> bytes:
+def _get(url: str, path: str, token: str | None, timeout_s: float, body: bytes | None = None) -> bytes:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"{url}{path}", body, headers)
     with urllib.request.urlopen(request, timeout=timeout_s) as response:

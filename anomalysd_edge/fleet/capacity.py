@@ -24,7 +24,7 @@ CALL_S = 0.0005
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuSpec:
     """A kind of GPU, by its data sheet."""
 
     tflops: float
@@ -34,8 +34,9 @@ class Gpu:
 
 
 GPUS = {
-    "t4": Gpu(65, 320), "l4": Gpu(121, 300), "a10": Gpu(125, 600), "l40s": Gpu(362, 864), "a100": Gpu(312, 2039),
-    "h100": Gpu(989, 3350), "h200": Gpu(989, 4800), "rtx4090": Gpu(165, 1008), "orin": Gpu(43, 205),
+    "t4": GpuSpec(65, 320), "l4": GpuSpec(121, 300), "a10": GpuSpec(125, 600),
+    "l40s": GpuSpec(362, 864), "a100": GpuSpec(312, 2039), "h100": GpuSpec(989, 3350),
+    "h200": GpuSpec(989, 4800), "rtx4090": GpuSpec(165, 1008), "orin": GpuSpec(43, 205),
 }  # fmt: skip
 """orin: Jetson AGX Orin 64 GB, half of its dense int8 rate."""
 
@@ -74,7 +75,7 @@ class PhotoCost:
         """A photo's whole time where it was measured."""
         return self.host_s + sum(cost.samples * cost.seconds for cost in self.networks.values())
 
-    def on_gpu(self, gpu: Gpu, times_floor: float) -> float:
+    def on_gpu(self, gpu: GpuSpec, times_floor: float) -> float:
         """Seconds a photo on a GPU that was not measured, at so many times its roofline. Raises InputError."""
         total = self.host_s
         for name, cost in self.networks.items():
@@ -125,7 +126,7 @@ def _photo_cost(row: Mapping[str, Any]) -> PhotoCost:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LineDemand:
     """What the line asks for."""
 
     photos_s: float
@@ -150,7 +151,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BoxPlan:
     """The answer for one kind of box."""
 
     kind: str
@@ -172,18 +173,18 @@ class Plan:
         return self.use / self.photo_s
 
 
-def plan_boxes(kind: str, photo_s: float, basis: str, wanted: Wanted) -> Plan:
+def plan_boxes(kind: str, photo_s: float, basis: str, wanted: LineDemand) -> BoxPlan:
     """The smallest number of equal boxes, photos spread evenly over them."""
     use = largest_use(photo_s, wanted.group, wanted.deadline_s, wanted.steady, wanted.share)
     if use <= 0:
-        return Plan(kind, photo_s, basis, 0.0, None, None)
+        return BoxPlan(kind, photo_s, basis, 0.0, None, None)
     needed = max(1, math.ceil(wanted.photos_s * photo_s / use - 1e-9))
     load = wanted.photos_s * photo_s / needed
     latency = latency_quantile_s(photo_s, wanted.group, load, wanted.steady, wanted.share)
-    return Plan(kind, photo_s, basis, use, needed + wanted.spare, latency)
+    return BoxPlan(kind, photo_s, basis, use, needed + wanted.spare, latency)
 
 
-def gpu_of(text: str) -> tuple[str, Gpu]:
+def gpu_of(text: str) -> tuple[str, GpuSpec]:
     """'l4', or NAME=TFLOPS:GIGABYTES for one that is not in the table. Raises SettingsError."""
     name, equals, figures = text.partition("=")
     if not equals:
@@ -196,12 +197,12 @@ def gpu_of(text: str) -> tuple[str, Gpu]:
             raise ValueError("not above 0")
     except ValueError as error:
         raise SettingsError(f"{text!r} is no GPU; write NAME=TFLOPS:GB/S, as in myboard=20:100") from error
-    return name, Gpu(tflops, gigabytes)
+    return name, GpuSpec(tflops, gigabytes)
 
 
-def plans(cost: PhotoCost, measured_on: str, gpus: Sequence[str], wanted: Wanted) -> list[tuple[Plan, ...]]:
+def plans(cost: PhotoCost, measured_on: str, gpus: Sequence[str], wanted: LineDemand) -> list[tuple[BoxPlan, ...]]:
     """The measured machine first, then a low, an expected and a high plan for each GPU of `gpus`."""
-    found: list[tuple[Plan, ...]] = [(plan_boxes(measured_on, cost.seconds, "measured", wanted),)]
+    found: list[tuple[BoxPlan, ...]] = [(plan_boxes(measured_on, cost.seconds, "measured", wanted),)]
     for text in gpus:
         name, gpu = gpu_of(text)
         found.append(tuple(plan_boxes(name, cost.on_gpu(gpu, times), "estimate", wanted) for times in TIMES_FLOOR))
@@ -216,16 +217,16 @@ def machine_of(value: Mapping[str, Any], cost: PhotoCost) -> str:
     return str(name or f"{machine.get('processor', 'this CPU')}, {machine.get('cores', '?')} cores")
 
 
-def table_row(found: Sequence[Plan]) -> tuple[str, ...]:
+def table_row(found: Sequence[BoxPlan]) -> tuple[str, ...]:
     """A kind of box: expected, with the low and high end of an estimate in brackets."""
     middle = found[len(found) // 2]
 
-    def told(show: Callable[[Plan], str]) -> str:
+    def ranged(show: Callable[[BoxPlan], str]) -> str:
         ends = [show(found[0]), show(found[-1])]
         return show(middle) if len(found) == 1 else f"{show(middle)} ({ends[0]}-{ends[1]})"
 
     return (
-        middle.kind, middle.basis, told(lambda p: f"{p.photo_s * 1e3:.4g}"), told(lambda p: f"{p.photos_s:.3g}"),
-        told(lambda p: f"{100 * p.use:.0f} %"), told(lambda p: "none" if p.boxes is None else str(p.boxes)),
-        told(lambda p: "-" if p.latency_s is None else f"{p.latency_s * 1e3:.4g}"),
+        middle.kind, middle.basis, ranged(lambda p: f"{p.photo_s * 1e3:.4g}"), ranged(lambda p: f"{p.photos_s:.3g}"),
+        ranged(lambda p: f"{100 * p.use:.0f} %"), ranged(lambda p: "none" if p.boxes is None else str(p.boxes)),
+        ranged(lambda p: "-" if p.latency_s is None else f"{p.latency_s * 1e3:.4g}"),
     )  # fmt: skip

@@ -9,7 +9,6 @@ A switch replaces the link, which file systems do in one step: whoever opens BOX
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.fleet.registry import check_name
 
@@ -53,15 +53,12 @@ class Installed:
     def locked(self) -> Iterator[None]:
         """One pull or rollback at a time. Raises InputError while another one runs."""
         self.versions.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.versions / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"another pull or rollback of {self.link} is running; wait for its end") from error
+        with exclusive_lock(
+            self.versions / ".lock",
+            InputError,
+            lambda holder: f"another pull or rollback of {self.link} is running ({holder}); wait for its end",
+        ):
             yield
-        finally:
-            os.close(descriptor)
 
     def switch(self, version: str) -> None:
         """Let `version`, which is whole, count from now on."""

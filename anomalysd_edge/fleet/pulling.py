@@ -16,7 +16,7 @@ from anomalysd_edge.errors import BundleError, RegistryError
 from anomalysd_edge.fleet.installed import Installed
 from anomalysd_edge.fleet.registry import (
     MOST_PIECE_BYTES,
-    Remote,
+    RemoteVersion,
     check_remote,
     find,
     object_name,
@@ -102,7 +102,12 @@ def _check_age(installed: Installed, manifest: Manifest, where: str) -> None:
 
 
 def _fetch(
-    storage: Storage, remote: Remote, files: list[FileRecord], aside: Path, installed: Installed, progress: Progress
+    storage: Storage,
+    remote: RemoteVersion,
+    files: list[FileRecord],
+    aside: Path,
+    installed: Installed,
+    progress: Progress,
 ) -> int:
     """Every file of the bundle into `aside`; the bytes that came over the wire."""
     total, done, fetched = sum(record.bytes for record in files), 0, 0
@@ -139,7 +144,9 @@ def _copied(source: Path, target: Path, record: FileRecord) -> bool:
     return True
 
 
-def _fetch_file(storage: Storage, remote: Remote, record: FileRecord, target: Path, note: Callable[[int], None]) -> int:
+def _fetch_file(
+    storage: Storage, remote: RemoteVersion, record: FileRecord, target: Path, note: Callable[[int], None]
+) -> int:
     """One file from its pieces, going on behind those that an earlier run left; the bytes that came over the wire."""
     digests = remote.pieces.get(record.path, [])
     if len(digests) != -(-record.bytes // remote.piece_bytes):

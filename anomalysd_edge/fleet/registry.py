@@ -5,8 +5,8 @@
     bundles/NAME/VERSION/index.json           {"schema": 1, "piece_bytes": ..., "files": {path: [sha256, ...]}}
     bundles/NAME/latest.json                  {"version": ...}, written last
 
-VERSION is the first 16 digits of manifest.json's sha256: the bundle_id that `sd-edge serve` tells. Pieces let a
-broken transfer go on, and a new version share what it has in common with others. Nothing of the registry is believed:
+VERSION is the first 16 digits of manifest.json's sha256: the bundle_id that `sd-edge serve` reports. Pieces let a
+broken transfer go on, and a new version share what it has in common with others. Nothing of the registry is trusted:
 pieces are checked against the index, files against the manifest, and the manifest against its signature.
 """
 
@@ -123,8 +123,8 @@ def object_name(digest: str) -> str:
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A version as the registry describes it; believed no further than its checks."""
+class RemoteVersion:
+    """A version as the registry describes it, to be checked before use."""
 
     version: str
     """Which."""
@@ -138,7 +138,7 @@ class Remote:
     """File -> digests of its pieces."""
 
 
-def find(storage: Storage, name: str, version: str | None) -> Remote:
+def find(storage: Storage, name: str, version: str | None) -> RemoteVersion:
     """The description of a version, the latest if None. Raises RegistryError."""
     place = f"bundles/{check_name(name)}"
     if version is None:
@@ -163,10 +163,10 @@ def find(storage: Storage, name: str, version: str | None) -> Remote:
     for path, digests in files.items():
         if not isinstance(digests, list) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in digests):
             raise RegistryError(f"{storage.url}/{place}/{version}/index.json is damaged at {path!r}: push again")
-    return Remote(version, manifest, signature, piece_bytes, files)
+    return RemoteVersion(version, manifest, signature, piece_bytes, files)
 
 
-def check_remote(remote: Remote, folder: Path, key: Path | None) -> None:
+def check_remote(remote: RemoteVersion, folder: Path, key: Path | None) -> None:
     """Write manifest and signature into `folder` and, with `key`, check them. Raises BundleError."""
     (folder / MANIFEST).write_bytes(remote.manifest_bytes)
     (folder / SIGNATURE).unlink(missing_ok=True)

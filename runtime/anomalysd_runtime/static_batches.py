@@ -18,7 +18,7 @@ CALL_COST = 1.0
 
 
 @dataclass(frozen=True)
-class Run:
+class BatchRun:
     """One run of an engine."""
 
     start: int
@@ -29,7 +29,7 @@ class Run:
     """The static size it runs at: at least stop - start; the rest is padding."""
 
 
-def cover(count: int, costs: Mapping[int, float]) -> list[Run]:
+def cover(count: int, costs: Mapping[int, float]) -> list[BatchRun]:
     """Cut `count` samples into runs of the sizes in `costs` (size -> milliseconds, or any unit) as cheaply as possible.
 
     Exact, by dynamic programming; equal costs go to fewer runs. Raises SettingsError without sizes.
@@ -42,12 +42,12 @@ def cover(count: int, costs: Mapping[int, float]) -> list[Run]:
             (best[max(0, n - size)][0] + cost, best[max(0, n - size)][1] + 1, size) for size, cost in costs.items()
         ]
         best.append(min(found))
-    runs: list[Run] = []
+    runs: list[BatchRun] = []
     left = count
     while left > 0:
         size = best[left][2]
         start = max(0, left - size)
-        runs.append(Run(start, left, size))
+        runs.append(BatchRun(start, left, size))
         left = start
     return runs[::-1]
 

@@ -1,16 +1,20 @@
-"""What may pass through the door: shapes and dtypes going in, finite numbers coming out. For every backend here."""
+"""Checks of every backend here: shapes and dtypes of the inputs, finite numbers in the outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.core.types import F32, I64
+from anomalysd_edge.core.types import F32, I64, Array
 from anomalysd_edge.errors import NumericError, ShapeError
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_runtime.static_batches import PIXELS_A_CALL
 
+Feeds = Callable[[slice], dict[str, Array]]
+"""The inputs of a network by name, for a slice of the samples."""
 PROMPT_TOKENS = 77
 """CLIP's context length."""
 
@@ -61,3 +65,54 @@ def finite(array: F32, network: str, backend: str) -> F32:
             "made of them: run 'sd-edge verify' on the bundle, and export it in float32 if it is in half precision"
         )
     return array
+
+
+class CheckedNetworks(Networks):
+    """Networks that check the inputs of all but the UNet; `run_batched` of a subclass runs them."""
+
+    def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:
+        """Run `network` on `count` samples made from images of `side` pixels, as many at once as fit; finite values."""
+        raise NotImplementedError
+
+    def require(self, network: str) -> None:
+        """Raise BundleError where `network` was not opened; the features are optional in a bundle."""
+
+    def encode(self, images: F32) -> F32:
+        """(N,3,H,W) float32 in [-1,1] -> (N,C,h,w) float32 scaled latents."""
+        size = self.sizes.size_px
+        check_array("images", images, (None, 3, size, size))
+        return self.run_batched("vae_encoder", len(images), size, lambda part: {"sample": images[part]})
+
+    def decode(self, latents: F32) -> F32:
+        """(N,C,h,w) float32 scaled latents -> (N,3,H,W) float32 in [-1,1]."""
+        side, size = self.sizes.latent_side, self.sizes.size_px
+        check_array("latents", latents, (None, self.sizes.latent_channels, side, side))
+        return self.run_batched("vae_decoder", len(latents), size, lambda part: {"latent_sample": latents[part]})
+
+    def features(self, images: F32) -> F32:
+        """(N,3,F,F) float32 in [-1,1] -> (N,D,f,f) float32, unit length along D."""
+        self.require("features")
+        side = self.sizes.features_px
+        check_array("images", images, (None, 3, side, side))
+        return self.run_batched("features", len(images), side, lambda part: {"image": images[part]})
+
+    def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
+        """(M,3,H,W), (N,3,H,W) float32 and (N,) int64 -> (N,H,W) float32.
+
+        A reference's features are computed once in every batch of repaints that is compared with it.
+        """
+        size = self.sizes.size_px
+        check_array("references", references, (None, 3, size, size))
+        check_array("repaints", repaints, (None, 3, size, size))
+        check_index("reference_of", reference_of, len(references), len(repaints))
+
+        def feeds(part: slice) -> dict[str, Array]:
+            used, index = np.unique(reference_of[part], return_inverse=True)
+            return {"references": references[used], "repaints": repaints[part], "reference_of": index.astype(np.int64)}
+
+        return self.run_batched("perceptual", len(repaints), size, feeds)
+
+
+def largest_batch(max_batch: int, side: int) -> int:
+    """Images of `side` pixels in one call: at most `max_batch`, and PIXELS_A_CALL pixels."""
+    return max(1, min(max_batch, PIXELS_A_CALL // side**2))

@@ -26,7 +26,8 @@ from anomalysd_edge.training.models.hub import quiet
 from anomalysd_edge.training.models.perceptual import AlexPerceptual
 from anomalysd_edge.training.models.torch_networks import TorchNetworks
 from anomalysd_export import onnx_export
-from anomalysd_export.exporting import Trained, export_trained
+from anomalysd_export.export_source import ExportSource
+from anomalysd_export.exporting import export_trained
 from anomalysd_export.graphs import GraphSpec, TensorSpec, graph_specs, run_torch
 from anomalysd_export.onnx_export import export_graph
 from anomalysd_export.parity import prove
@@ -57,12 +58,12 @@ def half_spec(x: str = "x", batch: int | str = "batch", tolerance: float = 1e-6)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
     base = load_base(tiny_base(tmp_path_factory.mktemp("base")))
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     shots = [np.clip(rng.normal(120, 30, (40, 40, 3)), 0, 255).astype(np.uint8) for _ in range(2)]
-    return Trained(
+    return ExportSource(
         base=base,
         origin=BaseRecord("tiny", base.sha256),
         size_px=TINY_PX,
@@ -80,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
+def exported(trained: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
     """The bundle of a whole export, and the phases that it reported."""
     told: list[str] = []
     bundle = export_trained(
@@ -115,7 +116,7 @@ def test_the_manifest_tells_all(exported: tuple[Bundle, list[str]]) -> None:
     assert "calibrate 2/2 done" in told
 
 
-def test_prompt_states_are_diffusers(exported: tuple[Bundle, list[str]], trained: Trained) -> None:
+def test_prompt_states_are_diffusers(exported: tuple[Bundle, list[str]], trained: ExportSource) -> None:
     with quiet():
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(trained.base.folder, safety_checker=None)
         expected, negative = pipeline.encode_prompt(
@@ -126,7 +127,7 @@ def test_prompt_states_are_diffusers(exported: tuple[Bundle, list[str]], trained
     np.testing.assert_allclose(constants["prompts/negative"], negative[0].detach().numpy(), atol=1e-6)
 
 
-def test_the_bundle_agrees_with_torch(exported: tuple[Bundle, list[str]], trained: Trained) -> None:
+def test_the_bundle_agrees_with_torch(exported: tuple[Bundle, list[str]], trained: ExportSource) -> None:
     """The same Detector over torch and over ONNX Runtime: scores, maps and verdicts, batch of one included."""
     bundle, base = exported[0], trained.base
     rng = np.random.default_rng(1)
@@ -144,7 +145,7 @@ def test_the_bundle_agrees_with_torch(exported: tuple[Bundle, list[str]], traine
             detector_of(dataclasses.replace(bundle, manifest=other), onnx_networks)
 
 
-def test_the_unet_takes_any_batch(exported: tuple[Bundle, list[str]], trained: Trained) -> None:
+def test_the_unet_takes_any_batch(exported: tuple[Bundle, list[str]], trained: ExportSource) -> None:
     """diffusers branches at a batch of 64, and a batch of 1 is what torch.export likes to freeze."""
     spec = graph_specs(exported[0].manifest.sizes, 32)["unet"]
     session = open_session(exported[0].network_file("unet"), "cpu", 1, "unet")
@@ -155,7 +156,7 @@ def test_the_unet_takes_any_batch(exported: tuple[Bundle, list[str]], trained: T
 
 
 def test_exporting_says_nothing(
-    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    trained: ExportSource, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = NetworkSizes(TINY_PX, 4, 4, 64)
     spec = graph_specs(sizes, 32)["vae_decoder"]
@@ -212,7 +213,7 @@ def test_a_frozen_batch_is_found(tmp_path: Path) -> None:
         prove(half_spec(), module, tmp_path / "model.onnx")
 
 
-def test_nothing_is_left_of_an_export_that_fails(trained: Trained, tmp_path: Path) -> None:
+def test_nothing_is_left_of_an_export_that_fails(trained: ExportSource, tmp_path: Path) -> None:
     unet = Half(float("nan"))
     unet.config = trained.base.unet.config
     broken = dataclasses.replace(trained, base=dataclasses.replace(trained.base, unet=unet))

@@ -24,7 +24,8 @@ from anomalysd_edge.training.models.base import check_size, load_base
 from anomalysd_edge.training.prompt_tuning import context_states, initial_contexts
 from anomalysd_export.engines.lowering import LARGEST, lower
 from anomalysd_export.engines.ranges import examples, prove_half, wide_tensors
-from anomalysd_export.exporting import ExportSettings, Trained, export_trained
+from anomalysd_export.export_source import ExportSource
+from anomalysd_export.exporting import ExportSettings, export_trained
 from anomalysd_export.graphs import graph_specs
 from anomalysd_export.onnx_export import export_graph
 from anomalysd_export.static_graphs import EXTERNAL_BYTES
@@ -56,10 +57,10 @@ class SmallFeatures(nn.Module):
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Trained:
+def trained(tmp_path: Path) -> ExportSource:
     base = load_base(tiny_base(tmp_path / "base", vae="kl"))
     torch.manual_seed(0)
-    return Trained(
+    return ExportSource(
         base=base,
         origin=BaseRecord("tiny", base.sha256),
         size_px=TINY_PX,
@@ -73,7 +74,7 @@ def trained(tmp_path: Path) -> Trained:
 
 
 @pytest.mark.slow
-def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: Trained) -> None:
+def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: ExportSource) -> None:
     context = initial_contexts(trained.base, trained.specs, 2)["context/nut"].detach() + 0.3
     expected = context_states(trained.base, ["A perfect nut."], context[None])[0]
     told = dataclasses.replace(trained, contexts={"nut": context}, round_trip=True, few_steps=(0.4, 2))
@@ -108,7 +109,7 @@ def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: T
 
 
 @pytest.mark.slow
-def test_wrong_words_are_refused(tmp_path: Path, trained: Trained) -> None:
+def test_wrong_words_are_refused(tmp_path: Path, trained: ExportSource) -> None:
     with pytest.raises(SettingsError, match="the size is 50 px, expected a multiple of 8"):
         export_trained(trained, tmp_path / "bundle", presets=PRESETS, graphs=ExportSettings(size_px=50))
     for wrong in ({"batches": (0,)}, {"batches": (2, 2)}, {"precisions": ("fp32", "int8")}):

@@ -14,8 +14,8 @@ from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.fleet.capacity import (
     CALL_S,
     TIMES_FLOOR,
-    Gpu,
-    Wanted,
+    GpuSpec,
+    LineDemand,
     gpu_of,
     plan_boxes,
     plans,
@@ -89,19 +89,19 @@ def test_the_largest_use_meets_the_deadline_and_no_more() -> None:
 
 
 def test_boxes_are_counted() -> None:
-    wanted = Wanted(photos_s=10, deadline_s=1.0, steady=True, spare=1)
+    wanted = LineDemand(photos_s=10, deadline_s=1.0, steady=True, spare=1)
     plan = plan_boxes("belt", 0.5, "measured", wanted)
     assert plan.use == STEADY_USE
     assert plan.boxes == math.ceil(10 * 0.5 / STEADY_USE) + 1
     assert plan_boxes("slow", 2.0, "measured", wanted).boxes is None
-    random = plan_boxes("random", 0.1, "measured", Wanted(10, 1.0))
+    random = plan_boxes("random", 0.1, "measured", LineDemand(10, 1.0))
     assert random.boxes is not None
     assert random.latency_s is not None
     assert random.latency_s <= 1.0
     fewer = 10 * 0.1 / (random.boxes - 1) if random.boxes > 1 else 1.0
     assert fewer >= 1 or latency_quantile_s(0.1, 4, fewer, False) > 1.0
     with pytest.raises(SettingsError, match="expected numbers above 0"):
-        Wanted(0, 1.0)
+        LineDemand(0, 1.0)
 
 
 def test_a_photo_costs_its_samples_and_the_rest() -> None:
@@ -110,10 +110,10 @@ def test_a_photo_costs_its_samples_and_the_rest() -> None:
     assert cost.host_s == pytest.approx(0.06)
     assert cost.under({"unet": 40, "decode": 4}).seconds == pytest.approx(0.06 + 0.8 + 0.04)
     # By hand: 20 x 700 GFLOP at 70 TFLOP/s are 0.2 s, their bytes less; the decoder's 2 TFLOP 29 ms.
-    gpu = Gpu(tflops=70, gigabytes_s=1000)
+    gpu = GpuSpec(tflops=70, gigabytes_s=1000)
     assert cost.on_gpu(gpu, 1.0) == pytest.approx(0.06 + 0.2 + 2 / 70)
     assert cost.on_gpu(gpu, 3.0) == pytest.approx(0.06 + 0.6 + 6 / 70)
-    assert cost.on_gpu(Gpu(1e9, 1e9), 1.0) == pytest.approx(0.06 + 3 * CALL_S)
+    assert cost.on_gpu(GpuSpec(1e9, 1e9), 1.0) == pytest.approx(0.06 + 3 * CALL_S)
     with pytest.raises(InputError, match="were not counted"):
         read_bench(bench(networks=False), "bench.json")[0].on_gpu(gpu, 1.0)
     with pytest.raises(InputError, match=r"is no bench\.json"):
@@ -121,8 +121,8 @@ def test_a_photo_costs_its_samples_and_the_rest() -> None:
 
 
 def test_gpus_are_named_or_described() -> None:
-    assert gpu_of("L4") == ("l4", Gpu(121, 300))
-    assert gpu_of("mine=20:100") == ("mine", Gpu(20, 100))
+    assert gpu_of("L4") == ("l4", GpuSpec(121, 300))
+    assert gpu_of("mine=20:100") == ("mine", GpuSpec(20, 100))
     for wrong in ("l5", "mine=20", "mine=a:b", "mine=0:1"):
         with pytest.raises(SettingsError):
             gpu_of(wrong)
@@ -156,6 +156,6 @@ def test_the_command_says_what_is_measured_and_what_is_not(tmp_path: Path) -> No
 
 def test_a_row_shows_the_ends_of_an_estimate() -> None:
     (cost,) = read_bench(bench(), "bench.json")
-    rows = [table_row(entry) for entry in plans(cost, "here", ["l4"], Wanted(6, 4.0))]
+    rows = [table_row(entry) for entry in plans(cost, "here", ["l4"], LineDemand(6, 4.0))]
     assert rows[0][:3] == ("here", "measured", "500")
     assert rows[1][2].count("-") == 1

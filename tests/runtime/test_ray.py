@@ -17,11 +17,11 @@ import pytest
 from anomalysd_edge.errors import InputError, MissingExtra, SettingsError
 from anomalysd_edge.method.result import Evidence, Inspection
 from anomalysd_edge.vision.images import decode_rgb
-from anomalysd_runtime.distributed.journal import Journal, Kept
-from anomalysd_runtime.distributed.packing import pack, unpack
-from anomalysd_runtime.distributed.photos import list_photos, read_photo
+from anomalysd_runtime.distributed.journal import Journal, JournalEntry
 from anomalysd_runtime.distributed.ray_inspect import RaySettings
-from anomalysd_runtime.distributed.ray_serve import Replicas, check
+from anomalysd_runtime.distributed.ray_serve import ReplicaSettings, check
+from anomalysd_runtime.distributed.remote_photos import list_photos, read_photo
+from anomalysd_runtime.distributed.serialization import pack, unpack
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.settings import RecordSettings, ServeSettings, WebhookSettings
 from tests.support.command import ROOT, sd_edge
@@ -146,11 +146,11 @@ def test_an_inspection_travels_bit_for_bit(changes: dict[str, Any]) -> None:
 def test_a_journal_keeps_order_and_refuses_another_run(tmp_path: Path) -> None:
     file = tmp_path / "kept/journal.sqlite"
     with Journal(file, {"bundle": "a", "count": 3}) as journal:
-        journal.add([Kept(2, b"two", None), Kept(0, None, "broken")])
-        journal.add([Kept(1, b"one", None)])
+        journal.add([JournalEntry(2, b"two", None), JournalEntry(0, None, "broken")])
+        journal.add([JournalEntry(1, b"one", None)])
         assert journal.answered() == {1, 2}
     with Journal(file, {"count": 3, "bundle": "a"}) as journal:
-        journal.add([Kept(0, b"none", None)])
+        journal.add([JournalEntry(0, b"none", None)])
         assert [kept.answer for kept in journal] == [b"none", b"one", b"two"]
     with pytest.raises(InputError, match=r"another run \(bundle differ\)"):
         Journal(file, {"bundle": "b", "count": 3})
@@ -179,13 +179,13 @@ def test_photos_are_listed_anywhere(tmp_path: Path) -> None:
 
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     small_bundle(tmp_path / "line")
-    assert Replicas.parse("1-4", 0.5) == Replicas(1, 4, 0.5)
+    assert ReplicaSettings.parse("1-4", 0.5) == ReplicaSettings(1, 4, 0.5)
     for text in ("0", "4-1", "a", "1-"):
         if text == "1-":
-            assert Replicas.parse(text, 0) == Replicas(1, 1)
+            assert ReplicaSettings.parse(text, 0) == ReplicaSettings(1, 1)
             continue
         with pytest.raises(SettingsError):
-            Replicas.parse(text, 0)
+            ReplicaSettings.parse(text, 0)
     with pytest.raises(SettingsError):
         RaySettings(workers=0)
     record = RecordSettings(tmp_path / "record")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import numpy as np
 
 from anomalysd_edge.core.types import F32, I64
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 
 
-class FakeNetworks:
+class FakeNetworks(Networks):
     """Latents are block means; "repainting" pulls masked cells to the mean of the known ones; distance is |a-b|."""
 
     backend = "fake"
@@ -60,14 +58,3 @@ class FakeNetworks:
             [pooled.mean(axis=(3, 5)), pooled.std(axis=(3, 5)), np.ones((n, 1, h // 4, w // 4))], axis=1
         )
         return np.asarray(dense / np.linalg.norm(dense, axis=1, keepdims=True), dtype=np.float32)
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> FakeNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -103,7 +103,7 @@ class HostEngine:
         self.outputs = tuple(e.name for e in self.session.get_outputs())
         self.runs: list[int] = []
 
-    def use_room(self, address: int) -> None:
+    def use_workspace(self, address: int) -> None:
         assert address % 256 == 0
 
     def dtype(self, name: str) -> np.dtype[Any]:

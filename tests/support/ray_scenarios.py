@@ -21,8 +21,8 @@ import psutil
 from anomalysd_edge.bundle.reader import MANIFEST
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_runtime.distributed.journal import Journal
-from anomalysd_runtime.distributed.packing import unpack
-from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task, run_groups
+from anomalysd_runtime.distributed.ray_inspect import PhotoTask, RaySettings, RayTask, run_groups
+from anomalysd_runtime.distributed.serialization import unpack
 from anomalysd_runtime.server.settings import EngineSettings
 from tests.support.serving import open_slow
 
@@ -31,9 +31,9 @@ def photos(folder: Path) -> dict[str, Any]:
     """Two workers; one is killed when a third is done; one photo kills whoever judges it, one is no photo."""
     bundle = folder / "line"
     names = sorted(str(path) for path in (folder / "photos").iterdir())
-    listed = [Photo(number, name, "bottle") for number, name in enumerate(names)]
+    listed = [PhotoTask(number, name, "bottle") for number, name in enumerate(names)]
     groups = [listed[start : start + 4] for start in range(0, len(listed), 4)]
-    task = Task(bundle, sha256_file(bundle / MANIFEST), EngineSettings(threads=1), True, open_slow)
+    task = RayTask(bundle, sha256_file(bundle / MANIFEST), EngineSettings(threads=1), True, open_slow)
     counts: list[int] = []
     killed: list[int] = []
 

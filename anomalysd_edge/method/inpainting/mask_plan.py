@@ -88,7 +88,7 @@ def runs_of(count: int, networks: Networks) -> Iterator[slice]:
     Networks of any batch size get runs of nearly equal length. Those with a few static sizes get whole multiples of the
     largest that fits, since they cut a call into runs of their own: nearly equal parts would each be padded.
     """
-    sizes = [size for size in getattr(networks, "batch_sizes", ()) if size <= networks.max_batch]
+    sizes = [size for size in networks.batch_sizes if size <= networks.max_batch]
     if not sizes:
         yield from batches(count, networks.max_batch)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.errors import BackendError, NumericError, ShapeError
-from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 from anomalysd_edge.training.models.base import decode, encode_mode, latent_factor
 from anomalysd_edge.training.models.features import FEATURES_PX
 
 
-class TorchNetworks:
+class TorchNetworks(Networks):
     """The five networks of :class:`anomalysd_edge.method.networks.Networks` in torch: float32, eager, one device.
 
     Calls with more than `max_batch` rows are split into batches of that size; results agree up to rounding.
@@ -158,14 +157,6 @@ class TorchNetworks:
         torch.set_num_threads(self._threads_before)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def __enter__(self) -> TorchNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _rows(self, name: str, network: Callable[[Tensor], Tensor], array: F32) -> F32:
         with torch.no_grad():

@@ -234,12 +234,12 @@ def _cpu_ticks(pid: int) -> int | None:
 
 def _reason(code: int, result_file: Path, log: Path, network: str, job: dict[str, Any]) -> str:
     """Why a build failed, in one sentence."""
-    said = read_json(result_file)["error"] if result_file.is_file() else None
+    message = read_json(result_file)["error"] if result_file.is_file() else None
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.partition("]")[2].strip() for line in lines if line.startswith(("[E]", "[!]"))]
-    told = " ".join(errors) + " " + (said or "") + " " + "\n".join(lines[-5:])
+    output = " ".join(errors) + " " + (message or "") + " " + "\n".join(lines[-5:])
     what = f"the {job['kind']} engine of {network!r} at batch {', '.join(map(str, job['batches']))}"
-    memory = any(word in told.lower() for word in _MEMORY_WORDS)
+    memory = any(word in output.lower() for word in _MEMORY_WORDS)
     if code == -signal.SIGKILL or memory or (code < 0 and job["memory_limit_bytes"]):
         limit = job["memory_limit_bytes"]
         bound = f" (limit {limit / 2**20:.0f} MiB)" if limit else ""
@@ -249,7 +249,7 @@ def _reason(code: int, result_file: Path, log: Path, network: str, job: dict[str
         )
     if code < 0:
         return f"building {what} ended by signal {signal.Signals(-code).name}: nothing was written; update the library"
-    first = next(iter(errors), None) or said or (lines[-1] if lines else f"exit code {code}")
+    first = next(iter(errors), None) or message or (lines[-1] if lines else f"exit code {code}")
     return f"{what} could not be built: {first}"
 
 

@@ -1,17 +1,15 @@
-"""What the networks really see: inputs recorded while good photos are inspected, for the ranges of int8 and fp8."""
+"""The inputs that the networks get, recorded while good photos are inspected, for the ranges of int8 and fp8."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from anomalysd_edge.core.types import F32, I64, U8, Array
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.method.networks import ForwardingNetworks, InpaintJob, Networks, denoise, single_pass
 
 SAMPLES = 96
 """Samples kept of each network, spread evenly over all that passed."""
@@ -19,27 +17,24 @@ SAMPLES_A_RUN = 4
 """Samples in one run of the calibrator: it holds every range's tensor of a run in memory."""
 
 
-class Recorder:
-    """Networks that pass every call on and keep its inputs. The door's protocol; see anomalysd_edge.method.networks."""
+class Recorder(ForwardingNetworks):
+    """Networks that keep the inputs of every call of the wrapped ones, which stay the caller's."""
 
     def __init__(self, networks: Networks) -> None:
-        self.networks = networks
-        self.sizes: NetworkSizes = networks.sizes
-        self.backend = networks.backend
-        self.max_batch = networks.max_batch
+        super().__init__(networks)
         self.seen: dict[str, list[dict[str, Array]]] = {}
 
     def encode(self, images: F32) -> F32:
         self._keep("vae_encoder", len(images), lambda n: {"sample": images[n]})
-        return self.networks.encode(images)
+        return super().encode(images)
 
     def decode(self, latents: F32) -> F32:
         self._keep("vae_decoder", len(latents), lambda n: {"latent_sample": latents[n]})
-        return self.networks.decode(latents)
+        return super().decode(latents)
 
     def features(self, images: F32) -> F32:
         self._keep("features", len(images), lambda n: {"image": images[n]})
-        return self.networks.features(images)
+        return super().features(images)
 
     def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
         self._keep(
@@ -47,35 +42,28 @@ class Recorder:
             len(repaints),
             lambda n: {"references": references[reference_of[n]], "repaints": repaints[n]},
         )
-        return self.networks.distance(references, repaints, reference_of)
+        return super().distance(references, repaints, reference_of)
 
     def inpaint(self, job: InpaintJob) -> F32:
-        """Step by step, so that the latents before every UNet pass are seen at their own timestep."""
-        latents = job.start_latents
-        for step, timestep in enumerate(job.timesteps):
-            states = job.prompt_states[job.prompt_of]
+        """Step by step, so that the latents before every UNet pass are kept with their own timestep."""
+        states = job.prompt_states[job.prompt_of]
+
+        def keep_and_run(latents: F32, number: int) -> F32:
             sample = np.concatenate([latents, job.masks, job.masked_latents], axis=1)
-            feeds = {"sample": sample, "timestep": np.full(len(sample), timestep), "encoder_hidden_states": states}
-            self._keep("unet", len(sample), lambda n, feeds=feeds: {key: value[n] for key, value in feeds.items()})
-            if job.guidance_scale > 1 and job.negative_states is not None:
-                negative = {**feeds, "encoder_hidden_states": np.broadcast_to(job.negative_states, states.shape)}
-                self._keep("unet", len(sample), lambda n, feeds=negative: {k: v[n] for k, v in feeds.items()})
-            one = slice(step, step + 1)
-            latents = self.networks.inpaint(
-                replace(job, start_latents=latents, timesteps=job.timesteps[one], coefficients=job.coefficients[one])
-            )
-        return latents
+            for prompts in (states, job.negative_states if job.guidance_scale > 1 else None):
+                if prompts is not None:
+                    feeds = {
+                        "sample": sample,
+                        "timestep": np.full(len(sample), job.timesteps[number]),
+                        "encoder_hidden_states": np.broadcast_to(prompts, states.shape),
+                    }
+                    self._keep("unet", len(sample), lambda n, feeds=feeds: {k: v[n] for k, v in feeds.items()})
+            return self.networks.inpaint(single_pass(job, latents, number))
+
+        return denoise(job, keep_and_run)
 
     def close(self) -> None:
-        """Nothing: the recorded networks belong to the caller."""
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """Nothing: the wrapped networks belong to the caller."""
 
     def _keep(self, name: str, count: int, take: Any) -> None:
         self.seen.setdefault(name, []).extend(

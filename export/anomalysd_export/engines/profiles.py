@@ -30,7 +30,7 @@ class Profiles:
     weights_bytes: int
     """Of all engines together."""
     activations_bytes: int
-    """The largest over networks and profiles: networks run one after another and share the room."""
+    """The largest over networks and profiles: networks run one after another and share the memory."""
     dropped: tuple[str, ...] = ()
     """Sizes that did not fit the budget, in words."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.static_batches import references_of
-from anomalysd_runtime.tensorrt.library import Library, load_library, tell_polygraphy
+from anomalysd_runtime.tensorrt.library import Library, load_library, select_polygraphy_library
 
 
 def main(job_file: Path) -> int:
@@ -22,7 +22,7 @@ def main(job_file: Path) -> int:
     job = read_json(job_file)
     if job["memory_limit_bytes"]:
         resource.setrlimit(resource.RLIMIT_DATA, (job["memory_limit_bytes"],) * 2)
-    tell_polygraphy(job["kind"])
+    select_polygraphy_library(job["kind"])
     began = time.monotonic()
     result: dict[str, Any] = {"error": None}
     try:

@@ -24,8 +24,8 @@ CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, answer BLOB, err
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What came of one photo."""
+class JournalEntry:
+    """The outcome of one photo."""
 
     number: int
     """Its place in the order of the photos."""
@@ -78,7 +78,7 @@ class Journal:
         with self._plainly():
             return {row[0] for row in self._db.execute("SELECT number FROM answers WHERE error IS NULL")}
 
-    def add(self, found: Iterable[Kept]) -> None:
+    def add(self, found: Iterable[JournalEntry]) -> None:
         """Keep these; on the disk when the call returns."""
         rows = [(kept.number, kept.answer, kept.error) for kept in found]
         with self._plainly():
@@ -86,11 +86,11 @@ class Journal:
             self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
             self._db.execute("COMMIT")
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[JournalEntry]:
         """Everything, in the order of the photos; one answer in memory at a time."""
         with self._plainly():
             for row in self._db.execute("SELECT number, answer, error FROM answers ORDER BY number"):
-                yield Kept(*row)
+                yield JournalEntry(*row)
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:

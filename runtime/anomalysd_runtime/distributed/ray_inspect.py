@@ -2,7 +2,8 @@
 
 A score is the one of a single machine to the last bit because a group is: the same photos, in the same order, share
 their batches. Where an actor or its machine is lost, Ray gives its group to another one. Where a photo kills the
-process that runs the networks, its group is judged photo by photo, and the culprit alone has an error, no score.
+process that runs the networks, its group is inspected photo by photo, and only the photo at fault has an error in place
+of a score.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.errors import BackendError, BundleError, ImageError, SDEdgeError, SettingsError
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.reports import inspection
-from anomalysd_runtime.distributed.journal import Journal, Kept
-from anomalysd_runtime.distributed.packing import pack
-from anomalysd_runtime.distributed.photos import read_photo
+from anomalysd_runtime.distributed.journal import Journal, JournalEntry
 from anomalysd_runtime.distributed.ray_start import ray_running
+from anomalysd_runtime.distributed.remote_photos import read_photo
+from anomalysd_runtime.distributed.serialization import pack
 from anomalysd_runtime.server.inference.worker import Opener, Worker, WorkerLost, open_bundle
 from anomalysd_runtime.server.settings import EngineSettings
 
@@ -54,7 +55,7 @@ class RaySettings:
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoTask:
     """One photo of a run."""
 
     number: int
@@ -62,12 +63,12 @@ class Photo:
     place: str
     """Path or URL, the same on every machine."""
     class_name: str
-    """What it is judged as."""
+    """Class to inspect it as."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every worker is told."""
+class RayTask:
+    """What every worker needs to know of a run."""
 
     bundle: Path
     """Its folder, the same on every machine."""
@@ -83,8 +84,8 @@ class Task:
 class Inspector:
     """The actor: a group a call. Networks run in a process of its own, so that a photo that kills it costs itself."""
 
-    def __init__(self, task: Task) -> None:
-        """Check and open the bundle. What is wrong is told by every call: Ray would try a failed start again."""
+    def __init__(self, task: RayTask) -> None:
+        """Check and open the bundle. An error is returned by every call: Ray would try a failed start again."""
         self._task = task
         self._worker = Worker(task.engine, task.opener)
         self._refusal = ""
@@ -98,7 +99,7 @@ class Inspector:
         """Rows of a group each (`photos`: JSON) -> rows of a photo each: number, answer (bytes), error, refusal."""
         rows: list[tuple[int, bytes, str]] = []
         for text in batch["photos"]:
-            photos = [Photo(**entry) for entry in json.loads(str(text))]
+            photos = [PhotoTask(**entry) for entry in json.loads(str(text))]
             found: list[Inspection | str] = [self._refusal] * len(photos)
             if not self._refusal:
                 found = self._read_and_judge(photos)
@@ -118,12 +119,12 @@ class Inspector:
         self._worker.start()
         self._worker.open(KEY, self._task.bundle)
 
-    def _bytes(self, answer: Inspection, photo: Photo) -> bytes:
+    def _bytes(self, answer: Inspection, photo: PhotoTask) -> bytes:
         if self._task.whole:
             return pack(answer)
         return json.dumps(inspection.inspection_json(answer, photo.place), allow_nan=False).encode()
 
-    def _read_and_judge(self, photos: Sequence[Photo]) -> list[Inspection | str]:
+    def _read_and_judge(self, photos: Sequence[PhotoTask]) -> list[Inspection | str]:
         read: list[Any] = []
         for photo in photos:
             try:
@@ -137,7 +138,7 @@ class Inspector:
         return read
 
     def _judge(self, photos: Sequence[U8], names: Sequence[str]) -> list[Inspection | str]:
-        """A group's answers; one whose process died is judged photo by photo: only the culprit has none."""
+        """A group's answers; one whose process died is judged photo by photo: only the photo at fault has none."""
         if not photos:
             return []
         try:
@@ -150,7 +151,7 @@ class Inspector:
         return [self._judge([photo], [name])[0] for photo, name in zip(photos, names, strict=True)]
 
 
-def _check_bundle(task: Task) -> None:
+def _check_bundle(task: RayTask) -> None:
     """Raise BundleError where this machine's bundle is another one, damaged, or not signed as it should be."""
     found = sha256_file(task.bundle / MANIFEST)
     if found != task.bundle_id:
@@ -162,7 +163,11 @@ def _check_bundle(task: Task) -> None:
 
 
 def run_groups(
-    task: Task, groups: Sequence[Sequence[Photo]], settings: RaySettings, journal: Journal, progress: Progress
+    task: RayTask,
+    groups: Sequence[Sequence[PhotoTask]],
+    settings: RaySettings,
+    journal: Journal,
+    progress: Progress,
 ) -> None:
     """Judge what the journal lacks and keep it there. Afterwards every photo has an answer or an error.
 
@@ -170,25 +175,27 @@ def run_groups(
     """
     done = journal.answered()
     total = sum(len(group) for group in groups)
-    # A group that is half done (photos with an error) is judged whole again: its company makes the score.
+    # A group that is half done (photos with an error) is judged whole again: a score depends on the whole group.
     left = [group for group in groups if any(photo.number not in done for photo in group)]
     if not left:
         return
     threads = task.engine.threads or 1
-    told = len(done - {photo.number for group in left for photo in group})
+    finished = len(done - {photo.number for group in left for photo in group})
     with ray_running(settings.address, settings.workers * threads) as ray:
         try:
             for found in _answers(task, left, settings):
                 journal.add(found)
-                told += len(found)
-                progress("inspect", told, total, f"{settings.workers} workers")
+                finished += len(found)
+                progress("inspect", finished, total, f"{settings.workers} workers")
         except ray.exceptions.RayError as error:
             said = [line for line in str(error).strip().splitlines() if line.strip()]
             last = said[-1].strip() if said else type(error).__name__
             raise BackendError(f"Ray gave up ({last}); look at its logs in /tmp/ray") from error
 
 
-def _answers(task: Task, groups: Sequence[Sequence[Photo]], settings: RaySettings) -> Iterator[list[Kept]]:
+def _answers(
+    task: RayTask, groups: Sequence[Sequence[PhotoTask]], settings: RaySettings
+) -> Iterator[list[JournalEntry]]:
     """What came of the groups, a group at a time, in whatever order they end."""
     from ray import data
 
@@ -211,6 +218,6 @@ def _answers(task: Task, groups: Sequence[Sequence[Photo]], settings: RaySetting
         if batch["refused"].any():
             raise BackendError(f"a worker cannot judge {batch['error'][0]}")
         yield [
-            Kept(int(number), None if error else bytes(answer), str(error) or None)
+            JournalEntry(int(number), None if error else bytes(answer), str(error) or None)
             for number, answer, error in zip(batch["number"], batch["answer"], batch["error"], strict=True)
         ]

@@ -26,11 +26,11 @@ from anomalysd_runtime.server.settings import ServeSettings
 log = logging.getLogger("sd-edge")
 APP = "sd-edge"
 STOP_S = 35.0
-"""Ray's patience with a replica that finishes what it took; a little more than the box's own."""
+"""Seconds that Ray waits for a replica to finish its photos; a little more than the box's own limit."""
 
 
 @dataclass(frozen=True)
-class Replicas:
+class ReplicaSettings:
     """How many boxes, and what each claims of the cluster."""
 
     least: int = 2
@@ -47,7 +47,7 @@ class Replicas:
             )
 
     @classmethod
-    def parse(cls, text: str, gpus: float) -> Replicas:
+    def parse(cls, text: str, gpus: float) -> ReplicaSettings:
         """'2', or '1-4' for scaling. Raises SettingsError."""
         least, _, most = text.partition("-")
         if not least.isdigit() or not (most or least).isdigit():
@@ -72,7 +72,7 @@ class Replica:
                 raise BundleError(f"{path} on {os.uname().nodename} is {found}, expected {versions[path.name]}")
         self.service = Service(settings, opener)
         self.service.start()
-        _Front.app = make_app(self.service, settings.host)
+        _ReplicaApp.app = make_app(self.service, settings.host)
 
     def check_health(self) -> None:
         """Raise where this replica cannot judge any more: Ray then makes another one."""
@@ -80,14 +80,14 @@ class Replica:
             raise BackendError(self.service.engine.state.lost)
 
     def __del__(self) -> None:
-        """Ray's goodbye: what was taken is finished first."""
+        """Called when Ray ends the replica: accepted photos are finished first."""
         service = getattr(self, "service", None)
         if service is not None:
             service.finish(service.settings.stop_s)
             service.stop()
 
 
-class _Front:
+class _ReplicaApp:
     """The ASGI application of this process, once its Replica is made; it holds back what would reach one replica."""
 
     app: Any = None
@@ -105,7 +105,7 @@ class _Front:
             await send({"type": "http.response.start", "status": 501, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
-        await _Front.app(scope, receive, send)
+        await _ReplicaApp.app(scope, receive, send)
 
 
 def _changes_one_replica(path: str) -> bool:
@@ -114,7 +114,7 @@ def _changes_one_replica(path: str) -> bool:
 
 def application() -> Any:
     """What ingress calls in the replica, after the Replica was made."""
-    return _Front()
+    return _ReplicaApp()
 
 
 def check(settings: ServeSettings) -> None:
@@ -128,7 +128,7 @@ def check(settings: ServeSettings) -> None:
         raise SettingsError(f"{', '.join(asked)} cannot go with --ray: they belong to one box, or to a proxy in front")
 
 
-def deploy(serve: Any, settings: ServeSettings, replicas: Replicas, opener: Opener = open_bundle) -> None:
+def deploy(serve: Any, settings: ServeSettings, replicas: ReplicaSettings, opener: Opener = open_bundle) -> None:
     """Put the boxes up, or replace those of another bundle one by one; they are warm when the call returns."""
     engine = settings.engine
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
@@ -161,7 +161,9 @@ def deploy(serve: Any, settings: ServeSettings, replicas: Replicas, opener: Open
     serve.run(made.bind(settings, opener, versions), name=APP, route_prefix="/")
 
 
-def serve_on_ray(address: str, settings: ServeSettings, replicas: Replicas, opener: Opener = open_bundle) -> None:
+def serve_on_ray(
+    address: str, settings: ServeSettings, replicas: ReplicaSettings, opener: Opener = open_bundle
+) -> None:
     """`sd-edge serve --ray`. 'local': until SIGTERM or Ctrl-C; on a cluster the boxes stay when the call returns."""
     check(settings)
     cpus = replicas.most * (settings.engine.threads or 1)

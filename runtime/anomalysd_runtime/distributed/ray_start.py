@@ -12,14 +12,14 @@ from typing import Any
 from anomalysd_edge.errors import BackendError, SettingsError, missing_extra
 
 LOCAL = "local"
-KNOCK_S = 10.0
+CONNECT_S = 10.0
 STORE_BYTES = 512 << 20
 """Ray's shared memory where we start it ourselves: groups of photos are small, and its default takes 30 % of all."""
 
 
 def import_ray() -> Any:
     """The module. Raises MissingExtra."""
-    # A box in a factory tells nobody what it does.
+    # A box in a factory reports to nobody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than its 30 s
@@ -31,11 +31,11 @@ def import_ray() -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
+def _check_port(address: str) -> None:
     """Raise OSError where nobody listens: Ray itself tries again for minutes. 'auto' and names are left to Ray."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def ray_running(address: str, cpus: int) -> Iterator[Any]:
         if address == LOCAL:
             ray.init(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, address=LOCAL, **quiet)
         else:
-            _knock(address)
+            _check_port(address)
             ray.init(address=address, **quiet)
     except Exception as error:  # a start that takes too long is a bare Exception of Ray's
         where = "on this machine" if address == LOCAL else f"at {address}"

@@ -46,7 +46,7 @@ def read_without_graphs(path: Path) -> Bundle:
 
 
 class TritonPythonModel:
-    """What Triton looks for in model.py."""
+    """The class that Triton looks for in model.py."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read manifest and constants. The networks are first called by a request: Triton allows it only there."""
@@ -54,13 +54,15 @@ class TritonPythonModel:
 
         self._pb = pb_utils
         config = json.loads(args["model_config"])
-        told = {key: entry["string_value"] for key, entry in config["parameters"].items()}
-        self._names = told["networks"]
+        parameters = {key: entry["string_value"] for key, entry in config["parameters"].items()}
+        self._names = parameters["networks"]
         self._group = int(config["max_batch_size"])
         bundle = read_without_graphs(Path(args["model_repository"]) / "bundle")
         width = bundle.constants[NEGATIVE_PROMPT].shape[-1]
-        networks = TritonNetworks(self._call, bundle.manifest.sizes, width, int(told["max_batch"]), told["backend"])
-        self._detector = detector_of(bundle, networks, told["preset"])
+        networks = TritonNetworks(
+            self._call, bundle.manifest.sizes, width, int(parameters["max_batch"]), parameters["backend"]
+        )
+        self._detector = detector_of(bundle, networks, parameters["preset"])
         self._detector.group = self._group
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -70,13 +72,13 @@ class TritonPythonModel:
         spans: list[tuple[int, int] | str] = []
         for request in requests:
             try:
-                read, told = self._read(request)
+                read, classes = self._read(request)
             except SDEdgeError as error:
                 spans.append(str(error))
                 continue
             spans.append((len(photos), len(photos) + len(read)))
             photos += read
-            names += told
+            names += classes
         found: list[Inspection | str] = []
         for start in range(0, len(photos), self._group):
             part = slice(start, start + self._group)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.threads import cores
-from anomalysd_edge.core.types import F32, I64
+from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
 from anomalysd_edge.method.inpainting.mask_plan import batches
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
@@ -19,15 +18,14 @@ from anomalysd_runtime.onnx.sessions import (
     PROVIDERS,
     check_device,
     check_one_onnxruntime,
+    empty_on,
     open_session,
-    put,
-    room,
     run,
     run_bound,
+    to_device,
 )
 from anomalysd_runtime.onnx.step_graph import step_graph
-from anomalysd_runtime.static_batches import PIXELS_A_CALL
-from anomalysd_runtime.validation import PROMPT_TOKENS, check_array, check_index, check_job, finite
+from anomalysd_runtime.validation import PROMPT_TOKENS, CheckedNetworks, Feeds, check_job, finite, largest_batch
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "unet": ("sample", "timestep", "encoder_hidden_states"),
@@ -39,8 +37,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
 """The names that every bundle's graphs use."""
 
 
-class OnnxNetworks:
-    """Networks (see anomalysd_edge.networks) from ONNX files; a context manager.
+class OnnxNetworks(CheckedNetworks):
+    """Networks from ONNX files; a context manager.
 
     Results do not depend on `max_batch` beyond float rounding. Methods may be called from several threads: every call
     has its own buffers; on one GPU the calls queue up. close() must not run while another thread is in a call.
@@ -76,7 +74,6 @@ class OnnxNetworks:
         self._prompt_width = int(self._session("unet").get_inputs()[2].shape[2])
         kinds = [(guided, back) for guided in (False, True) for back in (False, True)]
         self._steps = {kind: open_session(step_graph(*kind), device, 1, "step") for kind in kinds}
-        self._image_batch = max(1, min(max_batch, PIXELS_A_CALL // sizes.size_px**2))
 
     @classmethod
     def of_bundle(
@@ -93,42 +90,6 @@ class OnnxNetworks:
         if precision != "fp32":
             opened.backend += f" {precision}"
         return opened
-
-    def encode(self, images: F32) -> F32:
-        """(N,3,H,W) float32 in [-1,1] -> (N,C,h,w) float32 scaled latents."""
-        check_array("images", images, (None, 3, self.sizes.size_px, self.sizes.size_px))
-        return self._batched("vae_encoder", len(images), self._image_batch, lambda part: {"sample": images[part]})
-
-    def decode(self, latents: F32) -> F32:
-        """(N,C,h,w) float32 scaled latents -> (N,3,H,W) float32 in [-1,1]."""
-        side = self.sizes.latent_side
-        check_array("latents", latents, (None, self.sizes.latent_channels, side, side))
-        return self._batched(
-            "vae_decoder", len(latents), self._image_batch, lambda part: {"latent_sample": latents[part]}
-        )
-
-    def features(self, images: F32) -> F32:
-        """(N,3,F,F) float32 in [-1,1] -> (N,D,f,f) float32, unit length along D."""
-        self._session("features")
-        check_array("images", images, (None, 3, self.sizes.features_px, self.sizes.features_px))
-        batch = max(1, min(self.max_batch, PIXELS_A_CALL // self.sizes.features_px**2))
-        return self._batched("features", len(images), batch, lambda part: {"image": images[part]})
-
-    def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
-        """(M,3,H,W), (N,3,H,W) float32 and (N,) int64 -> (N,H,W) float32.
-
-        A reference's features are computed once in every chunk of repaints that compares with it.
-        """
-        size = self.sizes.size_px
-        check_array("references", references, (None, 3, size, size))
-        check_array("repaints", repaints, (None, 3, size, size))
-        check_index("reference_of", reference_of, len(references), len(repaints))
-
-        def feeds(part: slice) -> dict[str, Any]:
-            used, index = np.unique(reference_of[part], return_inverse=True)
-            return {"references": references[used], "repaints": repaints[part], "reference_of": index.astype(np.int64)}
-
-        return self._batched("perceptual", len(repaints), self._image_batch, feeds)
 
     def inpaint(self, job: InpaintJob) -> F32:
         """Run the loop of `job`: (N,C,h,w) float32 scaled latents at t = 0.
@@ -148,14 +109,6 @@ class OnnxNetworks:
         self._sessions.clear()
         self._steps.clear()
 
-    def __enter__(self) -> OnnxNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
             if not self._sessions:
@@ -165,13 +118,16 @@ class OnnxNetworks:
             )
         return self._sessions[name]
 
-    def _batched(self, name: str, n: int, batch: int, feeds: Callable[[slice], dict[str, Any]]) -> F32:
-        session = self._session(name)
+    def require(self, network: str) -> None:
+        self._session(network)
+
+    def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:
+        session = self._session(network)
         parts = []
-        for part in batches(n, batch):
+        for part in batches(count, largest_batch(self.max_batch, side)):
             arrays = {key: np.ascontiguousarray(value) for key, value in feeds(part).items()}
-            parts.append(run(session, arrays, name))
-        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), name, self.backend)
+            parts.append(run(session, arrays, network))
+        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), network, self.backend)
 
     def _inpaint_chunk(self, job: InpaintJob, part: slice, guided: bool) -> F32:
         """The loop over one chunk. Buffers live on the device; between UNet passes only two scalars travel there."""
@@ -186,26 +142,28 @@ class OnnxNetworks:
             sample = np.concatenate([sample, sample])
             states = np.concatenate([np.broadcast_to(job.negative_states, states.shape), states])
         passes = len(sample)
-        latents, following = put(device, start), room(device, start.shape)
-        samples, out = put(device, sample), room(device, (passes, *start.shape[1:]))
-        fixed = {"encoder_hidden_states": put(device, states)}
-        known = {"condition": put(device, condition)}
+        latents, following = to_device(device, start), empty_on(device, start.shape)
+        samples, out = to_device(device, sample), empty_on(device, (passes, *start.shape[1:]))
+        fixed = {"encoder_hidden_states": to_device(device, states)}
+        known = {"condition": to_device(device, condition)}
         if guided:
-            known["guidance"] = put(device, np.array([job.guidance_scale], np.float32))
-        before, after = (put(device, np.zeros_like(start)), room(device, start.shape)) if looks_back else (None, None)
+            known["guidance"] = to_device(device, np.array([job.guidance_scale], np.float32))
+        before, after = (
+            (to_device(device, np.zeros_like(start)), empty_on(device, start.shape)) if looks_back else (None, None)
+        )
         for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
-            times = put(device, np.full(passes, timestep, np.int64))
+            times = to_device(device, np.full(passes, timestep, np.int64))
             run_bound(unet, {"sample": samples, "timestep": times, **fixed}, {"out_sample": out}, "unet")
             inputs = {
                 "latents": latents,
                 "out_sample": out,
-                "c0": put(device, c0[None]),
-                "c1": put(device, c1[None]),
+                "c0": to_device(device, c0[None]),
+                "c1": to_device(device, c1[None]),
                 **known,
             }
             outputs = {"next_latents": following, "sample": samples}
             if job.history is not None:
-                factors = {f"h{i}": put(device, job.history[number, i : i + 1]) for i in range(3)}
+                factors = {f"h{i}": to_device(device, job.history[number, i : i + 1]) for i in range(3)}
                 inputs |= {"previous": before, **factors}
                 outputs["next_previous"] = after
             run_bound(step, inputs, outputs, "step")

@@ -108,12 +108,12 @@ def _providers(device: str) -> list[Any]:
     return [(PROVIDERS["cuda"], settings), PROVIDERS["cpu"]]
 
 
-def put(device: str, array: Any) -> Any:
+def to_device(device: str, array: Any) -> Any:
     """A numpy array as an OrtValue on `device`."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), _place(device), 0)
 
 
-def room(device: str, shape: tuple[int, ...]) -> Any:
+def empty_on(device: str, shape: tuple[int, ...]) -> Any:
     """An unfilled float32 OrtValue on `device`."""
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, _place(device), 0)
 

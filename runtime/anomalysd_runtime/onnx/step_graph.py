@@ -1,7 +1,7 @@
 """One denoising step as an ONNX graph of a few nodes, so that latents stay on the device between UNet passes.
 
 ONNX Runtime can only compute inside a graph, and exporting this one would tie a bundle to it; it is 300 bytes, so it is
-written here (onnx_bytes.py).
+written here (graph_bytes.py).
 """
 
 from __future__ import annotations

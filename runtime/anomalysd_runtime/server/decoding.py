@@ -1,4 +1,4 @@
-"""From bytes that anybody may have sent to a photo, or a sentence that says why not."""
+"""Untrusted bytes to a photo, or an error that says what is wrong with them."""
 
 from __future__ import annotations
 

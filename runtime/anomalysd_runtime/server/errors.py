@@ -1,4 +1,4 @@
-"""The ways in which a request gets no verdict, each with the HTTP status that says why."""
+"""The errors of a request, each with its HTTP status."""
 
 from __future__ import annotations
 

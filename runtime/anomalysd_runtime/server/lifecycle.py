@@ -1,4 +1,4 @@
-"""`sd-edge serve`: build the box, open the doors, stop in order."""
+"""`sd-edge serve` and `watch`: build the box, start its interfaces, stop in order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("sd-edge")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but SIGTERM first stops the intake: what was taken is finished, then the connections close."""
+    """uvicorn's, but SIGTERM first stops accepting photos: accepted ones are finished, then the connections close."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -66,25 +66,25 @@ def protocol_with_head_timeout(seconds: float) -> type[H11Protocol]:
 
 
 def connect(service: Service) -> list[Any]:
-    """The doors that the settings ask for beside HTTP; each has start() and stop()."""
-    doors: list[Any] = []
+    """The connectors that the settings name beside HTTP; each has start() and stop()."""
+    connectors: list[Any] = []
     settings = service.settings
-    if settings.webhook is not None and service.record is not None:
+    if settings.webhook is not None and service.store is not None:
         from anomalysd_runtime.server.connectors.webhook import Webhook
 
-        webhook = Webhook(service.record, settings.webhook)
+        webhook = Webhook(service.store, settings.webhook)
         service.publish = webhook.wants
-        service.listeners.append(webhook.heard)
+        service.listeners.append(webhook.on_verdict)
         service.metrics.outbox.set_function(webhook.waiting)
-        doors.append(webhook)
+        connectors.append(webhook)
     if settings.mqtt is not None:
-        from anomalysd_runtime.server.connectors.mqtt import MqttDoor
+        from anomalysd_runtime.server.connectors.mqtt import MqttConnector
 
-        mqtt = MqttDoor(service, settings.mqtt)
-        service.listeners.append(mqtt.heard)
+        mqtt = MqttConnector(service, settings.mqtt)
+        service.listeners.append(mqtt.on_verdict)
         service.metrics.mqtt.set_function(mqtt.connected.is_set)
-        doors.append(mqtt)
-    return doors
+        connectors.append(mqtt)
+    return connectors
 
 
 def serve(settings: ServeSettings, opener: Opener = open_bundle) -> None:
@@ -133,34 +133,34 @@ def config_of(service: Service) -> uvicorn.Config:
 
 
 async def run(service: Service, server: Server, listening: socket.socket, where: str) -> None:
-    """The doors open at once, so that health can say 'starting'; the bundles are opened in a thread meanwhile."""
-    beside = connect(service)
+    """HTTP is served at once, so that health can say 'starting'; the bundles are opened in a thread meanwhile."""
+    connectors = connect(service)
     started: list[Any] = []
-    doors = asyncio.ensure_future(server.serve(sockets=[listening]))
+    http = asyncio.ensure_future(server.serve(sockets=[listening]))
     start = asyncio.ensure_future(asyncio.to_thread(service.start))
     log.info("listening on %s", where)
     try:
-        done, _ = await asyncio.wait({doors, start}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({http, start}, return_when=asyncio.FIRST_COMPLETED)
         if start in done:
             start.result()
-            for door in beside:
-                door.start()
-                started.append(door)
+            for connector in connectors:
+                connector.start()
+                started.append(connector)
             log.info("ready: %s", ", ".join(service.bundles.names()))
-        await doors
+        await http
     finally:
         server.should_exit = True
-        await asyncio.wait({doors, start})
+        await asyncio.wait({http, start})
         if start.exception() is None:
             log.info("stopping: what was taken is finished first")
             await asyncio.to_thread(service.finish, service.settings.stop_s)
-        for door in started:
-            await asyncio.to_thread(door.stop)
+        for connector in started:
+            await asyncio.to_thread(connector.stop)
         await asyncio.to_thread(service.stop)
 
 
 def bind(settings: ServeSettings) -> socket.socket:
-    """A socket on the asked-for address. Raises SettingsError."""
+    """A socket on the requested address. Raises SettingsError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,7 +33,7 @@ class Metrics:
         self.mqtt = Gauge("sd_edge_mqtt_connected", "Whether triggers of a broker arrive", registry=own)
         self.outbox = Gauge("sd_edge_webhook_outbox", "Webhook calls that are not delivered yet", registry=own)
 
-    def told(self, verdict: Verdict, seconds: float) -> None:
+    def count_verdict(self, verdict: Verdict, seconds: float) -> None:
         """Count a verdict."""
         self.verdicts.labels(verdict.bundle, verdict.class_name, verdict.verdict).inc()
         self.requests.labels(verdict.source, "200").inc()
@@ -41,7 +41,7 @@ class Metrics:
         for stage, ms in verdict.timings_ms.items():
             self.stages.labels(stage.removesuffix("_ms")).observe(ms / 1e3)
 
-    def refused(self, source: str, status: int) -> None:
+    def count_rejected(self, source: str, status: int) -> None:
         """Count a photo that got no verdict."""
         self.requests.labels(source, str(status)).inc()
 

@@ -1,4 +1,4 @@
-"""What an inspection box is told when it starts: frozen, with a sentence under each field."""
+"""The settings of an inspection box, frozen when it starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EngineSettings(OpenOptions):
     group: int = 4
     """Photos that share their UNet batches; a waiting photo joins when the running group is done."""
     gather_ms: float = 4.0
-    """How long an idle worker waits for company after the first photo of a group arrived."""
+    """How long an idle worker waits for others after the first photo of a group arrived."""
     queue: int = 64
     """Photos that may wait; one more is answered 503 with Retry-After."""
     queue_bytes: int = 1024 * MEGA
@@ -61,10 +61,10 @@ class RecordSettings:
 
 @dataclass(frozen=True)
 class SecuritySettings:
-    """Who may ask, and how much."""
+    """Authentication and limits of requests."""
 
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
-    """Name -> secret of those who may ask; empty = nobody is asked for a token (loopback only)."""
+    """Name -> secret of the clients; empty = no token is required (loopback only)."""
     hosts: tuple[str, ...] = ()
     """Host names beyond the bound address under which the box may be addressed; against DNS rebinding."""
     max_body_bytes: int = 64 * MEGA
@@ -87,14 +87,14 @@ class SecuritySettings:
 
 @dataclass(frozen=True)
 class MqttSettings:
-    """A broker that triggers inspections and is told of verdicts."""
+    """An MQTT broker: triggers come from it, verdicts are published to it."""
 
     host: str
     """Its address."""
     port: int = 1883
     """Its port."""
     user: str | None = None
-    """User name, if it asks for one."""
+    """User name, if it requires one."""
     password: str | None = field(default=None, repr=False)
     """Its password."""
     ca: Path | None = None
@@ -107,7 +107,7 @@ class MqttSettings:
 
 @dataclass(frozen=True)
 class WebhookSettings:
-    """A URL that is told of verdicts."""
+    """A URL that verdicts are posted to."""
 
     url: str
     """http or https."""
@@ -123,7 +123,7 @@ class WebhookSettings:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Everything `sd-edge serve` was told."""
+    """All settings of `sd-edge serve`."""
 
     bundles: tuple[Path, ...]
     """Bundle folders; a bundle's name is its folder's."""

@@ -1,11 +1,11 @@
-"""A verdict as it is answered, recorded and published: one shape for HTTP, page, folders, MQTT and webhooks."""
+"""A verdict as it is returned, recorded and published: one layout for HTTP, page, folders, MQTT and webhooks."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -22,66 +22,61 @@ SCHEMA = "sd-edge.verdict.1"
 OUTPUTS = ("map", "heat", "overlay", "repaint", "evidence", "mask")
 """Pictures that a client may ask for."""
 MAX_REGIONS = 50
+Correction = Literal["ok", "ng"]
+"""An operator's correction of a verdict."""
+
+
+def _about(description: str, json_name: str | None = None, unique: bool = False, check: str = "") -> dict[str, Any]:
+    """What the JSON answer and the SQL table say of a field beyond its name and type."""
+    return {"description": description, "json_name": json_name, "unique": unique, "check": check}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that is known of one inspected photo, in plain values."""
+    """Everything that is known of one inspected photo, in plain values.
 
-    uid: str
-    """32 hexadecimal digits, made by this box."""
-    at: float
-    """UTC, seconds since 1970."""
-    source: str
-    """http, v2, watch or mqtt."""
-    client: str
-    """Who asked, as far as it is known."""
-    photo: str
-    """What the client calls the photo."""
-    photo_sha256: str
-    """Of the bytes that came."""
-    width_px: int
-    """Of the photo."""
-    height_px: int
-    """Of the photo."""
-    bundle: str
-    """Name of the bundle."""
-    bundle_id: str
-    """Digest of its manifest."""
-    preset: str
-    """Inspection preset."""
-    settings: dict[str, Any]
-    """The preset's settings."""
-    class_name: str
-    """Judged as."""
-    pred_score: float
-    """Larger is more anomalous."""
-    threshold: float | None
-    """What the score was held against."""
-    pred_label: int | None
-    """1 anomalous, 0 good, None without a threshold."""
-    verdict: str
-    """anomalous, good or unknown."""
-    scores: dict[str, float]
-    """Image score of each map."""
-    regions: list[dict[str, Any]]
-    """Connected parts of pred_mask in the photo's pixels: box_px [x0,y0,x1,y1], area_px, peak."""
-    evidence: dict[str, Any]
-    """The mask that raised the alarm."""
-    mode: str
-    """Plan, scales, lambda, passes in words."""
-    backend: str
-    """What ran the networks."""
-    timings_ms: dict[str, float]
-    """By stage, and waited_ms, group_ms."""
-    group: int = 1
-    """Photos in its group."""
-    request_key: str | None = None
-    """The client's name for the request: asked twice, judged once."""
-    correction: str | None = None
-    """What an operator said: ok or ng."""
-    schema: str = SCHEMA
-    """Version of this layout."""
+    The one definition of a verdict: the table of the record and the schema of the HTTP answer are derived from it.
+    """
+
+    uid: str = field(metadata=_about("32 hexadecimal digits, made by this box.", unique=True))
+    at: float = field(metadata=_about("UTC, seconds since 1970."))
+    source: str = field(metadata=_about("http, v2, watch or mqtt."))
+    client: str = field(metadata=_about("Name of its token or its address, and its X-Client label."))
+    photo: str = field(metadata=_about("Name that the client gave the photo."))
+    photo_sha256: str = field(metadata=_about("SHA-256 of the bytes that came."))
+    width_px: int = field(metadata=_about("Width of the photo."))
+    height_px: int = field(metadata=_about("Height of the photo."))
+    bundle: str = field(metadata=_about("Name of the bundle."))
+    bundle_id: str = field(metadata=_about("Digest of its manifest."))
+    preset: str = field(metadata=_about("Inspection preset."))
+    settings: dict[str, Any] = field(metadata=_about("The preset's settings."))
+    class_name: str = field(metadata=_about("Class that the photo was inspected as.", json_name="class"))
+    pred_score: float = field(metadata=_about("Larger is more anomalous."))
+    threshold: float | None = field(
+        metadata=_about("A score at or above it is anomalous; null where the class has none.")
+    )
+    pred_label: int | None = field(metadata=_about("1 anomalous, 0 good, null where the class has no threshold."))
+    verdict: Literal["good", "anomalous", "unknown"] = field(
+        metadata=_about("unknown where the class has no threshold.")
+    )
+    scores: dict[str, float] = field(metadata=_about("Image score of each map."))
+    regions: list[dict[str, Any]] = field(
+        metadata=_about("Connected parts of pred_mask in the photo's pixels: box_px [x0,y0,x1,y1], area_px, peak.")
+    )
+    evidence: dict[str, Any] = field(metadata=_about("The mask with the largest reconstruction error."))
+    mode: str = field(metadata=_about("Mask plan, scales, lambda and passes in words."))
+    backend: str = field(metadata=_about("What ran the networks."))
+    timings_ms: dict[str, float] = field(
+        metadata=_about("Milliseconds by stage, with waited_ms (in the queue) and group_ms (its whole group).")
+    )
+    group: int = field(default=1, metadata=_about("Photos that were inspected together."))
+    request_key: str | None = field(
+        default=None, metadata=_about("The client's name for the request: sent twice, inspected once.", unique=True)
+    )
+    correction: Correction | None = field(
+        default=None, metadata=_about("An operator's correction.", check="IN ('ok', 'ng')")
+    )
+    schema: str = field(default=SCHEMA, metadata=_about("Version of this layout."))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the class under `class` as everywhere else."""
@@ -91,13 +86,13 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is needed to draw a verdict, in little memory: JPEG and PNG bytes of S x S pixels."""
+class VerdictPictures:
+    """What the pictures of a verdict are drawn from, compressed: JPEG and PNG bytes of S x S pixels."""
 
     photo_jpeg: bytes
     """The photo, squashed to the map's size."""
     repaint_jpeg: bytes
-    """As the model would have it."""
+    """The reconstruction."""
     map_png: bytes
     """(S,S) 16-bit gray: value = low + gray / 65535 * (high - low)."""
     low: float
@@ -109,7 +104,7 @@ class Pictures:
     heat_high: float
     """Score-map value that is drawn bright."""
     cell: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Box of the mask that raised the alarm: x0, y0, x1, y1."""
+    """Box of the mask with the largest error: x0, y0, x1, y1."""
 
     @property
     def bytes(self) -> int:
@@ -118,17 +113,17 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A verdict with what it was made of, as long as somebody may still ask for pictures."""
+class VerdictResult:
+    """A verdict with the inspection and photo that it was made of, from which pictures can be drawn."""
 
     verdict: Verdict
     """The answer."""
     inspection: Inspection | None = field(default=None, repr=False)
-    """The detector's own; None where an earlier answer is told again."""
+    """The detector's result; None where an earlier verdict is returned again."""
     photo: U8 | None = field(default=None, repr=False)
     """(H,W,3) the photo."""
     repeated: bool = False
-    """Whether it was judged before, under the same request key."""
+    """Whether it is the verdict of an earlier request with the same key."""
 
 
 def regions_of(answer: Inspection, width_px: int, height_px: int) -> list[dict[str, Any]]:
@@ -154,14 +149,14 @@ def regions_of(answer: Inspection, width_px: int, height_px: int) -> list[dict[s
     return found[:MAX_REGIONS]
 
 
-def pictures_of(answer: Inspection, photo: U8) -> Pictures:
-    """What the page shows of a verdict."""
+def pictures_of(answer: Inspection, photo: U8) -> VerdictPictures:
+    """The compressed pictures of an inspection of `photo`, (H,W,3) uint8."""
     small = images.resize(photo, answer.anomaly_map.shape[0])
     gray, low, high = map_to_gray(answer.anomaly_map)
     heat_low, heat_high = inspection.heat_range(answer)
     ys, xs = np.nonzero(answer.evidence.cell)
     cell = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-    return Pictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
+    return VerdictPictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
 
 
 def map_to_gray(values: F32) -> tuple[bytes, float, float]:
@@ -180,24 +175,24 @@ def gray_to_map(data: bytes, low: float, high: float) -> F32:
     return np.asarray(low + gray / 65535 * (high - low), dtype=np.float32)
 
 
-def draw(kind: str, told: Pictures) -> tuple[bytes, str]:
+def draw(kind: str, pictures: VerdictPictures) -> tuple[bytes, str]:
     """One picture of a verdict and its media type: photo, repaint, map, heat, overlay or evidence."""
     if kind == "photo":
-        return told.photo_jpeg, "image/jpeg"
+        return pictures.photo_jpeg, "image/jpeg"
     if kind == "repaint":
-        return told.repaint_jpeg, "image/jpeg"
+        return pictures.repaint_jpeg, "image/jpeg"
     if kind == "map":
-        return told.map_png, "image/png"
-    values = gray_to_map(told.map_png, told.low, told.high)
+        return pictures.map_png, "image/png"
+    values = gray_to_map(pictures.map_png, pictures.low, pictures.high)
     if kind == "heat":
-        return _heat_layer(values, told.heat_low, told.heat_high), "image/png"
-    with Image.open(io.BytesIO(told.photo_jpeg), formats=("JPEG",)) as image:
+        return _heat_layer(values, pictures.heat_low, pictures.heat_high), "image/png"
+    with Image.open(io.BytesIO(pictures.photo_jpeg), formats=("JPEG",)) as image:
         photo = np.array(image.convert("RGB"))
     if kind == "overlay":
-        return images.encode_png(heatmap.overlay(photo, values, told.heat_low, told.heat_high)), "image/png"
+        return images.encode_png(heatmap.overlay(photo, values, pictures.heat_low, pictures.heat_high)), "image/png"
     if kind == "evidence":
         mask = np.zeros(photo.shape[:2], np.bool_)
-        x0, y0, x1, y1 = told.cell
+        x0, y0, x1, y1 = pictures.cell
         mask[y0:y1, x0:x1] = True
         return images.encode_png(heatmap.spotlight(photo, mask)), "image/png"
     raise BadRequest(f"there is no picture {kind!r}; there are: photo, repaint, map, heat, overlay, evidence")
@@ -212,12 +207,12 @@ def wanted_outputs(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def encoded_outputs(told: Told, outputs: tuple[str, ...]) -> dict[str, str]:
-    """The asked-for pictures as base64 PNG, at the map's size; `map` is 16-bit gray (see map_range)."""
-    answer = told.inspection
-    if answer is None or told.photo is None or not outputs:
+def encoded_outputs(result: VerdictResult, outputs: tuple[str, ...]) -> dict[str, str]:
+    """The requested pictures as base64 PNG, at the map's size; `map` is 16-bit gray (see map_range)."""
+    answer = result.inspection
+    if answer is None or result.photo is None or not outputs:
         return {}
-    drawn = inspection.pictures(answer, told.photo)
+    drawn = inspection.pictures(answer, result.photo)
     found: dict[str, bytes] = {}
     for name in outputs:
         if name == "map":

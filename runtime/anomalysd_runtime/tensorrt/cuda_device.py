@@ -73,7 +73,7 @@ class CudaDevice:
         self._do(self._cuda.cudaSetDevice(index), "choose the GPU")
         self.stream = int(self._do(self._cuda.cudaStreamCreate(), "create a stream"))
         self.allocated_bytes = 0
-        self._rooms: dict[int, int] = {}
+        self._allocations: dict[int, int] = {}
         self._graphs: list[Any] = []
         self._index = index
 
@@ -90,7 +90,7 @@ class CudaDevice:
                 f"the GPU has no room for {length / 2**20:.0f} MiB more ({free / 2**20:.0f} of {total / 2**20:.0f} MiB "
                 "free): build with a smaller --memory-budget or --batch, or end other programs on it"
             )
-        self._rooms[int(address)] = length
+        self._allocations[int(address)] = length
         self.allocated_bytes += length
         return int(address)
 
@@ -147,12 +147,12 @@ class CudaDevice:
         """Free the graphs, the memory and the stream."""
         for graph in self._graphs:
             self._do(self._cuda.cudaGraphExecDestroy(graph), "free a graph")
-        for address in self._rooms:
+        for address in self._allocations:
             self._do(self._cuda.cudaFree(address), "free memory")
         if self.stream:
             self._do(self._cuda.cudaStreamDestroy(self.stream), "free a stream")
         self._graphs.clear()
-        self._rooms.clear()
+        self._allocations.clear()
         self.stream, self.allocated_bytes = 0, 0
 
     def __enter__(self) -> CudaDevice:

@@ -33,8 +33,8 @@ class DeviceLoop:
         self._unet, self._steps, self._device = unet, dict(steps), device
         self._graphs: dict[tuple[int, bool, int], Callable[[], None]] = {}
         largest = max(unet.sizes)
-        self._rooms = {
-            name: self._room(unet, name, largest) for name in ("sample", "encoder_hidden_states", "out_sample")
+        self._buffers = {
+            name: self._buffer(unet, name, largest) for name in ("sample", "encoder_hidden_states", "out_sample")
         }
         shape = unet.shape("sample", largest)
         latent_bytes = 4 * largest * int(np.prod(unet.shape("out_sample", largest)[1:]))
@@ -83,7 +83,7 @@ class DeviceLoop:
             for _ in range(2):
                 self._device.synchronize()
                 began = time.perf_counter()
-                self._unet.enqueue(size, {**self._rooms, "timestep": self._timesteps})
+                self._unet.enqueue(size, {**self._buffers, "timestep": self._timesteps})
                 self._device.synchronize()
                 times[size] = (time.perf_counter() - began) * 1e3
         return times
@@ -102,8 +102,8 @@ class DeviceLoop:
             device.upload(self._guidance, np.array([job.guidance_scale], np.float32))
         device.upload(self._latents[0], start)
         device.upload(self._condition, condition)
-        device.upload(self._rooms["sample"], sample)
-        device.upload(self._rooms["encoder_hidden_states"], states)
+        device.upload(self._buffers["sample"], sample)
+        device.upload(self._buffers["encoder_hidden_states"], states)
         times = np.zeros((len(job.timesteps), self._row_bytes // 8), np.int64)
         times[:] = job.timesteps[:, None]
         device.upload(self._timesteps, times)
@@ -115,16 +115,16 @@ class DeviceLoop:
     def _enqueue(self, size: int, passes: int, guided: bool, steps: int) -> None:
         """The whole loop into the stream. Addresses alone differ between steps, so it can be captured."""
         for number in range(steps):
-            self._unet.enqueue(passes, {**self._rooms, "timestep": self._timesteps + number * self._row_bytes})
+            self._unet.enqueue(passes, {**self._buffers, "timestep": self._timesteps + number * self._row_bytes})
             row = self._coefficients + number * 2 * ALIGNMENT
             addresses = {
                 "latents": self._latents[number % 2],
-                "out_sample": self._rooms["out_sample"],
+                "out_sample": self._buffers["out_sample"],
                 "condition": self._condition,
                 "c0": row,
                 "c1": row + ALIGNMENT,
                 "next_latents": self._latents[(number + 1) % 2],
-                "sample": self._rooms["sample"],
+                "sample": self._buffers["sample"],
             }
             if guided:
                 addresses["guidance"] = self._guidance
@@ -142,7 +142,7 @@ class DeviceLoop:
         self._coefficients = self._device.allocate(rows * 2 * ALIGNMENT)
         self._device.upload(self._timesteps, np.zeros((rows, self._row_bytes // 8), np.int64))
 
-    def _room(self, engine: StaticEngine, name: str, size: int) -> int:
+    def _buffer(self, engine: StaticEngine, name: str, size: int) -> int:
         shape, dtype = engine.shape(name, size), engine.dtype(name)
         address = self._device.allocate(int(np.prod(shape)) * dtype.itemsize)
         self._device.upload(address, np.zeros(shape, dtype))

@@ -15,7 +15,7 @@ from anomalysd_runtime.tensorrt.library import Library
 class TensorrtEngine:
     """A deserialised engine. Not thread-safe: one worker, one stream, one set of contexts.
 
-    `sizes` are its static batch sizes, in the order of its profiles. It is what TensorrtNetworks asks of an engine.
+    `sizes` are its static batch sizes, in the order of its profiles. It implements protocols.StaticEngine.
     """
 
     def __init__(self, library: Library, data: bytes, name: str, sizes: tuple[int, ...], device: CudaDevice) -> None:
@@ -40,16 +40,16 @@ class TensorrtEngine:
         self.inputs = tuple(key for key in names if is_input[key])
         self.outputs = tuple(key for key in names if not is_input[key])
         self._contexts: dict[int, Any] = {}
-        self._room = 0
+        self._workspace = 0
 
     @property
     def workspace_bytes(self) -> int:
         """Device memory that the largest profile needs while it runs."""
         return int(self._engine.device_memory_size_v2)
 
-    def use_room(self, address: int) -> None:
+    def use_workspace(self, address: int) -> None:
         """Work in the device memory at `address`, of at least `workspace_bytes`; shared with engines run in turn."""
-        self._room = address
+        self._workspace = address
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """numpy's type of an input or output."""
@@ -87,8 +87,8 @@ class TensorrtEngine:
         context = self._library.execution_context(self._engine)
         if context is None:
             raise BackendError(f"{self._library.name} made no context for the engine {self.name!r} at batch {size}")
-        if self._room:
-            context.set_device_memory(self._room, self.workspace_bytes)
+        if self._workspace:
+            context.set_device_memory(self._workspace, self.workspace_bytes)
         if not context.set_optimization_profile_async(number, self._device.stream):
             raise BackendError(f"{self._library.name} has no profile {number} in the engine {self.name!r}")
         self._device.synchronize()

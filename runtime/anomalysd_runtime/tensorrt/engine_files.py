@@ -48,9 +48,9 @@ def find_engine(
     differing = [(record, _differences(record, bundle, precision, library, capability)) for record in engines]
     record, fields = min(differing, key=lambda pair: len(pair[1]))
     if fields:
-        told = "; ".join(f"{field} is {found}, expected {expected}" for field, found, expected in fields)
+        unlike = "; ".join(f"{field} is {found}, expected {expected}" for field, found, expected in fields)
         raise EngineMismatch(
-            f"the engine of {network!r} in {bundle.path} does not fit this machine ({here}): {told}; build it here "
+            f"the engine of {network!r} in {bundle.path} does not fit this machine ({here}): {unlike}; build it here "
             f"with '{build}', or choose --on-mismatch rebuild or onnxruntime"
         )
     return record

@@ -92,7 +92,7 @@ class Library:
         return f"sm{capability[0]}{capability[1]}" in gpu
 
     def execution_context(self, engine: Any) -> Any:
-        """A context that owns no device memory: the caller gives it room (set_device_memory)."""
+        """A context that owns no device memory: the caller sets it (set_device_memory)."""
         by_user = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.ahead_of_time:
             return engine.create_execution_context(by_user)
@@ -116,6 +116,6 @@ def load_library(kind: str) -> Library:
         raise BackendError(f"{ENGINES[kind]} is installed but does not load ({error}): reinstall it") from error
 
 
-def tell_polygraphy(kind: str) -> None:
+def select_polygraphy_library(kind: str) -> None:
     """Make polygraphy's loaders use this library. Before polygraphy's first import, once a process."""
     os.environ[RTX_ONLY_RULE] = "1" if kind == "rtx" else "0"

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 
 import numpy as np
 
@@ -28,11 +27,11 @@ from anomalysd_runtime.static_batches import (
 )
 from anomalysd_runtime.tensorrt.device_loop import DeviceLoop
 from anomalysd_runtime.tensorrt.protocols import Device, StaticEngine
-from anomalysd_runtime.validation import check_array, check_index, check_job, finite
+from anomalysd_runtime.validation import CheckedNetworks, Feeds, check_array, check_index, check_job, finite
 
 
-class TensorrtNetworks:
-    """Networks (see anomalysd_edge.networks) over engines; a context manager.
+class TensorrtNetworks(CheckedNetworks):
+    """Networks over engines; a context manager.
 
     `max_batch` bounds a UNet pass and may exceed the largest profile: more samples are cut into several runs. Calls
     from several threads queue up; for work side by side open one object a thread.
@@ -56,13 +55,14 @@ class TensorrtNetworks:
         self.warm_up_ms: dict[str, dict[int, float]] = {}
         self._engines, self._device = dict(engines), device
         self._lock = threading.Lock()
-        room = max(engine.workspace_bytes for engine in engines.values())
-        address = device.allocate(room)
+        workspace = max(engine.workspace_bytes for engine in engines.values())
+        address = device.allocate(workspace)
         for engine in engines.values():
-            engine.use_room(address)
+            engine.use_workspace(address)
         self._buffers = {name: _buffers(engine, device) for name, engine in engines.items() if name in _BUFFERED}
         self._costs = {name: assumed_costs(engine.sizes) for name, engine in engines.items()}
         unet = engines["unet"]
+        self.batch_sizes = unet.sizes
         self._prompt_width = unet.shape("encoder_hidden_states", unet.sizes[0])[2]
         steps = {guided: engines[name] for name, guided in (("step", False), ("step_guided", True)) if name in engines}
         self._loop = DeviceLoop(unet, steps, device)
@@ -117,23 +117,6 @@ class TensorrtNetworks:
         self.warm_up_ms["unet"] = self._loop.warm_up()
         self._costs["unet"] = dict(self.warm_up_ms["unet"])
 
-    def encode(self, images: F32) -> F32:
-        """(N,3,H,W) float32 in [-1,1] -> (N,C,h,w) float32 scaled latents."""
-        check_array("images", images, (None, 3, self.sizes.size_px, self.sizes.size_px))
-        return self._whole("vae_encoder", {"sample": images})
-
-    def decode(self, latents: F32) -> F32:
-        """(N,C,h,w) float32 scaled latents -> (N,3,H,W) float32 in [-1,1]."""
-        side = self.sizes.latent_side
-        check_array("latents", latents, (None, self.sizes.latent_channels, side, side))
-        return self._whole("vae_decoder", {"latent_sample": latents})
-
-    def features(self, images: F32) -> F32:
-        """(N,3,F,F) float32 in [-1,1] -> (N,D,f,f) float32, unit length along D."""
-        self._engine("features")
-        check_array("images", images, (None, 3, self.sizes.features_px, self.sizes.features_px))
-        return self._whole("features", {"image": images})
-
     def distance(self, references: F32, repaints: F32, reference_of: I64) -> F32:
         """(M,3,H,W), (N,3,H,W) float32 and (N,) int64 -> (N,H,W) float32."""
         size = self.sizes.size_px
@@ -154,11 +137,6 @@ class TensorrtNetworks:
                 }
                 parts.append(self._run("perceptual", batch, feeds)[:count])
         return finite(np.concatenate(parts), "perceptual", self.backend)
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Static batch sizes of the UNet: what the planner cuts its slots into."""
-        return self._engine("unet").sizes
 
     def inpaint(self, job: InpaintJob) -> F32:
         """Run the loop of `job` on the device: (N,C,h,w) float32 scaled latents at t = 0; one copy down a chunk."""
@@ -185,14 +163,6 @@ class TensorrtNetworks:
             self._engines.clear()
             self._device.close()
 
-    def __enter__(self) -> TensorrtNetworks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _engine(self, name: str) -> StaticEngine:
         if not self._engines:
             raise BackendError(f"the network {name!r} was called after close(): open the bundle again")
@@ -200,16 +170,17 @@ class TensorrtNetworks:
             raise BundleError(f"there is no engine of {name!r}, only {', '.join(self._engines)}: build it")
         return self._engines[name]
 
-    def _whole(self, name: str, feeds: Mapping[str, Array]) -> F32:
-        """A network whose inputs share the batch axis, over as many samples as there are."""
-        self._engine(name)
-        count = len(next(iter(feeds.values())))
+    def require(self, network: str) -> None:
+        self._engine(network)
+
+    def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:  # noqa: ARG002 - sizes are static
+        self._engine(network)
         parts = []
         with self._lock:
-            for run in cover(count, self._costs[name]):
-                part = {key: padded(value[run.start : run.stop], run.size) for key, value in feeds.items()}
-                parts.append(self._run(name, run.size, part)[: run.stop - run.start])
-        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), name, self.backend)
+            for run in cover(count, self._costs[network]):
+                part = {key: padded(value, run.size) for key, value in feeds(slice(run.start, run.stop)).items()}
+                parts.append(self._run(network, run.size, part)[: run.stop - run.start])
+        return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), network, self.backend)
 
     def _run(self, name: str, size: int, feeds: Mapping[str, Array]) -> F32:
         engine, buffers = self._engine(name), self._buffers[name]

@@ -1,4 +1,4 @@
-"""What the networks ask of a device and of an engine: the real ones need a GPU, tests run both on host memory."""
+"""What the networks need of a device and of an engine: the real ones need a GPU, tests run both on host memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Device(Protocol):
 
 
 class StaticEngine(Protocol):
-    """A network at a few static batch sizes; see tensorrt_engine.TensorrtEngine."""
+    """A network at a few static batch sizes; see engine.TensorrtEngine."""
 
     sizes: tuple[int, ...]
     inputs: tuple[str, ...]
@@ -38,7 +38,7 @@ class StaticEngine(Protocol):
     @property
     def workspace_bytes(self) -> int: ...
 
-    def use_room(self, address: int) -> None: ...
+    def use_workspace(self, address: int) -> None: ...
 
     def dtype(self, name: str) -> np.dtype[Any]: ...
 

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anomalysd_runtime.server.records.verdict_store import Record
+from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, free_port, png, running_box, small_settings
 
@@ -241,7 +241,7 @@ def test_killed_under_load_no_acknowledged_verdict_is_lost(how: int, bundle: Pat
         if life == 2:
             server.process.terminate()
         assert server.process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL and life < 2 else 0)
-    record = Record(record_file)
+    record = VerdictStore(record_file)
     try:
         recorded = {v.request_key: v.uid for v in record.select()}
         count = len(record.select())

@@ -22,7 +22,7 @@ from PIL import Image
 from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.errors import Unavailable
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import (
     CRASH,
@@ -166,8 +166,8 @@ def test_a_slow_body_is_answered_408_and_a_silent_head_closed(box: Box) -> None:
 
 
 def test_a_client_that_goes_leaves_nothing_behind(box: Box) -> None:
-    assert box.service.record is not None
-    before = len(box.service.record.select())
+    assert box.service.store is not None
+    before = len(box.service.store.select())
     blocker = threading.Thread(target=box.inspect, args=(png(1, SLOW),))
     blocker.start()
     time.sleep(0.15)
@@ -181,17 +181,17 @@ def test_a_client_that_goes_leaves_nothing_behind(box: Box) -> None:
     while box.service._taken and time.monotonic() < until:
         time.sleep(0.01)
     assert box.service._taken == 0
-    assert len(box.service.record.select()) == before + 1
+    assert len(box.service.store.select()) == before + 1
 
 
 def test_asked_twice_under_one_key_judged_once(box: Box) -> None:
-    assert box.service.record is not None
+    assert box.service.store is not None
     with ThreadPoolExecutor(4) as pool:
         found = [a.json for a in pool.map(lambda _: box.inspect(png(9), "?request_key=part-17"), range(4))]
     later = box.inspect(png(9), "?request_key=part-17").json
     assert len({each["uid"] for each in [*found, later]}) == 1
     assert later["repeated"] is True
-    assert len(box.service.record.select("request_key = ?", ("part-17",))) == 1
+    assert len(box.service.store.select("request_key = ?", ("part-17",))) == 1
     other = box.inspect(png(10), "?request_key=part-17")
     assert other.status == 422
     assert "another photo" in other.json["error"]
@@ -286,8 +286,8 @@ def test_a_deadline_that_cannot_be_kept_is_504_and_not_recorded(bundle: Path, tm
         found = box.inspect(png(1, SLOW), "?deadline_ms=150")
         assert found.status == 504
         time.sleep(0.6)
-        assert box.service.record is not None
-        assert box.service.record.select() == []
+        assert box.service.store is not None
+        assert box.service.store.select() == []
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_a_deadline_counts_from_when_the_photo_is_asked_for(bundle: Path) -> Non
     """A trigger that is tried again after a missed deadline has a new one, or it would be refused for ever."""
     with running_box(touchy_settings(bundle), open_touchy) as box:
         box.service.reserve()
-        ask = Ask(data=png(3), source="mqtt", client="mqtt", began=time.monotonic() - 3600)
+        ask = PhotoRequest(data=png(3), source="mqtt", client="mqtt", began=time.monotonic() - 3600)
         assert box.service.inspect(ask).result(30).verdict.pred_score > 0
 
 

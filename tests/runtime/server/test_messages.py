@@ -24,12 +24,13 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from anomalysd_runtime.server.connectors.mqtt import MqttDoor, Trigger
+from anomalysd_runtime.server.connectors.mqtt import MqttConnector, Trigger
 from anomalysd_runtime.server.connectors.webhook import Webhook, signature
-from anomalysd_runtime.server.inference.inflight import Ask
-from anomalysd_runtime.server.records.verdict_store import Entry, Record
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
+from anomalysd_runtime.server.records.tables import VerdictEntry
+from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import MqttSettings, RecordSettings, WebhookSettings
-from anomalysd_runtime.server.verdicts import Told
+from anomalysd_runtime.server.verdicts import VerdictResult
 from tests.support.serving import Box, free_port, open_touchy, png, running_box, small_settings
 from tests.support.verdicts import verdict
 
@@ -125,24 +126,24 @@ class Plc:
 
 
 @contextmanager
-def mqtt_box(bundle: Path, broker: Broker, folder: Path) -> Iterator[tuple[Box, MqttDoor]]:
+def mqtt_box(bundle: Path, broker: Broker, folder: Path) -> Iterator[tuple[Box, MqttConnector]]:
     """A box whose MQTT door is at hand."""
     record = RecordSettings(folder / "record.sqlite")
     settings = replace(
         small_settings(bundle), record=record, mqtt=MqttSettings("127.0.0.1", broker.port, client_id="box")
     )
-    doors: list[MqttDoor] = []
-    start = MqttDoor.start
+    connectors: list[MqttConnector] = []
+    start = MqttConnector.start
 
-    def noted(self: MqttDoor) -> None:
-        doors.append(self)
+    def noted(self: MqttConnector) -> None:
+        connectors.append(self)
         start(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MqttDoor, "start", noted)
+        patch.setattr(MqttConnector, "start", noted)
         with running_box(settings, open_touchy) as box:
-            until(lambda: doors and doors[0].connected.is_set(), "the box is connected")
-            yield box, doors[0]
+            until(lambda: connectors and connectors[0].connected.is_set(), "the box is connected")
+            yield box, connectors[0]
 
 
 @needs_broker
@@ -177,11 +178,11 @@ def test_a_trigger_becomes_a_verdict(bundle: Path, broker: Broker, tmp_path: Pat
 def test_the_last_will_and_what_came_meanwhile(bundle: Path, broker: Broker, tmp_path: Path) -> None:
     """The connection is torn, not closed: the broker tells so, and keeps triggers until the box is back."""
     plc = Plc(broker.port)
-    with mqtt_box(bundle, broker, tmp_path) as (box, door):
+    with mqtt_box(bundle, broker, tmp_path) as (box, connector):
         assert plc.next("sd-edge/status") == {"status": "online"}
         plc.trigger("bottle", png(1), request_key="a")
         plc.next("sd-edge/verdict/bottle")
-        door._client._sock_close()  # as if the cable was pulled
+        connector._client._sock_close()  # as if the cable was pulled
         assert plc.next("sd-edge/status") == {"status": "offline"}
         plc.trigger("bottle", png(2), request_key="b")
         assert plc.next("sd-edge/status") == {"status": "online"}
@@ -189,8 +190,8 @@ def test_the_last_will_and_what_came_meanwhile(bundle: Path, broker: Broker, tmp
         until(lambda: plc.next("sd-edge/verdict/bottle")["request_key"] == "b", "the trigger that waited")
         plc.trigger("bottle", png(1), request_key="a")
         until(lambda: plc.next("sd-edge/verdict/bottle")["request_key"] == "a", "the first trigger once more")
-        assert box.service.record is not None
-        assert len(box.service.record.select("request_key = ?", ("mqtt:a",))) == 1
+        assert box.service.store is not None
+        assert len(box.service.store.select("request_key = ?", ("mqtt:a",))) == 1
     waiting = {f"c{number}" for number in range(5)}
     for number, key in enumerate(sorted(waiting)):  # while no box is there at all
         plc.trigger("bottle", png(number), request_key=key)
@@ -210,8 +211,8 @@ def test_a_retained_trigger_is_judged_once(bundle: Path, broker: Broker, tmp_pat
     with mqtt_box(bundle, broker, tmp_path) as (box, _):
         plc.trigger("bottle", png(2), request_key="later")
         assert plc.next("sd-edge/verdict/bottle")["request_key"] == "later"
-        assert box.service.record is not None
-        assert len(box.service.record.select()) == 2
+        assert box.service.store is not None
+        assert len(box.service.store.select()) == 2
     plc.close()
 
 
@@ -226,8 +227,8 @@ class Quick:
     def reserve(self) -> None:
         """There is always room."""
 
-    def inspect(self, ask: Ask) -> Future[Told]:
-        told = Told(replace(verdict(1), source="mqtt", request_key=ask.request_key))
+    def inspect(self, request: PhotoRequest) -> Future[VerdictResult]:
+        told = VerdictResult(replace(verdict(1), source="mqtt", request_key=request.request_key))
         return self.pool.submit(lambda: told)
 
 
@@ -235,9 +236,9 @@ class Quick:
 def test_verdicts_and_confirmations_cross_without_a_jam(broker: Broker) -> None:
     """paho confirms under its own lock, and publish() takes the same one: ours must not be held around either."""
     plc = Plc(broker.port)
-    door = MqttDoor(Quick(), MqttSettings("127.0.0.1", broker.port, client_id="box"))  # type: ignore[arg-type]
-    door.start()
-    assert door.connected.wait(10)
+    connector = MqttConnector(Quick(), MqttSettings("127.0.0.1", broker.port, client_id="box"))  # type: ignore[arg-type]
+    connector.start()
+    assert connector.connected.wait(10)
     keys = {f"k{number}" for number in range(400)}
     for key in keys:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -245,21 +246,21 @@ def test_verdicts_and_confirmations_cross_without_a_jam(broker: Broker) -> None:
         plc.client.publish("sd-edge/inspect/bottle", b"photo", 1, properties=properties)
     while keys:
         keys.discard(plc.next("sd-edge/verdict/bottle")["request_key"])
-    door.stop()
-    assert door._halves == {}
+    connector.stop()
+    assert connector._unmatched == {}
     plc.close()
 
 
 class Crossed:
     """A client whose confirmation comes, on another thread, before publish() returns."""
 
-    def __init__(self, door: MqttDoor) -> None:
-        self.door = door
+    def __init__(self, connector: MqttConnector) -> None:
+        self.connector = connector
         self.acknowledged: list[int] = []
 
     def publish(self, *_: Any) -> Any:
         good = SimpleNamespace(is_failure=False)
-        network = threading.Thread(target=self.door._published, args=(None, None, 7, good, None), daemon=True)
+        network = threading.Thread(target=self.connector._published, args=(None, None, 7, good, None), daemon=True)
         network.start()
         network.join(10)
         assert not network.is_alive(), "the network's thread waits for us while we wait for it"
@@ -270,29 +271,29 @@ class Crossed:
 
 
 def test_a_confirmation_may_come_before_publish_returns() -> None:
-    door = MqttDoor(Quick(), MqttSettings("127.0.0.1"))  # type: ignore[arg-type]
-    client = door._client = Crossed(door)  # type: ignore[assignment]
+    connector = MqttConnector(Quick(), MqttSettings("127.0.0.1"))  # type: ignore[arg-type]
+    client = connector._client = Crossed(connector)  # type: ignore[assignment]
     message = SimpleNamespace(mid=3, qos=1)
-    door._publish("a", {}, Trigger(message, door._connection))
+    connector._publish("a", {}, Trigger(message, connector._connection))
     assert client.acknowledged == [3]
-    door._publish("a", {}, Trigger(message, door._connection - 1))
+    connector._publish("a", {}, Trigger(message, connector._connection - 1))
     assert client.acknowledged == [3], "over a new connection the number may be another trigger's"
-    door._publish("a", {}, None)
+    connector._publish("a", {}, None)
     assert client.acknowledged == [3]
-    assert door._halves == {}
-    door._subscribed(None, None, None, [SimpleNamespace(is_failure=True)], None)
-    assert not door.connected.is_set(), "no trigger arrives where the broker's access list is against it"
+    assert connector._unmatched == {}
+    connector._subscribed(None, None, None, [SimpleNamespace(is_failure=True)], None)
+    assert not connector.connected.is_set(), "no trigger arrives where the broker's access list is against it"
 
 
 @needs_broker
 def test_a_broker_that_goes_away_comes_back(bundle: Path, broker: Broker, tmp_path: Path) -> None:
-    with mqtt_box(bundle, broker, tmp_path) as (box, door):
+    with mqtt_box(bundle, broker, tmp_path) as (box, connector):
         broker.stop()
-        until(lambda: not door.connected.is_set(), "the loss is noticed")
+        until(lambda: not connector.connected.is_set(), "the loss is noticed")
         assert b"sd_edge_mqtt_connected 0.0" in box.get("/metrics").body
         assert box.inspect(png(3)).status == 200, "the box goes on without its broker"
         broker.start()
-        until(door.connected.is_set, "connected again")
+        until(connector.connected.is_set, "connected again")
         assert b"sd_edge_mqtt_connected 1.0" in box.get("/metrics").body
         plc = Plc(broker.port)
         plc.trigger("bottle", png(4), request_key="later")
@@ -377,8 +378,8 @@ def test_a_webhook_follows_no_redirect_and_gives_up_in_the_end(tmp_path: Path) -
     server = HTTPServer(("127.0.0.1", 0), Moved)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    record = Record(tmp_path / "r.sqlite")
-    record.add(Entry(verdict(1), publish=True)).result()
+    record = VerdictStore(tmp_path / "r.sqlite")
+    record.add(VerdictEntry(verdict(1), publish=True)).result()
     hook = Webhook(record, WebhookSettings(f"http://127.0.0.1:{server.server_port}/", attempts=1))
     assert hook.waiting() == 1
     hook._deliver_due()

@@ -20,7 +20,8 @@ from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_runtime.server.records import history
 from anomalysd_runtime.server.records import verdict_store as room
 from anomalysd_runtime.server.records.retention import DAY_S, ClockWatch, Retention
-from anomalysd_runtime.server.records.verdict_store import Entry, Record, RecordError
+from anomalysd_runtime.server.records.tables import VerdictEntry
+from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
 from anomalysd_runtime.server.settings import RecordSettings
 from tests.support.command import sd_edge
 from tests.support.serving import png, running_box, small_settings
@@ -29,15 +30,15 @@ from tests.support.verdicts import verdict
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
-    opened = Record(tmp_path / "record.sqlite")
+def record(tmp_path: Path) -> Iterator[VerdictStore]:
+    opened = VerdictStore(tmp_path / "record.sqlite")
     yield opened
     opened.close()
 
 
-def test_what_goes_in_comes_out(record: Record) -> None:
+def test_what_goes_in_comes_out(record: VerdictStore) -> None:
     values = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
-    record.add(Entry(verdict(1, 0.9), b"photo", values)).result()
+    record.add(VerdictEntry(verdict(1, 0.9), b"photo", values)).result()
     assert record.by_uid(verdict(1).uid) == verdict(1, 0.9)
     assert record.stored_photo(verdict(1).uid) == b"photo"
     stored = record.stored_map(verdict(1).uid)
@@ -46,9 +47,9 @@ def test_what_goes_in_comes_out(record: Record) -> None:
     assert record.stored_photo("absent") is None
 
 
-def test_a_request_key_is_recorded_once(record: Record) -> None:
-    asked = [record.add(Entry(verdict(n, request_key="same"))) for n in range(3)]
-    asked.append(record.add(Entry(verdict(9))))
+def test_a_request_key_is_recorded_once(record: VerdictStore) -> None:
+    asked = [record.add(VerdictEntry(verdict(n, request_key="same"))) for n in range(3)]
+    asked.append(record.add(VerdictEntry(verdict(9))))
     failed = [each.exception() for each in asked]
     assert sum(error is None for error in failed) == 2
     assert failed[-1] is None, "another's fault costs nobody else"
@@ -56,46 +57,46 @@ def test_a_request_key_is_recorded_once(record: Record) -> None:
     assert record.failing is None
 
 
-def test_what_cannot_be_stored_costs_nobody_else(record: Record) -> None:
+def test_what_cannot_be_stored_costs_nobody_else(record: VerdictStore) -> None:
     """Half of a surrogate pair: JSON carries it, SQLite takes no such text."""
-    asked = [record.add(Entry(verdict(n, photo="\ud800" if n == 1 else "fine"))) for n in range(3)]
+    asked = [record.add(VerdictEntry(verdict(n, photo="\ud800" if n == 1 else "fine"))) for n in range(3)]
     failed = [each.exception() for each in asked]
     assert [error is None for error in failed] == [True, False, True]
     assert record.failing is None
 
 
-def test_a_record_that_was_taken_away_is_begun_anew(record: Record) -> None:
+def test_a_record_that_was_taken_away_is_begun_anew(record: VerdictStore) -> None:
     """An open connection would go on writing into a file that nobody finds any more."""
-    record.add(Entry(verdict(1))).result()
+    record.add(VerdictEntry(verdict(1))).result()
     for path in record.path.parent.glob("record.sqlite*"):
         path.rename(path.with_name(f"away-{path.name}"))
-    record.add(Entry(verdict(2))).result()
+    record.add(VerdictEntry(verdict(2))).result()
     assert [v.uid for v in record.select()] == [verdict(2).uid]
-    away = Record(record.path.with_name("away-record.sqlite"))
+    away = VerdictStore(record.path.with_name("away-record.sqlite"))
     assert [v.uid for v in away.select()] == [verdict(1).uid]
     away.close()
 
 
-def test_many_writers_lose_nothing(record: Record) -> None:
+def test_many_writers_lose_nothing(record: VerdictStore) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda n: record.add(Entry(verdict(n))).result(), range(300)))
+        list(pool.map(lambda n: record.add(VerdictEntry(verdict(n))).result(), range(300)))
     assert len(record.select()) == 300
 
 
-def test_a_locked_database_is_waited_for_then_told(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_is_waited_for_then_told(record: VerdictStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "BUSY_S", 0.3)
     with closing(sqlite3.connect(record.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        waiting = record.add(Entry(verdict(1)))
+        waiting = record.add(VerdictEntry(verdict(1)))
         time.sleep(0.1)
         other.execute("COMMIT")
         waiting.result()
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(RecordError, match="locked"):
-            record.add(Entry(verdict(2))).result()
+        with pytest.raises(StoreError, match="locked"):
+            record.add(VerdictEntry(verdict(2))).result()
         assert record.failing is not None
         other.execute("COMMIT")
-    record.add(Entry(verdict(3))).result()
+    record.add(VerdictEntry(verdict(3))).result()
     assert record.failing is None
 
 
@@ -105,7 +106,7 @@ def test_a_full_disk_is_told_and_nothing_is_acknowledged(tmp_path: Path) -> None
     settings = replace(small_settings(bundle), record=RecordSettings(tmp_path / "r.sqlite", keep_photo=True))
     with running_box(settings) as box:
         assert box.inspect(png(1)).status == 200
-        record = box.service.record
+        record = box.service.store
         assert record is not None
         with record.connection() as db:
             pages = db.execute("PRAGMA page_count").fetchone()[0]
@@ -122,9 +123,9 @@ def test_a_full_disk_is_told_and_nothing_is_acknowledged(tmp_path: Path) -> None
         assert len(record.select()) == 2
 
 
-def test_age_and_size_take_the_oldest(record: Record) -> None:
+def test_age_and_size_take_the_oldest(record: VerdictStore) -> None:
     for number in range(40):
-        record.add(Entry(verdict(number, at=number * DAY_S), bytes(20_000))).result()
+        record.add(VerdictEntry(verdict(number, at=number * DAY_S), bytes(20_000))).result()
     steady = ClockWatch(lambda: 0.0, lambda: 0.0)
     by_age = Retention(record, RecordSettings(max_age_days=30), steady)
     assert by_age.sweep(now=40 * DAY_S) == 10
@@ -139,10 +140,10 @@ def test_age_and_size_take_the_oldest(record: Record) -> None:
     assert record.path.stat().st_size < 500_000, "the file was not given back"
 
 
-def test_a_clock_that_jumps_removes_nothing(record: Record) -> None:
+def test_a_clock_that_jumps_removes_nothing(record: VerdictStore) -> None:
     now = [1000.0]
     clock = ClockWatch(lambda: now[0], lambda: 0.0)
-    record.add(Entry(verdict(1, at=1000.0))).result()
+    record.add(VerdictEntry(verdict(1, at=1000.0))).result()
     retention = Retention(record, RecordSettings(max_age_days=1), clock)
     now[0] += 3650 * DAY_S
     assert retention.sweep(now[0]) == 0
@@ -151,20 +152,20 @@ def test_a_clock_that_jumps_removes_nothing(record: Record) -> None:
     assert len(record.select()) == 1
 
 
-def test_verdicts_keep_their_order_when_the_clock_is_set_back(record: Record) -> None:
+def test_verdicts_keep_their_order_when_the_clock_is_set_back(record: VerdictStore) -> None:
     for number, at in enumerate((5000.0, 4000.0, 3000.0)):
-        record.add(Entry(verdict(number, at=at))).result()
+        record.add(VerdictEntry(verdict(number, at=at))).result()
     assert [v.photo for v in record.select()] == ["2.png", "1.png", "0.png"]
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(RecordError, match=r"x\.sqlite"):
-        Record(tmp_path / "x.sqlite")
+    with pytest.raises(StoreError, match=r"x\.sqlite"):
+        VerdictStore(tmp_path / "x.sqlite")
     with closing(sqlite3.connect(tmp_path / "new.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(RecordError, match="99"):
-        Record(tmp_path / "new.sqlite")
+    with pytest.raises(StoreError, match="99"):
+        VerdictStore(tmp_path / "new.sqlite")
 
 
 def test_the_threshold_worked_by_hand() -> None:
@@ -178,12 +179,12 @@ def test_the_threshold_worked_by_hand() -> None:
         history.threshold_from_corrections([1.0, 2.0], [False, False])
 
 
-def test_a_proposal_counts_the_present_bundle_only(record: Record) -> None:
+def test_a_proposal_counts_the_present_bundle_only(record: VerdictStore) -> None:
     for number in range(8):
-        record.add(Entry(verdict(number, 9.0, bundle_id="old"))).result()
+        record.add(VerdictEntry(verdict(number, 9.0, bundle_id="old"))).result()
         record.correct(verdict(number).uid, "ok", 1.0).result()
     for number in range(20, 40):
-        record.add(Entry(verdict(number, 0.5 + (number - 20) / 100))).result()
+        record.add(VerdictEntry(verdict(number, 0.5 + (number - 20) / 100))).result()
         record.correct(verdict(number).uid, "ng" if number >= 30 else "ok", 1.0).result()
     told = history.propose(record, "bottle")
     assert told.proposed == pytest.approx(0.595)
@@ -194,9 +195,9 @@ def test_a_proposal_counts_the_present_bundle_only(record: Record) -> None:
         history.propose(record, "screw")
 
 
-def test_too_few_corrections_propose_nothing_unless_the_rest_counts(record: Record) -> None:
+def test_too_few_corrections_propose_nothing_unless_the_rest_counts(record: VerdictStore) -> None:
     for number in range(20):
-        record.add(Entry(verdict(number, number / 20))).result()
+        record.add(VerdictEntry(verdict(number, number / 20))).result()
     record.correct(verdict(13).uid, "ng", 1.0).result()
     record.correct(verdict(14).uid, "ng", 1.0).result()
     with pytest.raises(InputError, match="10"):
@@ -244,16 +245,16 @@ def test_history_from_the_command_line(tmp_path: Path) -> None:
     assert "id" in other.stderr
 
 
-def test_times_are_utc_unless_they_say(record: Record) -> None:
-    record.add(Entry(verdict(1, at=1_700_000_000.0))).result()
-    assert len(history.find(record, history.Wanted(since="2023-11-14T22:13:20"))) == 1
-    assert len(history.find(record, history.Wanted(since="2023-11-14T22:13:21"))) == 0
-    assert len(history.find(record, history.Wanted(until="2023-11-14T23:13:20+01:00"))) == 0
+def test_times_are_utc_unless_they_say(record: VerdictStore) -> None:
+    record.add(VerdictEntry(verdict(1, at=1_700_000_000.0))).result()
+    assert len(history.find_verdicts(record, history.VerdictFilter(since="2023-11-14T22:13:20"))) == 1
+    assert len(history.find_verdicts(record, history.VerdictFilter(since="2023-11-14T22:13:21"))) == 0
+    assert len(history.find_verdicts(record, history.VerdictFilter(until="2023-11-14T23:13:20+01:00"))) == 0
     with pytest.raises(SettingsError):
-        history.find(record, history.Wanted(since="soon"))
+        history.find_verdicts(record, history.VerdictFilter(since="soon"))
 
 
-def test_reading_goes_on_while_somebody_writes(record: Record) -> None:
+def test_reading_goes_on_while_somebody_writes(record: VerdictStore) -> None:
     with closing(sqlite3.connect(record.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         found: list[int] = []
@@ -262,3 +263,51 @@ def test_reading_goes_on_while_somebody_writes(record: Record) -> None:
         thread.join(5)
         other.execute("COMMIT")
     assert found == [0]
+
+
+TABLE_OF_0_1_0 = """
+CREATE TABLE verdicts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uid TEXT NOT NULL UNIQUE,
+    request_key TEXT UNIQUE,
+    at REAL NOT NULL,
+    source TEXT NOT NULL, client TEXT NOT NULL, photo TEXT NOT NULL, photo_sha256 TEXT NOT NULL,
+    width_px INTEGER NOT NULL, height_px INTEGER NOT NULL,
+    bundle TEXT NOT NULL, bundle_id TEXT NOT NULL, preset TEXT NOT NULL, settings TEXT NOT NULL,
+    class_name TEXT NOT NULL, pred_score REAL NOT NULL, threshold REAL, pred_label INTEGER, verdict TEXT NOT NULL,
+    scores TEXT NOT NULL, regions TEXT NOT NULL, evidence TEXT NOT NULL,
+    mode TEXT NOT NULL, backend TEXT NOT NULL, timings_ms TEXT NOT NULL, "group" INTEGER NOT NULL,
+    correction TEXT CHECK (correction IN ('ok', 'ng')), corrected_at REAL
+);
+INSERT INTO verdicts VALUES (
+    1, 'old', 'key', 1.5, 'http', 'me', 'a.png', 'ab', 4, 3, 'line', 'id', 'edge', '{"passes": 2}', 'bottle',
+    0.25, NULL, NULL, 'unknown', '{"whole": 0.25}', '[]', '{"kind": "grid"}', 'm', 'b', '{"unet": 1.5}', 2, 'ng', 2.0
+);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.sqlite")) as db:
+        db.executescript(TABLE_OF_0_1_0)
+        columns = db.execute("PRAGMA table_info(verdicts)").fetchall()
+    store = VerdictStore(tmp_path / "old.sqlite")
+    old = store.by_uid("old")
+    assert old is not None
+    assert store.by_key("key") == old
+    plain = old.to_json()
+    assert {key: plain[key] for key in ("class", "settings", "scores", "regions", "group", "threshold")} == {
+        "class": "bottle", "settings": {"passes": 2}, "scores": {"whole": 0.25}, "regions": [], "group": 2,
+        "threshold": None,
+    }  # fmt: skip
+    assert (old.correction, old.request_key, old.timings_ms) == ("ng", "key", {"unet": 1.5})
+    store.add(VerdictEntry(replace(old, uid="new", request_key=None))).result()
+    assert [verdict.uid for verdict in store.select()] == ["new", "old"]
+    store.close()
+    store = VerdictStore(tmp_path / "new.sqlite")
+    store.add(VerdictEntry(old)).result()
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "new.sqlite")) as db:
+        assert db.execute("PRAGMA table_info(verdicts)").fetchall() == columns
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.execute("UPDATE verdicts SET correction = 'maybe'")

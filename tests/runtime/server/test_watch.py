@@ -19,7 +19,6 @@ from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors import watch as room
 from anomalysd_runtime.server.connectors.watch import FolderWatch, WatchSettings
 from anomalysd_runtime.server.inference.service import Service
-from anomalysd_runtime.server.records.verdict_store import Record
 from tests.support.serving import CRASH, open_touchy, png, recorded_settings, small_settings
 
 
@@ -50,7 +49,7 @@ def test_photos_go_where_their_verdict_says(bundle: Path, tmp_path: Path) -> Non
     assert found["error"] == 2
     assert found["."] == found[".sd-edge/work"] == 0
     assert (tmp_path / "notes.txt").exists()
-    record = Record(tmp_path / ".sd-edge" / "record.sqlite")
+    record = VerdictStore(tmp_path / ".sd-edge" / "record.sqlite")
     try:
         scores = {v.photo: v.pred_score for v in record.select()}
     finally:
@@ -82,7 +81,7 @@ def test_a_name_that_is_no_text_is_judged_as_well(bundle: Path, tmp_path: Path) 
     (tmp_path / odd).write_bytes(png(1))
     assert lifecycle.watch(recorded_settings(bundle, tmp_path), WatchSettings(tmp_path, settle_s=0.05), once=True) == 1
     assert [p.name for place in ("ok", "ng") for p in (tmp_path / place).glob("*.png")] == [odd]
-    record = Record(tmp_path / ".sd-edge" / "record.sqlite")
+    record = VerdictStore(tmp_path / ".sd-edge" / "record.sqlite")
     assert [v.photo for v in record.select()] == ["teil-?.png"]
     record.close()
 
@@ -106,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_tried_again(
     assert lifecycle.watch(recorded_settings(bundle, tmp_path), where, once=True) == 2
     found = files(tmp_path)
     assert found["ok"] + found["ng"] == found["error"] == 1
-    record = Record(tmp_path / ".sd-edge" / "record.sqlite")
+    record = VerdictStore(tmp_path / ".sd-edge" / "record.sqlite")
     assert len(record.select()) == 1
     record.close()
 
@@ -124,7 +123,7 @@ def test_a_file_that_still_grows_is_left_alone(bundle: Path, tmp_path: Path) -> 
     time.sleep(0.2)
     (claimed,) = watch._claim_new()
     assert claimed.path.read_bytes() == data
-    os.close(watch._lock)
+    watch._lock.close()
     service.stop()
 
 
@@ -133,7 +132,7 @@ def test_one_folder_has_one_watcher(bundle: Path, tmp_path: Path) -> None:
     first = FolderWatch(service, WatchSettings(tmp_path))
     with pytest.raises(SettingsError, match="another process"):
         FolderWatch(service, WatchSettings(tmp_path))
-    os.close(first._lock)
+    first._lock.close()
     with pytest.raises(InputError, match="no folder"):
         FolderWatch(service, WatchSettings(tmp_path / "absent"))
     service.stop()
@@ -182,7 +181,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(how: int, bundle: Pa
     found = files(folder)
     assert found["ok"] + found["ng"] == count, found
     assert found["."] == found[".sd-edge/work"] == found["error"] == 0, found
-    record = Record(record_file)
+    record = VerdictStore(record_file)
     try:
         verdicts = record.select()
     finally:

@@ -31,10 +31,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from anomalysd_runtime.server.errors import BadRequest, DeadlineMissed, QueueFull, ServeError, TooLarge, Unavailable
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.settings import MqttSettings
-from anomalysd_runtime.server.verdicts import Told, Verdict
+from anomalysd_runtime.server.verdicts import Verdict, VerdictResult
 
 log = logging.getLogger("sd-edge.mqtt")
 SESSION_S = 7 * 86_400
@@ -43,7 +43,7 @@ AGAIN_S = 0.5
 """Pause before a trigger is tried again that met a full queue; doubled each time while it cannot be judged at all."""
 DOUBLINGS = 4
 FAREWELL_S = 5.0
-"""How long a stop waits for what is to be told before the connection is closed."""
+"""Seconds that a stop waits for pending messages before the connection is closed."""
 IN_FLIGHT = 10
 """Messages of ours that may be on their way to the broker at once: the least that a common broker takes by default."""
 
@@ -55,14 +55,14 @@ class Trigger:
     message: Any
     """paho's."""
     connection: int
-    """Of MqttDoor's count."""
+    """Number of the connection, as MqttConnector counts them."""
 
 
 CONFIRMED = Trigger(None, -1)
 """Stands for the broker's confirmation of something that we published, whatever it was."""
 
 
-class MqttDoor:
+class MqttConnector:
     """Connects in the background and again after every loss."""
 
     def __init__(self, service: Service, settings: MqttSettings) -> None:
@@ -85,7 +85,7 @@ class MqttDoor:
         client.on_message, client.on_publish = self._triggered, self._published
         client.on_subscribe = self._subscribed
         self._connection = 0
-        self._halves: dict[int, Trigger | None] = {}
+        self._unmatched: dict[int, Trigger | None] = {}
         # Never held while paho is called: it calls _published under a lock of its own, which its publish() takes, too.
         self._lock = threading.Lock()
         self._judged = threading.Condition(self._lock)
@@ -105,9 +105,9 @@ class MqttDoor:
         self._client.loop_start()
 
     def stop(self) -> None:
-        """Say offline, and go; the session stays at the broker."""
+        """Publish offline and disconnect; the session stays at the broker."""
         self._stopping.set()
-        with self._judged:  # what the service has finished is still told
+        with self._judged:  # verdicts that the service has finished are still published
             self._judged.wait_for(lambda: self._with_service == 0, timeout=FAREWELL_S)
         if self.connected.is_set():
             said = self._publish(self._topic("status"), {"status": "offline"}, None, retain=True)
@@ -116,7 +116,7 @@ class MqttDoor:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def heard(self, verdict: Verdict) -> None:
+    def on_verdict(self, verdict: Verdict) -> None:
         """Publish a verdict that did not come by MQTT; those are published before their trigger is acknowledged."""
         if verdict.source != "mqtt":
             self._publish_verdict(verdict, None)
@@ -148,29 +148,31 @@ class MqttDoor:
             log.warning("the broker is gone (%s); trying again", reason)
 
     def _triggered(self, _: Any, __: Any, message: Any) -> None:
-        """A photo came. Whatever is wrong with it is told on PREFIX/error, and the trigger is acknowledged."""
+        """A photo came. What is wrong with it is published on PREFIX/error, and the trigger is acknowledged."""
         given: dict[str, Any] = {}
         trigger = Trigger(message, self._connection)
         try:
-            ask = self._ask(message, given)
+            request = self._request(message, given)
         except ServeError as error:
-            self._refuse(trigger, given, error)
+            self._reject(trigger, given, error)
             return
-        self._try(trigger, given, ask)
+        self._try(trigger, given, request)
 
-    def _try(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int = 0) -> None:
+    def _try(self, trigger: Trigger, given: dict[str, Any], request: PhotoRequest, tries: int = 0) -> None:
         if self._stopping.is_set():
             return  # not acknowledged: it comes again after the restart
         try:
             self._service.reserve()
         except (QueueFull, Unavailable):
-            _later(AGAIN_S, self._try, trigger, given, ask, tries)
+            _later(AGAIN_S, self._try, trigger, given, request, tries)
             return
         with self._lock:
             self._with_service += 1
-        self._service.inspect(ask).add_done_callback(lambda done: self._answered(trigger, given, ask, tries, done))
+        self._service.inspect(request).add_done_callback(
+            lambda done: self._answered(trigger, given, request, tries, done)
+        )
 
-    def _ask(self, message: Any, given: dict[str, Any]) -> Ask:
+    def _request(self, message: Any, given: dict[str, Any]) -> PhotoRequest:
         class_name: str | None = None
         if len(message.payload) > self._service.settings.security.max_body_bytes:
             raise TooLarge("the message is longer than a body may be; send a smaller photo")
@@ -192,20 +194,34 @@ class MqttDoor:
             texts = {key: pairs.get(key) for key in ("bundle", "name", "request_key")}
         given |= {"class": class_name, **texts}
         key = texts["request_key"]
-        return Ask(
+        return PhotoRequest(
             data=bytes(data), source="mqtt", client="mqtt", class_name=class_name, bundle=texts["bundle"],
             name=(texts["name"] or "")[:200], request_key=f"mqtt:{key}" if key else None,
         )  # fmt: skip
 
-    def _answered(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int, done: Future[Told]) -> None:
+    def _answered(
+        self,
+        trigger: Trigger,
+        given: dict[str, Any],
+        request: PhotoRequest,
+        tries: int,
+        done: Future[VerdictResult],
+    ) -> None:
         try:
-            self._answer(trigger, given, ask, tries, done)
+            self._answer(trigger, given, request, tries, done)
         finally:
             with self._judged:
                 self._with_service -= 1
                 self._judged.notify_all()
 
-    def _answer(self, trigger: Trigger, given: dict[str, Any], ask: Ask, tries: int, done: Future[Told]) -> None:
+    def _answer(
+        self,
+        trigger: Trigger,
+        given: dict[str, Any],
+        request: PhotoRequest,
+        tries: int,
+        done: Future[VerdictResult],
+    ) -> None:
         if done.cancelled():
             return  # the box stops: not acknowledged, it comes again
         error = done.exception()
@@ -213,42 +229,42 @@ class MqttDoor:
             self._publish_verdict(done.result().verdict, trigger)
         elif isinstance(error, (Unavailable, QueueFull, DeadlineMissed)):
             log.warning("a trigger waits: %s", error)
-            ask.deadline = 0.0
-            _later(AGAIN_S * 2 ** min(tries, DOUBLINGS), self._try, trigger, given, ask, tries + 1)
+            request.deadline = 0.0
+            _later(AGAIN_S * 2 ** min(tries, DOUBLINGS), self._try, trigger, given, request, tries + 1)
         else:
-            self._refuse(trigger, given, error)
+            self._reject(trigger, given, error)
 
-    def _refuse(self, trigger: Trigger, given: dict[str, Any], error: BaseException) -> None:
+    def _reject(self, trigger: Trigger, given: dict[str, Any], error: BaseException) -> None:
         status = error.status if isinstance(error, ServeError) else 500
         self._publish(self._topic("error"), {"error": str(error), "status": status, **given}, trigger)
 
     def _publish_verdict(self, verdict: Verdict, trigger: Trigger | None) -> None:
-        told = verdict.to_json()
+        document = verdict.to_json()
         if verdict.request_key is not None:
-            told["request_key"] = verdict.request_key.removeprefix("mqtt:")
-        self._publish(self._topic("verdict", _level(verdict.class_name)), told, trigger)
+            document["request_key"] = verdict.request_key.removeprefix("mqtt:")
+        self._publish(self._topic("verdict", _level(verdict.class_name)), document, trigger)
 
-    def _publish(self, topic: str, told: dict[str, Any], trigger: Trigger | None, retain: bool = False) -> Any:
+    def _publish(self, topic: str, document: dict[str, Any], trigger: Trigger | None, retain: bool = False) -> Any:
         """Send, or leave it to paho until the connection is back. The trigger is acknowledged when it has arrived."""
-        sent = self._client.publish(topic, json.dumps(told, allow_nan=False), 1, retain)
+        sent = self._client.publish(topic, json.dumps(document, allow_nan=False), 1, retain)
         if sent.rc != paho.MQTT_ERR_QUEUE_SIZE:
-            self._meet(sent.mid, trigger)
+            self._match(sent.mid, trigger)
         elif trigger is not None and not self._stopping.is_set():  # too much waits for a broker that is away
-            _later(AGAIN_S, self._publish, topic, told, trigger)
+            _later(AGAIN_S, self._publish, topic, document, trigger)
         return sent
 
     def _published(self, _: Any, __: Any, mid: int, reason: Any, ____: Any) -> None:
         if reason.is_failure:
             log.warning("the broker refuses a message of ours: %s", reason)
-        self._meet(mid, CONFIRMED)
+        self._match(mid, CONFIRMED)
 
-    def _meet(self, mid: int, half: Trigger | None) -> None:
-        """Who published `mid` and who heard that it arrived come here in either order; the second one acknowledges."""
+    def _match(self, mid: int, half: Trigger | None) -> None:
+        """Match the publication of `mid` with its confirmation, in either order; the second acknowledges."""
         with self._lock:
-            if mid not in self._halves:
-                self._halves[mid] = half
+            if mid not in self._unmatched:
+                self._unmatched[mid] = half
                 return
-            other = self._halves.pop(mid)
+            other = self._unmatched.pop(mid)
         trigger = other if half is CONFIRMED else half
         # Over a newer connection the broker has sent the trigger once more, and perhaps its number to another one.
         if trigger is not None and trigger.message.qos > 0 and trigger.connection == self._connection:

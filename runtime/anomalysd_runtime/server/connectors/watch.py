@@ -9,25 +9,25 @@ changes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import secrets
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
 from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
-from anomalysd_runtime.server.verdicts import Told, Verdict
+from anomalysd_runtime.server.verdicts import Verdict, VerdictResult
 
 log = logging.getLogger("sd-edge.watch")
 PLACES = {"good": "ok", "anomalous": "ng", "unknown": "unknown"}
@@ -55,7 +55,7 @@ class WatchSettings:
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedPhoto:
     """A photo that is this process's to finish."""
 
     uid: str
@@ -75,9 +75,18 @@ class FolderWatch:
         self._service, self._settings = service, settings
         self._work = settings.folder / HIDDEN / "work"
         self._work.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(settings.folder / HIDDEN / "lock")
+        self._lock = ExitStack()
+        self._lock.enter_context(
+            exclusive_lock(
+                settings.folder / HIDDEN / "lock",
+                SettingsError,
+                lambda holder: (
+                    f"another process watches {settings.folder} ({holder}); stop it, or watch another folder"
+                ),
+            )
+        )
         self._seen: dict[Path, tuple[int, int, float]] = {}
-        self._running: dict[str, tuple[Claimed, Future[Told]]] = {}
+        self._running: dict[str, tuple[ClaimedPhoto, Future[VerdictResult]]] = {}
         self._end = threading.Event()
         self.finished = 0
 
@@ -100,23 +109,23 @@ class FolderWatch:
         while self._running:  # those that were begun are finished; those that were only claimed wait on the disk
             self._collect(pending)
             time.sleep(0.02)
-        os.close(self._lock)
+        self._lock.close()
 
     def stop(self) -> None:
         """End after the photos that are being judged."""
         self._end.set()
 
-    def _claimed_before(self) -> list[Claimed]:
+    def _claimed_before(self) -> list[ClaimedPhoto]:
         found = []
         for folder in sorted(self._work.iterdir(), key=lambda path: path.stat().st_mtime):
             files = [path for path in folder.rglob("*") if path.is_file()]
             if not files:
                 _remove_empty(folder, folder.parent)
-            found += [Claimed(folder.name, path, path.relative_to(folder)) for path in files]
+            found += [ClaimedPhoto(folder.name, path, path.relative_to(folder)) for path in files]
         return found
 
-    def _claim_new(self) -> list[Claimed]:
-        room = 2 * self._service.settings.engine.group - len(self._running)
+    def _claim_new(self) -> list[ClaimedPhoto]:
+        places = 2 * self._service.settings.engine.group - len(self._running)
         now = time.monotonic()
         seen: dict[Path, tuple[int, int, float]] = {}
         ripe: list[Path] = []
@@ -133,7 +142,7 @@ class FolderWatch:
                 ripe.append(path)
         ripe.sort(key=lambda path: seen[path][1])
         claimed = []
-        for path in ripe[: max(0, room)]:
+        for path in ripe[: max(0, places)]:
             found_one = self._claim(path)
             del seen[path]
             if found_one is not None:
@@ -152,7 +161,7 @@ class FolderWatch:
                 found += [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file()]
         return found
 
-    def _claim(self, path: Path) -> Claimed | None:
+    def _claim(self, path: Path) -> ClaimedPhoto | None:
         uid = secrets.token_hex(16)
         relative = path.relative_to(self._settings.folder)
         target = self._work / uid / relative
@@ -164,10 +173,10 @@ class FolderWatch:
                 log.error("%s cannot be moved (%s); trying again", relative, error)
             _remove_empty(target.parent, self._work)
             return None
-        return Claimed(uid, target, relative)
+        return ClaimedPhoto(uid, target, relative)
 
-    def _begin(self, pending: list[Claimed]) -> list[Claimed]:
-        """Ask for as many as the box has room for; the rest waits."""
+    def _begin(self, pending: list[ClaimedPhoto]) -> list[ClaimedPhoto]:
+        """Submit as many as there are free places; the rest waits."""
         left = list(pending)
         while left and len(self._running) < 2 * self._service.settings.engine.group and not self._end.is_set():
             try:
@@ -179,10 +188,10 @@ class FolderWatch:
                 data = claimed.path.read_bytes()
             except OSError as error:
                 self._service.unreserve()
-                self._refuse(claimed, f"the photo cannot be read ({error.strerror})", 422)
+                self._reject(claimed, f"the photo cannot be read ({error.strerror})", 422)
                 continue
             parts = claimed.relative.parts
-            ask = Ask(
+            request = PhotoRequest(
                 data=data,
                 source="watch",
                 client="watch",
@@ -191,10 +200,10 @@ class FolderWatch:
                 request_key=f"watch:{claimed.uid}",
                 deadline=time.monotonic() + DEADLINE_S,
             )
-            self._running[claimed.uid] = (claimed, self._service.inspect(ask))
+            self._running[claimed.uid] = (claimed, self._service.inspect(request))
         return left
 
-    def _collect(self, pending: list[Claimed]) -> None:
+    def _collect(self, pending: list[ClaimedPhoto]) -> None:
         for uid, (claimed, future) in list(self._running.items()):
             if not future.done():
                 continue
@@ -209,25 +218,25 @@ class FolderWatch:
                 if error is None:
                     self._place(claimed, future.result().verdict)
                 else:
-                    self._refuse(claimed, str(error), error.status if isinstance(error, ServeError) else 500)
+                    self._reject(claimed, str(error), error.status if isinstance(error, ServeError) else 500)
             except OSError as why:  # asked again under the same key, the record answers
                 log.error("%s cannot be put in its place (%s); trying again", claimed.relative, why)
                 pending.append(claimed)
                 self._end.wait(AGAIN_S)
 
-    def _place(self, claimed: Claimed, verdict: Verdict) -> None:
+    def _place(self, claimed: ClaimedPhoto, verdict: Verdict) -> None:
         self._move(claimed, PLACES[verdict.verdict], verdict.to_json())
         log.info("%s: %s, score %.4f", claimed.relative, verdict.verdict, verdict.pred_score)
 
-    def _refuse(self, claimed: Claimed, sentence: str, status: int) -> None:
-        told = {"photo": claimed.relative.as_posix(), "error": sentence, "status": status}
-        self._move(claimed, ERROR, {**told, "request_key": f"watch:{claimed.uid}"})
+    def _reject(self, claimed: ClaimedPhoto, sentence: str, status: int) -> None:
+        document = {"photo": claimed.relative.as_posix(), "error": sentence, "status": status}
+        self._move(claimed, ERROR, {**document, "request_key": f"watch:{claimed.uid}"})
         log.warning("%s: %s", claimed.relative, sentence)
 
-    def _move(self, claimed: Claimed, place: str, told: dict[str, Any]) -> None:
+    def _move(self, claimed: ClaimedPhoto, place: str, document: dict[str, Any]) -> None:
         """The verdict file first, then the photo: a photo in ok/ or ng/ always has its verdict."""
         target = self._free_name(self._settings.folder / place / claimed.relative, claimed.uid)
-        write_json(_verdict_file(target), told)
+        write_json(_verdict_file(target), document)
         claimed.path.rename(target)
         _remove_empty(claimed.path.parent, self._work)
         self.finished += 1
@@ -245,8 +254,8 @@ def _verdict_file(photo: Path) -> Path:
 def _owner(target: Path) -> str | None:
     """The request key of the photo or verdict that lies at `target`; None where nothing does."""
     try:
-        told = json.loads(_verdict_file(target).read_text(encoding="utf-8"))
-        return str(told.get("request_key"))
+        document = json.loads(_verdict_file(target).read_text(encoding="utf-8"))
+        return str(document.get("request_key"))
     except FileNotFoundError:
         return "another" if target.exists() else None
     except (ValueError, AttributeError):
@@ -261,14 +270,3 @@ def _remove_empty(folder: Path, root: Path) -> None:
         except OSError:
             return
         folder = folder.parent
-
-
-def _lock(path: Path) -> int:
-    """A lock that ends with this process, however it ends. Raises SettingsError where another has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(f"another process watches {path.parent.parent}; stop it, or watch another folder") from None
-    return descriptor

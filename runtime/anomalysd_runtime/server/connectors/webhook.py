@@ -16,7 +16,8 @@ from http.client import HTTPException
 from typing import Any
 
 from anomalysd_edge import __version__
-from anomalysd_runtime.server.records.verdict_store import Record, RecordError, verdict_of
+from anomalysd_runtime.server.records.tables import verdict_of
+from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
 from anomalysd_runtime.server.settings import WebhookSettings
 from anomalysd_runtime.server.verdicts import Verdict
 
@@ -37,8 +38,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Webhook:
     """Delivers the outbox in a thread of its own."""
 
-    def __init__(self, record: Record, settings: WebhookSettings) -> None:
-        self._record, self._settings = record, settings
+    def __init__(self, store: VerdictStore, settings: WebhookSettings) -> None:
+        self._store, self._settings = store, settings
         self._open = urllib.request.build_opener(_NoRedirect)
         self._end = threading.Event()
         self._news = threading.Event()
@@ -58,14 +59,14 @@ class Webhook:
         """Whether this verdict goes into the outbox."""
         return not self._settings.only_anomalous or verdict.verdict == "anomalous"
 
-    def heard(self, verdict: Verdict) -> None:
-        """A verdict was recorded: look at once."""
+    def on_verdict(self, verdict: Verdict) -> None:
+        """A verdict was recorded: deliver at once."""
         if self.wants(verdict):
             self._news.set()
 
     def waiting(self) -> int:
         """Calls that are not delivered and not given up."""
-        with self._record.connection() as db:
+        with self._store.connection() as db:
             return int(db.execute("SELECT count(*) FROM outbox WHERE next_at < ?", (GIVEN_UP,)).fetchone()[0])
 
     def _run(self) -> None:
@@ -73,7 +74,7 @@ class Webhook:
             self._news.clear()
             try:
                 pause = self._deliver_due()
-            except (sqlite3.Error, RecordError) as error:
+            except (sqlite3.Error, StoreError) as error:
                 log.warning("the outbox cannot be read: %s", error)
                 pause = 5.0
             self._news.wait(pause)
@@ -83,7 +84,7 @@ class Webhook:
         now = time.time()
         # A pause that lies further away than the longest one was written before the clock was set back: it is due.
         due = "next_at <= ? OR (next_at > ? AND next_at < ?)"
-        with self._record.connection() as db:
+        with self._store.connection() as db:
             rows = db.execute(
                 f"SELECT * FROM outbox JOIN verdicts ON id = verdict_id WHERE {due} ORDER BY id LIMIT 64",
                 (now, now + 2 * LONGEST_S, GIVEN_UP),
@@ -94,7 +95,7 @@ class Webhook:
             problem = self._call(verdict_of(row))
             number, attempts = row["verdict_id"], row["attempts"] + 1
             if problem is None:
-                self._record.write("DELETE FROM outbox WHERE verdict_id = ?", number).result()
+                self._store.write("DELETE FROM outbox WHERE verdict_id = ?", number).result()
             else:
                 self._later(number, attempts, problem)
         return 0.0 if len(rows) == 64 else 1.0
@@ -103,9 +104,9 @@ class Webhook:
         given_up = attempts >= self._settings.attempts
         pause = min(LONGEST_S, 2.0 ** (attempts - 1)) * random.uniform(0.75, 1.0)
         at = GIVEN_UP if given_up else time.time() + pause
-        told = "given up" if given_up else f"again in {pause:.0f} s"
-        log.warning("webhook call %d failed (%s): %s", attempts, problem, told)
-        self._record.write(
+        outcome = "given up" if given_up else f"again in {pause:.0f} s"
+        log.warning("webhook call %d failed (%s): %s", attempts, problem, outcome)
+        self._store.write(
             "UPDATE outbox SET attempts = ?, next_at = ? WHERE verdict_id = ?", attempts, at, number
         ).result()
 

@@ -1,4 +1,4 @@
-"""The HTTP doors: inspections, bundles, verdicts, health, metrics, the page. What they do is the service's."""
+"""The HTTP routes: inspections, bundles, verdicts, health, metrics, the page. They call the service."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from anomalysd_edge import __version__
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.http import page, schemas, v2
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
-from anomalysd_runtime.server.http.error_handlers import REFUSALS, handle_refusals
-from anomalysd_runtime.server.http.middleware import Guard, own_hosts
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES, add_error_handlers
+from anomalysd_runtime.server.http.middleware import SecurityMiddleware, own_hosts
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
-from anomalysd_runtime.server.records.history import Wanted
-from anomalysd_runtime.server.records.history import find as find_verdicts
-from anomalysd_runtime.server.verdicts import Told, Verdict, draw, encoded_outputs, wanted_outputs
+from anomalysd_runtime.server.records.history import VerdictFilter, find_verdicts
+from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, draw, encoded_outputs, wanted_outputs
 
 RAW_TYPES = ("application/octet-stream", "image/")
 
 
-def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
-    """The ASGI application, guard outermost."""
+def make_app(service: Service, host: str = "127.0.0.1") -> SecurityMiddleware:
+    """The ASGI application, the security middleware outermost."""
     app = FastAPI(
         title="anomalysd-edge",
         version=__version__,
@@ -39,12 +38,12 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
     app.include_router(_state(service))
     app.include_router(v2.routes(service))
     app.include_router(page.routes())
-    handle_refusals(app)
-    return Guard(app, service.settings.security, own_hosts(host))
+    add_error_handlers(app)
+    return SecurityMiddleware(app, service.settings.security, own_hosts(host))
 
 
 def _inspections(service: Service) -> APIRouter:
-    router = APIRouter(tags=["inspect"], responses=REFUSALS)
+    router = APIRouter(tags=["inspect"], responses=ERROR_RESPONSES)
 
     @router.post("/inspect", response_model=schemas.VerdictAnswer, openapi_extra=schemas.PHOTO_BODY)
     async def inspect(
@@ -55,84 +54,92 @@ def _inspections(service: Service) -> APIRouter:
         deadline_ms: Annotated[str | None, Query(max_length=40)] = None,
         request_key: Annotated[str | None, Query(max_length=128)] = None,
     ) -> Any:
-        """Judge one photo: multipart field `photo`, or the image file itself as the body."""
-        given = {
+        """Inspect one photo: multipart field `photo`, or the image file itself as the body."""
+        query = {
             "class": class_name, "bundle": bundle, "outputs": outputs,
             "deadline_ms": deadline_ms, "request_key": request_key,
         }  # fmt: skip
         began = time.monotonic()
         photos, fields = await _read(request, 1)
-        told = {**{k: v for k, v in given.items() if v is not None}, **{k: v[-1] for k, v in fields.items()}}
-        wanted = wanted_outputs(told.get("outputs"))
-        ask = _ask(service, request, photos[0], told, told.get("class"), began)
+        given = {**{k: v for k, v in query.items() if v is not None}, **{k: v[-1] for k, v in fields.items()}}
+        wanted = wanted_outputs(given.get("outputs"))
+        photo_request = _photo_request(service, request, photos[0], given, given.get("class"), began)
         service.reserve()
-        (found,) = await verdicts_of(service, request, [ask])
+        (found,) = await verdicts_of(service, request, [photo_request])
         if isinstance(found, ServeError):
             raise found
         return await asyncio.to_thread(_answer, found, wanted)
 
     @router.post("/inspect/batch", response_model=schemas.BatchAnswer, openapi_extra=schemas.BATCH_BODY)
     async def batch(request: Request) -> Any:
-        """Judge several photos: repeated field `photo`, and `class` once for all or once each, in order."""
+        """Inspect several photos: repeated field `photo`, and `class` once for all or once each, in order."""
         began = time.monotonic()
         photos, fields = await _read(request, service.settings.security.max_photos)
         classes = fields.pop("class", [])
         if len(classes) not in (0, 1, len(photos)):
             raise BadRequest(f"{len(photos)} photos came with {len(classes)} classes; give one for all, or one each")
         request.state.charge(len(photos) - 1)
-        told = {key: values[-1] for key, values in fields.items()}
-        if "request_key" in told:
+        query = {key: values[-1] for key, values in fields.items()}
+        if "request_key" in query:
             raise BadRequest("request_key names one photo; in a batch send none, or ask photo by photo")
-        wanted = wanted_outputs(told.get("outputs"))
+        wanted = wanted_outputs(query.get("outputs"))
         named: list[str | None] = [*(classes * len(photos) if len(classes) == 1 else classes)] or [None] * len(photos)
-        asks = [_ask(service, request, photo, told, name, began) for photo, name in zip(photos, named, strict=True)]
-        service.reserve(len(asks))
-        found = await verdicts_of(service, request, asks)
+        photo_requests = [
+            _photo_request(service, request, photo, query, name, began)
+            for photo, name in zip(photos, named, strict=True)
+        ]
+        service.reserve(len(photo_requests))
+        found = await verdicts_of(service, request, photo_requests)
         return await asyncio.to_thread(
-            lambda: {"results": [_item(ask, each, wanted) for ask, each in zip(asks, found, strict=True)]}
+            lambda: {
+                "results": [
+                    _item(photo_request, each, wanted)
+                    for photo_request, each in zip(photo_requests, found, strict=True)
+                ]
+            }
         )
 
     return router
 
 
 def _bundles(service: Service) -> APIRouter:
-    router = APIRouter(tags=["bundles"], responses=REFUSALS)
+    router = APIRouter(tags=["bundles"], responses=ERROR_RESPONSES)
 
-    def told() -> dict[str, Any]:
+    def listing() -> dict[str, Any]:
         return {"bundles": [_bundle(service, name) for name in service.bundles.names()]}
 
     @router.get("/bundles", response_model=schemas.BundlesAnswer)
     async def bundles() -> Any:
         """The bundles that this box was started with, and which of them are open."""
-        return told()
+        return listing()
 
     @router.post("/bundles/{name}/load", response_model=schemas.BundlesAnswer)
     async def load(name: str) -> Any:
         """Check and open a bundle, if it is not open."""
         await asyncio.to_thread(service.bundles.load, name)
-        return told()
+        return listing()
 
     @router.post("/bundles/{name}/reload", response_model=schemas.BundlesAnswer)
     async def reload(name: str) -> Any:
         """Open what lies in the bundle's folder now; photos that the old one has are finished with the old one."""
         await asyncio.to_thread(service.bundles.load, name, True)
-        return told()
+        return listing()
 
     @router.post("/bundles/{name}/unload", response_model=schemas.BundlesAnswer)
     async def unload(name: str) -> Any:
         """Give a bundle's memory back after its last photo; the next photo for it opens it again."""
         await asyncio.to_thread(service.bundles.unload, name)
-        return told()
+        return listing()
 
     return router
 
 
 def _verdicts(service: Service) -> APIRouter:
-    router = APIRouter(tags=["verdicts"], responses=REFUSALS)
+    router = APIRouter(tags=["verdicts"], responses=ERROR_RESPONSES)
 
     def find(uid: str) -> Verdict:
-        kept = service.recent.get(uid)
-        found = kept[0] if kept else service.record.by_uid(uid) if service.record else None
+        kept = service.cache.get(uid)
+        found = kept[0] if kept else service.store.by_uid(uid) if service.store else None
         if found is None:
             raise NotFound("there is no such verdict; it may have been too old to keep")
         return found
@@ -143,12 +150,12 @@ def _verdicts(service: Service) -> APIRouter:
         class_name: Annotated[str | None, Query(alias="class", max_length=200)] = None,
     ) -> Any:
         """The last verdicts, the newest first."""
-        if service.record is None:
-            found = [v for v in service.recent.list(1000) if class_name in (None, v.class_name)][:limit]
+        if service.store is None:
+            found = [v for v in service.cache.list(1000) if class_name in (None, v.class_name)][:limit]
         else:
-            wanted = Wanted(class_name=class_name, limit=limit)
-            found = await asyncio.to_thread(find_verdicts, service.record, wanted)
-        return {"verdicts": [verdict.to_json() for verdict in found], "recorded": service.record is not None}
+            wanted = VerdictFilter(class_name=class_name, limit=limit)
+            found = await asyncio.to_thread(find_verdicts, service.store, wanted)
+        return {"verdicts": [verdict.to_json() for verdict in found], "recorded": service.store is not None}
 
     @router.get("/verdicts/{uid}", response_model=schemas.VerdictAnswer)
     async def verdict(uid: str) -> Any:
@@ -158,7 +165,7 @@ def _verdicts(service: Service) -> APIRouter:
     @router.get("/verdicts/{uid}/pictures/{kind}", response_class=Response)
     async def picture(uid: str, kind: str) -> Response:
         """photo, repaint, map, heat (a layer), overlay or evidence, as long as it is in memory."""
-        kept = service.recent.get(uid)
+        kept = service.cache.get(uid)
         if kept is None:
             raise NotFound(
                 "the pictures of this verdict are no longer in memory; 'sd-edge history' can make them again"
@@ -167,19 +174,19 @@ def _verdicts(service: Service) -> APIRouter:
         return Response(data, media_type=media_type)
 
     @router.post("/verdicts/{uid}/correction", response_model=schemas.VerdictAnswer)
-    async def correct(uid: str, said: schemas.Correction) -> Any:
+    async def correct(uid: str, said: schemas.CorrectionBody) -> Any:
         """An operator says ok or ng, or takes it back with null."""
         await asyncio.to_thread(find, uid)
-        if service.record is not None:
-            await asyncio.wrap_future(service.record.correct(uid, said.correction, time.time()))
-        service.recent.correct(uid, said.correction)
+        if service.store is not None:
+            await asyncio.wrap_future(service.store.correct(uid, said.correction, time.time()))
+        service.cache.correct(uid, said.correction)
         return (await asyncio.to_thread(find, uid)).to_json()
 
     return router
 
 
 def _state(service: Service) -> APIRouter:
-    router = APIRouter(tags=["state"], responses=REFUSALS)
+    router = APIRouter(tags=["state"], responses=ERROR_RESPONSES)
 
     @router.get("/health", response_model=schemas.HealthAnswer)
     async def health() -> Any:
@@ -220,34 +227,34 @@ async def _read(request: Request, most: int) -> tuple[list[tuple[str, bytes]], d
     return photos, fields
 
 
-def _ask(
-    service: Service, request: Request, photo: tuple[str, bytes], told: dict[str, str], name: str | None, began: float
-) -> Ask:
-    return Ask(
+def _photo_request(
+    service: Service, request: Request, photo: tuple[str, bytes], given: dict[str, str], name: str | None, began: float
+) -> PhotoRequest:
+    return PhotoRequest(
         data=photo[1],
         source="http",
         client=request.state.client,
         class_name=name or None,
-        bundle=told.get("bundle") or None,
+        bundle=given.get("bundle") or None,
         name=photo[0][:200],
-        request_key=told.get("request_key") or None,
-        deadline=deadline_of(told.get("deadline_ms"), began, service.settings.deadline_ms),
+        request_key=given.get("request_key") or None,
+        deadline=deadline_of(given.get("deadline_ms"), began, service.settings.deadline_ms),
         began=began,
     )
 
 
-def _answer(told: Told, wanted: tuple[str, ...]) -> dict[str, Any]:
-    answer = {**told.verdict.to_json(), "repeated": told.repeated, "pictures": encoded_outputs(told, wanted)}
-    if "map" in answer["pictures"] and told.inspection is not None:
-        values = told.inspection.anomaly_map
+def _answer(result: VerdictResult, wanted: tuple[str, ...]) -> dict[str, Any]:
+    answer = {**result.verdict.to_json(), "repeated": result.repeated, "pictures": encoded_outputs(result, wanted)}
+    if "map" in answer["pictures"] and result.inspection is not None:
+        values = result.inspection.anomaly_map
         answer["map_range"] = [float(values.min()), float(values.max())]
     return answer
 
 
-def _item(ask: Ask, found: Told | ServeError, wanted: tuple[str, ...]) -> dict[str, Any]:
+def _item(photo_request: PhotoRequest, found: VerdictResult | ServeError, wanted: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(found, ServeError):
-        return {"photo": ask.name, "error": str(found), "status": found.status}
-    return {"photo": ask.name, "verdict": _answer(found, wanted)}
+        return {"photo": photo_request.name, "error": str(found), "status": found.status}
+    return {"photo": photo_request.name, "verdict": _answer(found, wanted)}
 
 
 def _bundle(service: Service, name: str) -> dict[str, Any]:

@@ -11,33 +11,35 @@ from typing import Any
 from starlette.requests import Request
 
 from anomalysd_runtime.server.errors import BadRequest, DeadlineMissed, ServeError
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
-from anomalysd_runtime.server.verdicts import Told
+from anomalysd_runtime.server.verdicts import VerdictResult
 
 GRACE_S = 0.25
-"""A verdict that is being recorded when its deadline comes may still be told."""
+"""Seconds after the deadline in which a verdict that is being recorded is still returned."""
 
 
 class ClientGone(Exception):
-    """Nobody is there to answer."""
+    """The connection was closed before the answer."""
 
 
-async def verdicts_of(service: Service, request: Request, asks: Sequence[Ask]) -> list[Told | ServeError]:
+async def verdicts_of(
+    service: Service, request: Request, photo_requests: Sequence[PhotoRequest]
+) -> list[VerdictResult | ServeError]:
     """Judge photos for which places are reserved, in order. Raises ClientGone, after giving up what has not begun."""
-    futures = [service.inspect(ask) for ask in asks]
+    futures = [service.inspect(photo_request) for photo_request in photo_requests]
     gone = asyncio.ensure_future(_client_gone(request))
     try:
-        return await _gather(futures, asks, gone)
+        return await _gather(futures, photo_requests, gone)
     finally:
         gone.cancel()
 
 
 async def _gather(
-    futures: list[Future[Told]], asks: Sequence[Ask], gone: asyncio.Future[None]
-) -> list[Told | ServeError]:
+    futures: list[Future[VerdictResult]], photo_requests: Sequence[PhotoRequest], gone: asyncio.Future[None]
+) -> list[VerdictResult | ServeError]:
     waiting = [asyncio.wrap_future(future) for future in futures]
-    deadline = max(ask.deadline for ask in asks) + GRACE_S
+    deadline = max(photo_request.deadline for photo_request in photo_requests) + GRACE_S
     pending: set[asyncio.Future[Any]] = set(waiting)
     while pending:
         left = deadline - time.monotonic()
@@ -57,7 +59,7 @@ async def _gather(
     return [_outcome(each) for each in waiting]
 
 
-def _outcome(each: asyncio.Future[Told]) -> Told | ServeError:
+def _outcome(each: asyncio.Future[VerdictResult]) -> VerdictResult | ServeError:
     if each.cancelled():
         return DeadlineMissed("the verdict did not come before the deadline; allow more time, or come slower", 1.0)
     error = each.exception()
@@ -68,7 +70,7 @@ def _outcome(each: asyncio.Future[Told]) -> Told | ServeError:
     return error
 
 
-def _seen(each: asyncio.Future[Told]) -> None:
+def _seen(each: asyncio.Future[VerdictResult]) -> None:
     """Take note of an outcome that nobody waits for, or asyncio would complain of it."""
     if not each.cancelled():
         each.exception()

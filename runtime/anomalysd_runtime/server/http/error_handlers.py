@@ -1,4 +1,4 @@
-"""How a request is refused: every error becomes {"error": SENTENCE} with its status, as the OpenAPI document says."""
+"""How errors are answered: every one becomes {"error": SENTENCE} with its status, as the OpenAPI document says."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server.errors import ServeError
 from anomalysd_runtime.server.http import schemas
 from anomalysd_runtime.server.http.asgi_bridge import ClientGone
-from anomalysd_runtime.server.http.middleware import Refused
-from anomalysd_runtime.server.records.verdict_store import RecordError
+from anomalysd_runtime.server.http.middleware import RequestRejected
+from anomalysd_runtime.server.records.verdict_store import StoreError
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorAnswer, "description": meaning}
     for status, meaning in {
         400: "The request's form cannot be read.",
@@ -35,8 +35,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def handle_refusals(app: FastAPI) -> None:
-    """Every refusal is {"error": SENTENCE} with its status."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error as {"error": SENTENCE} with its status."""
 
     def answer(status: int, sentence: str, retry_after_s: float | None = None) -> JSONResponse:
         headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
@@ -47,8 +47,8 @@ def handle_refusals(app: FastAPI) -> None:
         return answer(error.status, str(error), error.retry_after_s)
 
     async def cut_short(_: Request, error: Exception) -> Response:
-        """The guard's, while the body was read."""
-        assert isinstance(error, Refused)
+        """The security middleware's, while the body was read."""
+        assert isinstance(error, RequestRejected)
         said = answer(error.status, str(error), error.retry_after_s)
         if error.status in (408, 413):
             said.headers["connection"] = "close"
@@ -77,8 +77,8 @@ def handle_refusals(app: FastAPI) -> None:
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         ServeError: refused,
-        Refused: cut_short,
-        RecordError: unrecorded,
+        RequestRejected: cut_short,
+        StoreError: unrecorded,
         RequestValidationError: invalid,
         HTTPException: other,
         ClientGone: gone,

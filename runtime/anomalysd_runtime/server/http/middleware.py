@@ -1,4 +1,4 @@
-"""What every request passes first: host, origin, token, size, time and rate; and the headers of every answer.
+"""What is checked of every request first: host, origin, token, size, time and rate; and the headers of every answer.
 
 Plain ASGI, so that a request which is refused costs neither a body nor a form parser.
 """
@@ -41,8 +41,8 @@ KNOWN_CLIENTS = 1024
 DRAIN_S, DRAIN_BYTES = 1.0, 16 << 20
 
 
-class Refused(Exception):
-    """A request that goes no further."""
+class RequestRejected(Exception):
+    """A request that is answered by the middleware itself."""
 
     def __init__(self, status: int, sentence: str, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 class RateLimit:
-    """A bucket of permits a client; in memory for the last KNOWN_CLIENTS of them."""
+    """A token bucket per client; in memory for the last KNOWN_CLIENTS of them."""
 
     def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._burst, self._clock = per_s, burst, clock
@@ -88,7 +88,7 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), max(0.001, self._until - time.monotonic()))
         except (asyncio.TimeoutError, TimeoutError):
             self._whole = True
-            raise Refused(
+            raise RequestRejected(
                 408, f"the body did not arrive within {self._settings.body_timeout_s:g} s; send it faster"
             ) from None
         self._note(message)
@@ -110,8 +110,8 @@ class _Body:
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
 
 
-class Guard:
-    """The outermost ASGI application."""
+class SecurityMiddleware:
+    """The outermost ASGI application: it admits or rejects requests and adds the security headers."""
 
     def __init__(self, app: App, settings: SecuritySettings, own_hosts: tuple[str, ...]) -> None:
         self._app, self._settings = app, settings
@@ -138,25 +138,25 @@ class Guard:
         try:
             self._admit(scope)
             await self._app(scope, body.receive, answer)
-        except Refused as error:
+        except RequestRejected as error:
             if begun:
                 raise
-            await _refuse(answer, error)
+            await _reject(answer, error)
 
     def _admit(self, scope: Scope) -> None:
         """Host, origin, token, announced length and rate. Raises Refused; puts the client's name into the scope."""
         headers = {key.lower(): value for key, value in scope["headers"]}
         host = _host_of(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts and host not in self._hosts:
-            raise Refused(
+            raise RequestRejected(
                 421, f"this box does not answer under the host name {host[:80]!r}; allow it with --allow-host"
             )
         if scope["method"] not in ("GET", "HEAD") and _cross_site(headers, host):
-            raise Refused(403, "a page of another site asked; only this box's own page and programs may")
+            raise RequestRejected(403, "a page of another site asked; only this box's own page and programs may")
         principal = self._principal(headers.get(b"authorization", b""))
         path = scope["path"]
         if self._tokens and principal is None and not (path in OPEN_PATHS or path.startswith("/static/")):
-            raise Refused(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
+            raise RequestRejected(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
         label = headers.get(b"x-client", b"").decode("latin-1")[:64]
         address = (scope.get("client") or ("local", 0))[0]
         who = principal or address
@@ -184,7 +184,9 @@ class Guard:
         """Count photos against the client's rate; a request with several is charged once their number is known."""
         wait = self._rate.wait_s(who, photos) if photos > 0 else 0.0
         if wait > 0:
-            raise Refused(429, f"more than {self._settings.rate_per_s:g} inspections a second; come slower", wait)
+            raise RequestRejected(
+                429, f"more than {self._settings.rate_per_s:g} inspections a second; come slower", wait
+            )
 
     def _extra(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         extra = list(HEADERS)
@@ -195,8 +197,8 @@ class Guard:
         return extra
 
 
-def _too_large(settings: SecuritySettings) -> Refused:
-    return Refused(413, f"the body is longer than {settings.max_body_bytes >> 20} MiB; send a smaller photo")
+def _too_large(settings: SecuritySettings) -> RequestRejected:
+    return RequestRejected(413, f"the body is longer than {settings.max_body_bytes >> 20} MiB; send a smaller photo")
 
 
 def own_hosts(host: str) -> tuple[str, ...]:
@@ -225,7 +227,7 @@ def _is_inspection(path: str) -> bool:
     return path.startswith("/inspect") or path.endswith("/infer")
 
 
-async def _refuse(send: Send, error: Refused) -> None:
+async def _reject(send: Send, error: RequestRejected) -> None:
     body = json.dumps({"error": str(error)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.retry_after_s is not None:

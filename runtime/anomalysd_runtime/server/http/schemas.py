@@ -1,10 +1,13 @@
-"""The shapes of the HTTP edge, for validation and the OpenAPI document. The only module with pydantic models."""
+"""The shapes of HTTP bodies, for validation and the OpenAPI document. The only module with pydantic models."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from anomalysd_runtime.server.verdicts import Correction, Verdict
 
 
 class Strict(BaseModel):
@@ -14,7 +17,7 @@ class Strict(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every refusal."""
+    """Any error."""
 
     error: str = Field(description="One sentence: what was found, what was expected, what to do.")
 
@@ -27,39 +30,27 @@ class Region(BaseModel):
     peak: float = Field(description="Highest value of the score map inside.")
 
 
-class VerdictAnswer(BaseModel):
+def _verdict_fields() -> Any:
+    """Every field of a Verdict under its name in JSON; `schema` is a method of pydantic's, hence the other name."""
+    hints = get_type_hints(Verdict)
+    return {
+        "verdict_schema" if entry.name == "schema" else entry.name: (
+            hints[entry.name],
+            Field(
+                None if entry.default is None else ...,
+                alias=entry.metadata["json_name"] or entry.name,
+                description=entry.metadata["description"],
+            ),
+        )
+        for entry in fields(Verdict)
+    }
+
+
+class VerdictAnswer(create_model("VerdictFields", **_verdict_fields())):  # type: ignore[misc]
     """One verdict. The names follow anomalib's where it has such a name."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    uid: str
-    at: float = Field(description="UTC, seconds since 1970.")
-    source: str
-    client: str
-    photo: str
-    photo_sha256: str
-    width_px: int
-    height_px: int
-    bundle: str
-    bundle_id: str
-    preset: str
-    settings: dict[str, Any]
-    class_name: str = Field(alias="class")
-    pred_score: float
-    threshold: float | None
-    pred_label: int | None = Field(description="1 anomalous, 0 good, null where the class has no threshold.")
-    verdict: Literal["good", "anomalous", "unknown"]
-    scores: dict[str, float]
-    regions: list[Region]
-    evidence: dict[str, Any]
-    mode: str
-    backend: str
-    timings_ms: dict[str, float]
-    group: int = Field(description="Photos that were judged together.")
-    request_key: str | None = None
-    correction: Literal["ok", "ng"] | None = None
-    verdict_schema: str = Field(alias="schema")
-    repeated: bool = Field(False, description="Judged before, under the same request key.")
+    regions: list[Region] = Field(description="Connected parts of the predicted mask, the largest first.")
+    repeated: bool = Field(False, description="Verdict of an earlier request with the same key.")
     pictures: dict[str, str] = Field(default_factory=dict, description="The wanted outputs: base64 of PNG files.")
     map_range: list[float] | None = Field(
         None, description="Values of gray 0 and 65535 of the picture 'map'.", min_length=2, max_length=2
@@ -111,7 +102,7 @@ class BundlesAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """How the box is."""
+    """State of the box."""
 
     status: Literal["starting", "ok", "degraded", "stopping"]
     reasons: list[str]
@@ -128,10 +119,10 @@ class VerdictsAnswer(BaseModel):
     recorded: bool = Field(description="Whether they come from the record or only from memory.")
 
 
-class Correction(Strict):
-    """What an operator says of a verdict."""
+class CorrectionBody(Strict):
+    """An operator's correction of a verdict."""
 
-    correction: Literal["ok", "ng"] | None
+    correction: Correction | None
 
 
 PHOTO_BODY = {

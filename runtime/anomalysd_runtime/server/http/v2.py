@@ -16,10 +16,10 @@ from anomalysd_edge import __version__
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, TooLarge, Unavailable, WrongType
 from anomalysd_runtime.server.http import tensors
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
-from anomalysd_runtime.server.http.error_handlers import REFUSALS
-from anomalysd_runtime.server.inference.inflight import Ask
+from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES
+from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
-from anomalysd_runtime.server.verdicts import Told
+from anomalysd_runtime.server.verdicts import VerdictResult
 
 OUTPUTS = {
     "pred_score": ("FP32", [-1]),
@@ -34,7 +34,7 @@ OUTPUTS = {
 
 def routes(service: Service) -> APIRouter:
     """All of /v2."""
-    router = APIRouter(prefix="/v2", tags=["v2"], responses=REFUSALS)
+    router = APIRouter(prefix="/v2", tags=["v2"], responses=ERROR_RESPONSES)
     _state(router, service)
     _repository(router, service)
 
@@ -46,17 +46,17 @@ def routes(service: Service) -> APIRouter:
             raise WrongType("compressed bodies are not taken; send them plain")
         body = await request.body()
         head, inputs = await asyncio.to_thread(tensors.read_request, body, request.headers.get(tensors.HEADER))
-        asks = _asks(service, request, name, head, inputs, began)
+        photo_requests = _photo_requests(service, request, name, head, inputs, began)
         outputs = _wanted(head)
-        request.state.charge(len(asks) - 1)
-        service.reserve(len(asks))
-        found = await verdicts_of(service, request, asks)
-        told = []
+        request.state.charge(len(photo_requests) - 1)
+        service.reserve(len(photo_requests))
+        found = await verdicts_of(service, request, photo_requests)
+        results = []
         for each in found:
             if isinstance(each, ServeError):
                 raise each
-            told.append(each)
-        data, length = await asyncio.to_thread(_respond, head, name, told, outputs)
+            results.append(each)
+        data, length = await asyncio.to_thread(_respond, head, name, results, outputs)
         headers = {} if length is None else {tensors.HEADER: str(length)}
         return Response(
             data, media_type="application/json" if length is None else "application/octet-stream", headers=headers
@@ -143,9 +143,9 @@ def _check(service: Service, name: str, version: str | None) -> None:
         raise NotFound(f"bundle {name} is not open as version {version[:40]!r}; ask without a version for what is open")
 
 
-def _asks(
+def _photo_requests(
     service: Service, request: Request, name: str, head: dict[str, Any], inputs: dict[str, Any], began: float
-) -> list[Ask]:
+) -> list[PhotoRequest]:
     unknown = sorted(set(inputs) - {"photo", "class"})
     if unknown or "photo" not in inputs:
         raise BadRequest(f"the inputs are {', '.join(sorted(inputs))[:120]}; expected 'photo' and 'class'")
@@ -179,7 +179,7 @@ def _asks(
     deadline = str(parameters["deadline_ms"]) if isinstance(parameters, dict) and "deadline_ms" in parameters else None
     until = deadline_of(deadline, began, service.settings.deadline_ms)
     return [
-        Ask(
+        PhotoRequest(
             data=data, source="v2", client=request.state.client, class_name=label, bundle=name,
             name=str(head.get("id", ""))[:200], deadline=until, photo=array, began=began,
         )
@@ -203,29 +203,29 @@ def _wanted(head: dict[str, Any]) -> dict[str, bool]:
     return wanted
 
 
-def _respond(head: dict[str, Any], name: str, told: list[Told], wanted: dict[str, bool]) -> Any:
-    answers = [each.inspection for each in told]
+def _respond(head: dict[str, Any], name: str, results: list[VerdictResult], wanted: dict[str, bool]) -> Any:
+    answers = [each.inspection for each in results]
     values: dict[str, Any] = {}
     for key in wanted:
         if key == "pred_score":
-            values[key] = np.array([each.verdict.pred_score for each in told], np.float32)
+            values[key] = np.array([each.verdict.pred_score for each in results], np.float32)
         elif key == "pred_label":
-            labels = [each.verdict.pred_label for each in told]
+            labels = [each.verdict.pred_label for each in results]
             values[key] = np.array([-1 if label is None else label for label in labels], np.int32)
         elif key == "threshold":
-            limits = [each.verdict.threshold for each in told]
+            limits = [each.verdict.threshold for each in results]
             values[key] = np.array([np.nan if limit is None else limit for limit in limits], np.float32)
         elif key == "verdict":
-            values[key] = [each.verdict.verdict.encode() for each in told]
+            values[key] = [each.verdict.verdict.encode() for each in results]
         elif key == "anomaly_map":
             values[key] = np.stack([_there(answer).anomaly_map for answer in answers])
         else:
             values[key] = np.stack([_mask(_there(answer)) for answer in answers])
-    version = told[0].verdict.bundle_id
-    told_head: dict[str, Any] = {"model_name": name, "model_version": version}
+    version = results[0].verdict.bundle_id
+    response: dict[str, Any] = {"model_name": name, "model_version": version}
     if isinstance(head.get("id"), str):
-        told_head["id"] = head["id"]
-    return tensors.write_response(told_head, values, [key for key, binary in wanted.items() if binary])
+        response["id"] = head["id"]
+    return tensors.write_response(response, values, [key for key, binary in wanted.items() if binary])
 
 
 def _there(answer: Any) -> Any:

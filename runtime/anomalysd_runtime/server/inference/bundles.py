@@ -16,14 +16,14 @@ from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import BundleError, SDEdgeError
 from anomalysd_runtime.server.errors import NotFound, Unavailable
 from anomalysd_runtime.server.inference.engine import Engine
-from anomalysd_runtime.server.inference.worker import Opened
+from anomalysd_runtime.server.inference.worker import OpenedBundle
 from anomalysd_runtime.server.settings import bundle_path
 
 log = logging.getLogger("sd-edge.bundles")
 
 
 @dataclass
-class Loaded:
+class LoadedBundle:
     """An opened bundle. A reload makes another one beside it; this one closes when its last photo is answered."""
 
     name: str
@@ -36,7 +36,7 @@ class Loaded:
     """Of its files: a proxy for its memory."""
     classes: dict[str, dict[str, Any]]
     """Class -> kind, shots, threshold."""
-    opened: Opened
+    opened: OpenedBundle
     """What the worker said."""
     uses: int = 0
     """Photos that it owes an answer."""
@@ -57,8 +57,8 @@ class BundleStore:
         self._engine = engine
         self._memory_bytes = memory_bytes
         self._signature_key = signature_key
-        self._loaded: dict[str, Loaded] = {}
-        self._all: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedBundle] = {}
+        self._all: dict[str, LoadedBundle] = {}
         self._classes: dict[str, dict[str, dict[str, Any]]] = {}
         self._loads = 0
         self._lock = threading.RLock()
@@ -68,7 +68,7 @@ class BundleStore:
         """Every bundle that this box was started with."""
         return sorted(self.paths)
 
-    def known(self, name: str) -> Loaded | None:
+    def known(self, name: str) -> LoadedBundle | None:
         """The opened bundle of this name, if it is open."""
         return self._loaded.get(name)
 
@@ -76,7 +76,7 @@ class BundleStore:
         """Class -> kind, shots, threshold of a bundle as it was last open: one that was closed is opened when asked."""
         return self._classes.get(name, {})
 
-    def loaded(self) -> list[Loaded]:
+    def loaded(self) -> list[LoadedBundle]:
         """Those that are open, retired ones included."""
         with self._lock:
             return list(self._all.values())
@@ -96,7 +96,7 @@ class BundleStore:
         raise NotFound(f"say which bundle judges the photo; there are: {', '.join(self.names())}")
 
     @contextmanager
-    def in_use(self, name: str) -> Iterator[Loaded]:
+    def in_use(self, name: str) -> Iterator[LoadedBundle]:
         """As acquire() and release()."""
         found = self.acquire(name)
         try:
@@ -104,7 +104,7 @@ class BundleStore:
         finally:
             self.release(found)
 
-    def acquire(self, name: str) -> Loaded:
+    def acquire(self, name: str) -> LoadedBundle:
         """The open bundle of this name, opened if need be; it stays open until release(). Raises ServeError."""
         while True:
             with self._lock:
@@ -116,7 +116,7 @@ class BundleStore:
                     return found
             self.load(name, again)  # `again`: a restarted worker could not open it; perhaps it can be now
 
-    def release(self, loaded: Loaded) -> None:
+    def release(self, loaded: LoadedBundle) -> None:
         """One answer less owed; a retired bundle closes with its last one."""
         with self._lock:
             loaded.uses -= 1
@@ -124,7 +124,7 @@ class BundleStore:
         if close:  # in a thread: closing waits for the engine's group, and release() is called from anywhere
             threading.Thread(target=self._close, args=(loaded,), name="sd-edge-close", daemon=True).start()
 
-    def load(self, name: str, again: bool = False) -> Loaded:
+    def load(self, name: str, again: bool = False) -> LoadedBundle:
         """Check and open a bundle; with `again` even if it is open: the new one takes over, the old one finishes.
 
         Raises NotFound for an unknown name, Unavailable with the reason where it cannot be opened.
@@ -162,7 +162,7 @@ class BundleStore:
         self._retire(old)
         return True
 
-    def _open(self, name: str, path: Path) -> Loaded:
+    def _open(self, name: str, path: Path) -> LoadedBundle:
         path = path.resolve()  # one version from here on, should the link be switched meanwhile
         bundle = read_bundle(path, verify=True, public_key=self._signature_key)
         bundle_id = sha256_file(path / MANIFEST)[:16]
@@ -176,16 +176,16 @@ class BundleStore:
             log.warning("bundle %s runs on the fallback %s: %s", name, opened.backend, opened.fell_back)
         log.info("bundle %s (%s) is open on %s, %.0f ms a photo", name, bundle_id, opened.backend, opened.warm_ms)
         size = sum(record.bytes for record in bundle.manifest.files)
-        return Loaded(name, bundle_id, key, size, _classes(bundle, opened), opened)
+        return LoadedBundle(name, bundle_id, key, size, _classes(bundle, opened), opened)
 
-    def _retire(self, old: Loaded) -> None:
+    def _retire(self, old: LoadedBundle) -> None:
         with self._lock:
             old.retired = True
             close = old.uses == 0
         if close:
             self._close(old)
 
-    def _close(self, loaded: Loaded) -> None:
+    def _close(self, loaded: LoadedBundle) -> None:
         with self._lock:
             if self._all.pop(loaded.key, None) is None:
                 return
@@ -196,7 +196,7 @@ class BundleStore:
         else:
             log.info("bundle %s (%s) is closed", loaded.name, loaded.bundle_id)
 
-    def _shrink(self, keep: Loaded) -> None:
+    def _shrink(self, keep: LoadedBundle) -> None:
         """Unload the longest unused while the files' bytes exceed the limit; what is in use stays."""
         while self._memory_bytes:
             with self._lock:
@@ -210,7 +210,7 @@ class BundleStore:
             self._close(oldest)
 
 
-def _classes(bundle: Bundle, opened: Opened) -> dict[str, dict[str, Any]]:
+def _classes(bundle: Bundle, opened: OpenedBundle) -> dict[str, dict[str, Any]]:
     return {
         name: {"kind": record.kind, "shots": record.shots, "threshold": opened.thresholds.get(name)}
         for name, record in bundle.manifest.classes.items()

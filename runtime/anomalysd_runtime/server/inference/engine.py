@@ -14,8 +14,8 @@ from typing import Any
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server.errors import DeadlineMissed, Failed, Unavailable
 from anomalysd_runtime.server.inference.fair_queue import FairQueue
-from anomalysd_runtime.server.inference.jobs import Job, Judged
-from anomalysd_runtime.server.inference.worker import Opened, Opener, Verdicts, Worker, WorkerLost, open_bundle
+from anomalysd_runtime.server.inference.jobs import EngineResult, Job
+from anomalysd_runtime.server.inference.worker import GroupResult, OpenedBundle, Opener, Worker, WorkerLost, open_bundle
 from anomalysd_runtime.server.settings import EngineSettings
 
 log = logging.getLogger("sd-edge.engine")
@@ -52,7 +52,7 @@ class EngineState:
 
 
 class Engine:
-    """Takes jobs, forms groups, asks the worker. Methods may be called from any thread."""
+    """Takes jobs, forms groups, runs them in the worker. Methods may be called from any thread."""
 
     def __init__(self, settings: EngineSettings, opener: Opener = open_bundle) -> None:
         self.settings = settings
@@ -94,9 +94,9 @@ class Engine:
         """The worker's process number."""
         return self._worker.pid
 
-    def open(self, key: str, path: Path) -> Opened:
+    def open(self, key: str, path: Path) -> OpenedBundle:
         """Open and warm up a bundle between two groups. Raises SDEdgeError."""
-        opened: Opened = self._order(lambda: self._open_now(key, path))
+        opened: OpenedBundle = self._order(lambda: self._open_now(key, path))
         return opened
 
     def close(self, key: str) -> None:
@@ -119,7 +119,7 @@ class Engine:
             self._change.notify_all()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this photo any more; if it has not begun, it never will."""
+        """Drop a photo that has not begun."""
         with self._change:
             if self._queue.remove(job.client, job):
                 job.future.cancel()
@@ -166,7 +166,7 @@ class Engine:
             _fail(job, Unavailable("the box stopped before this photo's turn; send it again", retry_after_s=5))
 
     def _next_group(self) -> list[Job]:
-        """The next photos in turn, of one bundle. The first of an idle worker waits a moment for company."""
+        """The next photos in turn, of one bundle. The first of an idle worker waits `gather_ms` for others."""
         with self._change:
             if not len(self._queue):
                 return []
@@ -188,7 +188,7 @@ class Engine:
         return group
 
     def _judge(self, group: list[Job]) -> None:
-        """Ask the worker; when it dies, start another and ask again photo by photo: only the culprit fails."""
+        """Inspect a group. Where the worker dies, a new one goes on photo by photo: only the photo at fault fails."""
         key = group[0].bundle_key
         if key not in self._open:
             why = self.state.unopened.get(key, "it was unloaded while the photo waited")
@@ -229,14 +229,14 @@ class Engine:
                 backend = answer.backend or self._backends.get(key, self.settings.backend)
                 self._note_backend(key, backend)
                 waited = (began - job.created) * 1e3
-                job.future.set_result(Judged(answer, backend, waited, len(group), found.took_ms))
+                job.future.set_result(EngineResult(answer, backend, waited, len(group), found.took_ms))
 
     def _note_backend(self, key: str, backend: str) -> None:
         """A network that went on in float32 after NaN says so in its answers; health shall, too."""
         if backend != self._backends.get(key) and self.state.changed.get(key) != backend:
             self.state.changed = {**self.state.changed, key: backend}
 
-    def _learn(self, key: str, found: Verdicts, count: int) -> None:
+    def _learn(self, key: str, found: GroupResult, count: int) -> None:
         share = found.took_ms / count
         known = self.state.photo_ms.get(key, share)
         self.state.photo_ms = {**self.state.photo_ms, key: known + SMOOTHING * (share - known)}
@@ -245,7 +245,7 @@ class Engine:
         self.state.groups += 1
         self.state.grouped += count
 
-    def _open_now(self, key: str, path: Path) -> Opened:
+    def _open_now(self, key: str, path: Path) -> OpenedBundle:
         try:
             opened = self._worker.open(key, path)
         except WorkerLost:

@@ -1,4 +1,4 @@
-"""One photo on its way through the service: what was asked, what it holds meanwhile, how it ends."""
+"""One photo on its way through the service: its request, the resources that it holds, its result."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from anomalysd_edge.core.types import U8
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision.images import encode_png
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, Unavailable
-from anomalysd_runtime.server.inference.bundles import Loaded
-from anomalysd_runtime.server.inference.jobs import Job, Judged
-from anomalysd_runtime.server.verdicts import Told, Verdict, regions_of
+from anomalysd_runtime.server.inference.bundles import LoadedBundle
+from anomalysd_runtime.server.inference.jobs import EngineResult, Job
+from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, regions_of
 
 
 @dataclass
-class Ask:
-    """One photo that somebody wants judged."""
+class PhotoRequest:
+    """One photo to inspect."""
 
     data: bytes
     """Bytes of an image file; or of the array's pixels, where `photo` is given."""
     source: str
     """http, v2, watch or mqtt."""
     client: str
-    """Whose line it stands in, and what the record says."""
+    """Client id, for fair queueing and the record."""
     class_name: str | None = None
-    """Judge as; may be left out where the bundle has one class."""
+    """Class to inspect it as; may be left out where the bundle has one class."""
     bundle: str | None = None
     """Name of the bundle; may be left out where there is one."""
     name: str = ""
-    """What the client calls the photo."""
+    """The client's name for the photo."""
     request_key: str | None = None
-    """Asked twice under one key, judged once."""
+    """Idempotency key: requests with one key are inspected once."""
     deadline: float = 0.0
-    """time.monotonic() by which the verdict is wanted; 0 = the box's own deadline from now."""
+    """time.monotonic() of the deadline; 0 = the default deadline of the box, from now."""
     photo: U8 | None = None
     """(H,W,3) uint8 where the client sent pixels."""
     began: float = field(default_factory=time.monotonic)
@@ -60,20 +60,20 @@ def _is_text(text: str) -> bool:
 
 
 @dataclass
-class Course:
-    """An Ask on its way."""
+class InflightPhoto:
+    """A PhotoRequest on its way through the service."""
 
-    ask: Ask
-    told: Future[Told]
-    loaded: Loaded | None = None
+    request: PhotoRequest
+    result: Future[VerdictResult]
+    loaded: LoadedBundle | None = None
     job: Job | None = None
     undo: list[Callable[[], None]] = field(default_factory=list)
-    """What gives back what it holds; None of it is left when `told` is done, whoever ended it and when."""
+    """Releases of what it holds; all were called when `result` is done, however it ended."""
     ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hold(self, undo: Callable[[], None]) -> None:
-        """Something was taken for this photo. Where nobody waits any more it is given back at once."""
+        """Register the release of a resource; it is called at once where the photo has ended already."""
         with self.lock:
             if not self.ended:
                 self.undo.append(undo)
@@ -81,7 +81,7 @@ class Course:
         undo()
 
     def let_go(self) -> None:
-        """Give everything back, once."""
+        """Release everything, once."""
         with self.lock:
             self.ended = True
             held, self.undo = self.undo, []
@@ -89,8 +89,8 @@ class Course:
             undo()
 
 
-def class_of(name: str | None, loaded: Loaded) -> str:
-    """The class that is meant. Raises BadRequest or NotFound, naming those that there are."""
+def class_of(name: str | None, loaded: LoadedBundle) -> str:
+    """The class `name`; where it is None, the only one. Raises BadRequest or NotFound, naming those that there are."""
     if name is None:
         if len(loaded.classes) != 1:
             raise BadRequest(
@@ -102,12 +102,12 @@ def class_of(name: str | None, loaded: Loaded) -> str:
     return name
 
 
-def refuse(told: Future[Told], error: ServeError) -> None:
-    """The answer is a refusal, unless there is one already or nobody waits."""
-    if not told.done():
-        if not told.running() and not told.set_running_or_notify_cancel():
+def reject(result: Future[VerdictResult], error: ServeError) -> None:
+    """Fail `result` with `error`, unless it is done or cancelled."""
+    if not result.done():
+        if not result.running() and not result.set_running_or_notify_cancel():
             return
-        told.set_exception(error)
+        result.set_exception(error)
 
 
 def check_same_photo(found: Verdict, digest: str) -> None:
@@ -116,40 +116,40 @@ def check_same_photo(found: Verdict, digest: str) -> None:
         raise BadRequest("this request_key was used for another photo; every photo needs a key of its own")
 
 
-def kept_photo(ask: Ask) -> bytes:
-    """What the record keeps: the bytes that came; pixels as PNG, which loses nothing."""
-    return ask.data if ask.photo is None else encode_png(ask.photo)
+def photo_bytes(request: PhotoRequest) -> bytes:
+    """The photo as the record keeps it: the bytes that came; pixels as PNG, which is lossless."""
+    return request.data if request.photo is None else encode_png(request.photo)
 
 
-def same_answer(done: Future[Told], told: Future[Told], digest: str) -> None:
-    """A request that was asked while the same one ran gets what that one gets."""
-    if not told.set_running_or_notify_cancel():
+def share_result(done: Future[VerdictResult], result: Future[VerdictResult], digest: str) -> None:
+    """Copy the outcome of `done` to `result`, the request that came with the same key while it ran."""
+    if not result.set_running_or_notify_cancel():
         return
     if done.cancelled():
-        told.set_exception(Unavailable("the request that asked first under this key was given up; ask again", 1.0))
+        result.set_exception(Unavailable("the request that asked first under this key was given up; ask again", 1.0))
     elif (error := done.exception()) is not None:
-        told.set_exception(error)
+        result.set_exception(error)
     else:
         try:
             check_same_photo(done.result().verdict, digest)
         except BadRequest as refused:
-            told.set_exception(refused)
+            result.set_exception(refused)
         else:
-            told.set_result(replace(done.result(), repeated=True))
+            result.set_result(replace(done.result(), repeated=True))
 
 
-def verdict_of(ask: Ask, job: Job, loaded: Loaded, judged: Judged, preset: str) -> Verdict:
-    """What is recorded and told of a judged photo, under a name of its own."""
+def verdict_of(request: PhotoRequest, job: Job, loaded: LoadedBundle, judged: EngineResult, preset: str) -> Verdict:
+    """The verdict of an inspected photo, with a new uid."""
     answer = judged.inspection
-    plain = inspection.inspection_json(answer, ask.name)
+    plain = inspection.inspection_json(answer, request.name)
     height, width = job.photo.shape[:2]
     return Verdict(
         uid=secrets.token_hex(16),
         at=time.time(),
-        source=ask.source,
-        client=ask.client,
-        photo=ask.name,
-        photo_sha256=sha256_bytes(ask.data),
+        source=request.source,
+        client=request.client,
+        photo=request.name,
+        photo_sha256=sha256_bytes(request.data),
         width_px=width,
         height_px=height,
         bundle=loaded.name,
@@ -172,5 +172,5 @@ def verdict_of(ask: Ask, job: Job, loaded: Loaded, judged: Judged, preset: str) 
             "group_ms": round(judged.worker_ms, 3),
         },
         group=judged.group,
-        request_key=ask.request_key,
+        request_key=request.request_key,
     )

@@ -1,4 +1,4 @@
-"""A photo on its way through the box, and the ways in which it can fail."""
+"""A photo in the engine's queue, and its result."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Job:
     """One photo that waits for a worker, or is with one."""
 
     bundle_key: str
-    """Which opened bundle judges it."""
+    """Key of the opened bundle that inspects it."""
     class_name: str
-    """The class to judge it as."""
+    """Class to inspect it as."""
     photo: U8
     """(H,W,3) uint8."""
     client: str
-    """Whose line it stands in."""
+    """Client id, for fair queueing."""
     deadline: float
-    """time.monotonic() by which the verdict is wanted."""
-    future: Future[Judged] = field(default_factory=Future)
-    """Gets a Judged, or a ServeError."""
+    """time.monotonic() of the deadline."""
+    future: Future[EngineResult] = field(default_factory=Future)
+    """Gets an EngineResult, or a ServeError."""
     created: float = field(default_factory=time.monotonic)
     """time.monotonic() of its arrival."""
 
@@ -37,13 +37,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the engine found, and how."""
+class EngineResult:
+    """The engine's result for one photo."""
 
     inspection: Inspection
-    """The detector's answer."""
+    """The detector's result."""
     backend: str
-    """What ran it."""
+    """Backend that ran the networks."""
     waited_ms: float
     """From arrival to the start of its group."""
     group: int

@@ -1,4 +1,4 @@
-"""From a photo's bytes to a recorded verdict: the one way that HTTP, folders and MQTT go."""
+"""From a photo's bytes to a recorded verdict: what HTTP, watched folders and MQTT share."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ from anomalysd_runtime.server.errors import (
 from anomalysd_runtime.server.inference.bundles import BundleStore
 from anomalysd_runtime.server.inference.engine import Engine
 from anomalysd_runtime.server.inference.inflight import (
-    Ask,
-    Course,
+    InflightPhoto,
+    PhotoRequest,
     check_same_photo,
     class_of,
-    kept_photo,
-    refuse,
-    same_answer,
+    photo_bytes,
+    reject,
+    share_result,
     verdict_of,
 )
 from anomalysd_runtime.server.inference.jobs import Job
 from anomalysd_runtime.server.inference.worker import Opener, open_bundle
 from anomalysd_runtime.server.metrics import Metrics
 from anomalysd_runtime.server.records.retention import Retention
-from anomalysd_runtime.server.records.verdict_cache import Recent
-from anomalysd_runtime.server.records.verdict_store import Entry, Record, RecordError
+from anomalysd_runtime.server.records.tables import VerdictEntry
+from anomalysd_runtime.server.records.verdict_cache import VerdictCache
+from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
 from anomalysd_runtime.server.settings import ServeSettings
-from anomalysd_runtime.server.verdicts import Told, Verdict, pictures_of
+from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, pictures_of
 
 log = logging.getLogger("sd-edge.service")
 MAX_KEY = 128
-Listener = Callable[[Verdict], None]
 
 
 class Service:
-    """Everything but the doors. start() opens the bundles and warms up; stop() finishes what was taken.
+    """The box without its interfaces. start() opens the bundles and warms up; finish() ends the accepted photos.
 
-    A verdict's future may be cancelled by whoever waits for it: what has not begun then never will, and nothing is
-    recorded.
+    A caller may cancel the future of a verdict: a photo that was not begun is then dropped, and nothing is recorded.
     """
 
     def __init__(self, settings: ServeSettings, opener: Opener = open_bundle) -> None:
@@ -61,19 +60,19 @@ class Service:
             settings.bundles, self.engine, settings.engine.memory_bytes, settings.engine.public_key
         )
         self.metrics = Metrics()
-        self.recent = Recent(settings.recent)
-        self.record = Record(settings.record.path) if settings.record.path else None
-        self.retention = Retention(self.record, settings.record) if self.record else None
-        self.listeners: list[Listener] = []
+        self.cache = VerdictCache(settings.recent)
+        self.store = VerdictStore(settings.record.path) if settings.record.path else None
+        self.retention = Retention(self.store, settings.record) if self.store else None
+        self.listeners: list[Callable[[Verdict], None]] = []
         self.publish: Callable[[Verdict], bool] = lambda _: False
-        """Whether the webhook wants a verdict; asked when it is recorded, so that both are one transaction."""
+        """Whether a verdict goes to the webhook's outbox, in the same transaction as its row."""
         self.phase = "starting"
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="sd-edge-photo")
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._taken = 0
         self._bytes = 0
-        self._by_key: dict[str, Future[Told]] = {}
+        self._by_key: dict[str, Future[VerdictResult]] = {}
 
     def start(self) -> None:
         """Open every bundle that the memory limit allows and warm it up; then the box is ready. Raises SDEdgeError."""
@@ -91,23 +90,23 @@ class Service:
                 self.phase = "ready"
 
     def finish(self, limit_s: float) -> None:
-        """Take nothing new, and finish what was taken within `limit_s` seconds."""
+        """Accept no more photos, and finish those that were within `limit_s` seconds."""
         with self._idle:
             self.phase = "stopping"
             self._idle.wait_for(lambda: self._taken == 0, timeout=limit_s)
 
     def stop(self) -> None:
-        """Close everything; what still waits is answered 503."""
+        """Close everything; photos that still wait fail with status 503."""
         self.phase = "stopping"
         self.engine.stop()
         self._pool.shutdown(wait=True)
         if self.retention:
             self.retention.stop()
-        if self.record:
-            self.record.close()
+        if self.store:
+            self.store.close()
 
     def reserve(self, count: int = 1) -> None:
-        """Take places for photos, all or none; each Ask given to inspect() uses one. Raises QueueFull, Unavailable."""
+        """Reserve places for photos, all or none; each call of inspect() uses one. Raises QueueFull, Unavailable."""
         engine = self.settings.engine
         with self._lock:
             if self.phase != "ready":
@@ -122,22 +121,22 @@ class Service:
             self._taken += count
 
     def unreserve(self, count: int = 1) -> None:
-        """Give back places that no inspect() came for."""
+        """Release places that inspect() was not called for."""
         with self._idle:
             self._taken -= count
             self._idle.notify_all()
 
-    def inspect(self, ask: Ask) -> Future[Told]:
-        """Judge a photo for which a place was reserved. The future has a Told, or a ServeError."""
-        course = Course(ask, Future())
-        if not ask.deadline:
-            ask.deadline = time.monotonic() + self.settings.deadline_ms / 1e3
-        course.told.add_done_callback(lambda _: self._after(course))
-        self._pool.submit(self._guard, course, self._begin)
-        return course.told
+    def inspect(self, request: PhotoRequest) -> Future[VerdictResult]:
+        """Inspect a photo for which a place was reserved. The future has a VerdictResult, or a ServeError."""
+        inflight = InflightPhoto(request, Future())
+        if not request.deadline:
+            request.deadline = time.monotonic() + self.settings.deadline_ms / 1e3
+        inflight.result.add_done_callback(lambda _: self._after(inflight))
+        self._pool.submit(self._run_step, inflight, self._begin)
+        return inflight.result
 
     def health(self) -> dict[str, Any]:
-        """What a person or a supervisor wants to know first."""
+        """The state of the box, as /health returns it."""
         reasons = []
         state = self.engine.state
         for loaded in self.bundles.loaded():
@@ -147,8 +146,8 @@ class Service:
         reasons += [f"bundle {key.partition('@')[0]} answers from {what}" for key, what in state.changed.items()]
         if state.lost is not None:
             reasons.append(state.lost)
-        if self.record is not None and self.record.failing is not None:
-            reasons.append(self.record.failing)
+        if self.store is not None and self.store.failing is not None:
+            reasons.append(self.store.failing)
         status = self.phase if self.phase != "ready" else "degraded" if reasons else "ok"
         return {
             "status": status,
@@ -179,70 +178,70 @@ class Service:
                 metrics.photo_ms.labels(name).set(state.photo_ms.get(loaded.key, 0.0))
         return metrics.text()
 
-    def _guard(self, course: Course, step: Callable[[Course], None]) -> None:
-        """Whatever goes wrong in a step becomes the answer."""
+    def _run_step(self, inflight: InflightPhoto, step: Callable[[InflightPhoto], None]) -> None:
+        """Run one step; its error becomes the result."""
         try:
-            step(course)
+            step(inflight)
         except ServeError as error:
-            refuse(course.told, error)
-        except RecordError as error:
-            refuse(course.told, Unavailable(str(error), retry_after_s=5))
+            reject(inflight.result, error)
+        except StoreError as error:
+            reject(inflight.result, Unavailable(str(error), retry_after_s=5))
         except SDEdgeError as error:
-            refuse(course.told, Failed(str(error)))
+            reject(inflight.result, Failed(str(error)))
         except Exception as error:
             log.exception("a fault while a photo was handled")
-            refuse(course.told, Failed(f"a fault of the box itself ({type(error).__name__}); see its log"))
+            reject(inflight.result, Failed(f"a fault of the box itself ({type(error).__name__}); see its log"))
 
-    def _begin(self, course: Course) -> None:
-        ask = course.ask
-        if course.told.cancelled():
+    def _begin(self, inflight: InflightPhoto) -> None:
+        request = inflight.request
+        if inflight.result.cancelled():
             return
-        if ask.request_key is not None and self._answered_before(course, ask.request_key):
+        if request.request_key is not None and self._answered_before(inflight, request.request_key):
             return
-        name = self.bundles.resolve(ask.bundle, ask.class_name)
-        if ask.photo is None:
-            width, height = decoding.photo_size(ask.data, self.settings.security.max_pixels)
+        name = self.bundles.resolve(request.bundle, request.class_name)
+        if request.photo is None:
+            width, height = decoding.photo_size(request.data, self.settings.security.max_pixels)
         else:
-            height, width = ask.photo.shape[:2]
-        self._claim_bytes(course, width * height * 3)
-        loaded = course.loaded = self.bundles.acquire(name)
-        course.hold(lambda: self.bundles.release(loaded))
-        class_name = class_of(ask.class_name, loaded)
-        photo = decoding.decode(ask.data) if ask.photo is None else ask.photo
-        job = course.job = Job(loaded.key, class_name, photo, ask.client, ask.deadline)
-        job.future.add_done_callback(lambda _: self._submit_end(course))
+            height, width = request.photo.shape[:2]
+        self._claim_bytes(inflight, width * height * 3)
+        loaded = inflight.loaded = self.bundles.acquire(name)
+        inflight.hold(lambda: self.bundles.release(loaded))
+        class_name = class_of(request.class_name, loaded)
+        photo = decoding.decode(request.data) if request.photo is None else request.photo
+        job = inflight.job = Job(loaded.key, class_name, photo, request.client, request.deadline)
+        job.future.add_done_callback(lambda _: self._submit_end(inflight))
         self.engine.submit(job)
-        if course.told.cancelled():
+        if inflight.result.cancelled():
             self.engine.cancel(job)
 
-    def _submit_end(self, course: Course) -> None:
-        assert course.job is not None
-        if course.job.future.cancelled():
-            course.told.cancel()
+    def _submit_end(self, inflight: InflightPhoto) -> None:
+        assert inflight.job is not None
+        if inflight.job.future.cancelled():
+            inflight.result.cancel()
             return
-        self._pool.submit(self._guard, course, self._conclude)
+        self._pool.submit(self._run_step, inflight, self._conclude)
 
-    def _answered_before(self, course: Course, key: str) -> bool:
-        """Whether this key was, or is being, answered; then this course gets the same answer."""
+    def _answered_before(self, inflight: InflightPhoto, key: str) -> bool:
+        """Whether a request with this key has, or is getting, a verdict; then `inflight` gets the same."""
         if not 0 < len(key) <= MAX_KEY:
             raise BadRequest(f"the request key has {len(key)} characters; use 1 to {MAX_KEY}")
         with self._lock:
             other = self._by_key.get(key)
             if other is None:
-                self._by_key[key] = course.told
-        digest = sha256_bytes(course.ask.data)
+                self._by_key[key] = inflight.result
+        digest = sha256_bytes(inflight.request.data)
         if other is not None:
-            other.add_done_callback(lambda done: same_answer(done, course.told, digest))
+            other.add_done_callback(lambda done: share_result(done, inflight.result, digest))
             return True
-        found = self.record.by_key(key) if self.record else None
+        found = self.store.by_key(key) if self.store else None
         if found is None:
             return False
         check_same_photo(found, digest)
-        if course.told.set_running_or_notify_cancel():
-            course.told.set_result(Told(found, repeated=True))
+        if inflight.result.set_running_or_notify_cancel():
+            inflight.result.set_result(VerdictResult(found, repeated=True))
         return True
 
-    def _claim_bytes(self, course: Course, count: int) -> None:
+    def _claim_bytes(self, inflight: InflightPhoto, count: int) -> None:
         with self._lock:
             if self._bytes and self._bytes + count > self.settings.engine.queue_bytes:
                 raise QueueFull(
@@ -250,52 +249,52 @@ class Service:
                     retry_after_s=max(1.0, self.engine.expected_s()),
                 )
             self._bytes += count
-        course.hold(lambda: self._free_bytes(count))
+        inflight.hold(lambda: self._free_bytes(count))
 
     def _free_bytes(self, count: int) -> None:
         with self._lock:
             self._bytes -= count
 
-    def _conclude(self, course: Course) -> None:
-        """The verdict of a judged photo: recorded, then told."""
-        assert course.job is not None
-        assert course.loaded is not None
-        judged = course.job.future.result()
-        if course.told.cancelled():
+    def _conclude(self, inflight: InflightPhoto) -> None:
+        """The verdict of an inspected photo: recorded, then returned."""
+        assert inflight.job is not None
+        assert inflight.loaded is not None
+        judged = inflight.job.future.result()
+        if inflight.result.cancelled():
             return
-        if time.monotonic() > course.ask.deadline:
+        if time.monotonic() > inflight.request.deadline:
             raise DeadlineMissed("the verdict came after the deadline and was not recorded; allow more time", 1.0)
-        verdict = verdict_of(course.ask, course.job, course.loaded, judged, self.settings.engine.preset)
-        pictures = pictures_of(judged.inspection, course.job.photo)
+        verdict = verdict_of(inflight.request, inflight.job, inflight.loaded, judged, self.settings.engine.preset)
+        pictures = pictures_of(judged.inspection, inflight.job.photo)
         # From here on it counts: a client that goes now finds its verdict in the record.
-        if not course.told.set_running_or_notify_cancel():
+        if not inflight.result.set_running_or_notify_cancel():
             return
-        if self.record is not None:
+        if self.store is not None:
             keep = self.settings.record
-            photo = kept_photo(course.ask) if keep.keep_photo else None
+            photo = photo_bytes(inflight.request) if keep.keep_photo else None
             kept_map = judged.inspection.anomaly_map if keep.keep_map else None
             try:
-                self.record.add(Entry(verdict, photo, kept_map, self.publish(verdict))).result()
-            except RecordError as error:
-                course.told.set_exception(Unavailable(str(error), retry_after_s=5))
+                self.store.add(VerdictEntry(verdict, photo, kept_map, self.publish(verdict))).result()
+            except StoreError as error:
+                inflight.result.set_exception(Unavailable(str(error), retry_after_s=5))
                 return
-        self.recent.add(verdict, pictures)
-        self.metrics.told(verdict, time.monotonic() - course.ask.began)
-        course.told.set_result(Told(verdict, judged.inspection, course.job.photo))
+        self.cache.add(verdict, pictures)
+        self.metrics.count_verdict(verdict, time.monotonic() - inflight.request.began)
+        inflight.result.set_result(VerdictResult(verdict, judged.inspection, inflight.job.photo))
         for listener in self.listeners:
             listener(verdict)
 
-    def _after(self, course: Course) -> None:
-        """However it ended: places, bytes and the bundle are free again."""
-        if course.told.cancelled() and course.job is not None:
-            self.engine.cancel(course.job)
-        error = None if course.told.cancelled() else course.told.exception()
+    def _after(self, inflight: InflightPhoto) -> None:
+        """Release places, bytes and the bundle, however the photo ended."""
+        if inflight.result.cancelled() and inflight.job is not None:
+            self.engine.cancel(inflight.job)
+        error = None if inflight.result.cancelled() else inflight.result.exception()
         if isinstance(error, ServeError):
-            self.metrics.refused(course.ask.source, error.status)
-        course.let_go()
+            self.metrics.count_rejected(inflight.request.source, error.status)
+        inflight.let_go()
         with self._idle:
             self._taken -= 1
-            key = course.ask.request_key
-            if key is not None and self._by_key.get(key) is course.told:
+            key = inflight.request.request_key
+            if key is not None and self._by_key.get(key) is inflight.result:
                 del self._by_key[key]
             self._idle.notify_all()

@@ -36,15 +36,15 @@ def open_bundle(path: Path, settings: EngineSettings, backend: str) -> Detector:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What a worker says of a bundle that it opened."""
+class OpenedBundle:
+    """A worker's description of a bundle that it opened."""
 
     backend: str
-    """What runs it, in the networks' words."""
+    """Networks.backend."""
     mode: str
     """The detector's mode in words."""
     fell_back: str | None
-    """Why the fallback backend is in use; None where the asked-for one is."""
+    """Why the fallback backend is in use; None where the requested one is."""
     warm_ms: float
     """Duration of one photo after the warm-up: a first guess at the time of a photo."""
     thresholds: dict[str, float | None]
@@ -56,7 +56,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class GroupResult:
     """A group's answers: each an Inspection, or the sentence that says why there is none."""
 
     answers: tuple[Inspection | str, ...]
@@ -69,7 +69,7 @@ class WorkerLost(SDEdgeError):
 
 @dataclass
 class Worker:
-    """The parent's end: start, ask, end. Used by one thread at a time."""
+    """The parent's side of the process. Used by one thread at a time."""
 
     settings: EngineSettings
     opener: Opener = open_bundle
@@ -91,17 +91,17 @@ class Worker:
         """Process number, for health and tests."""
         return None if self._process is None else self._process.pid
 
-    def open(self, key: str, path: Path) -> Opened:
+    def open(self, key: str, path: Path) -> OpenedBundle:
         """Open and warm up a bundle. Raises SDEdgeError with the worker's sentence, or WorkerLost."""
-        return self._ask(("open", key, path), 600.0)  # type: ignore[no-any-return]
+        return self._call(("open", key, path), 600.0)  # type: ignore[no-any-return]
 
     def close(self, key: str) -> None:
         """Give a bundle's memory back."""
-        self._ask(("close", key), 60.0)
+        self._call(("close", key), 60.0)
 
-    def inspect(self, key: str, photos: Sequence[U8], classes: Sequence[str]) -> Verdicts:
+    def inspect(self, key: str, photos: Sequence[U8], classes: Sequence[str]) -> GroupResult:
         """Judge a group. Raises WorkerLost if the process dies or takes longer than `stuck_s`."""
-        return self._ask(("inspect", key, list(photos), list(classes)), self.settings.stuck_s)  # type: ignore[no-any-return]
+        return self._call(("inspect", key, list(photos), list(classes)), self.settings.stuck_s)  # type: ignore[no-any-return]
 
     def kill(self) -> None:
         """End the process at once; whoever waits for its answer gets WorkerLost. May be called from any thread."""
@@ -110,7 +110,7 @@ class Worker:
             process.kill()
 
     def end(self, grace_s: float = 5.0) -> None:
-        """Ask the process to end, and kill it if it does not."""
+        """Request the end of the process, and kill it if it does not end."""
         if self._process is None:
             return
         if self._pipe is not None:
@@ -125,7 +125,7 @@ class Worker:
         self._process.join()
         self._process, self._pipe = None, None
 
-    def _ask(self, message: tuple[Any, ...], limit_s: float) -> Any:
+    def _call(self, message: tuple[Any, ...], limit_s: float) -> Any:
         if self._pipe is None:
             raise WorkerLost("the worker process is not running")
         try:
@@ -164,7 +164,7 @@ def _main(pipe: Connection, settings: EngineSettings, opener: Opener) -> None:
             answer = ("ok", _do(message, detectors, settings, opener))
         except SDEdgeError as error:
             answer = ("error", str(error))
-        except Exception as error:  # a fault of ours costs this request and is told, with its kind
+        except Exception as error:  # an internal fault fails this request only, and its kind is reported
             answer = ("error", f"{type(error).__name__}: {error}")
         try:
             pipe.send(answer)
@@ -178,7 +178,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
         detector, fell_back = _open(message[2], settings, opener)
         detector.group = settings.group
         detectors[key] = detector
-        return Opened(
+        return OpenedBundle(
             backend=detector.networks.backend,
             mode=detector.mode,
             fell_back=fell_back,
@@ -193,7 +193,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
     detector = detectors[key]
     began = time.perf_counter()
     answers = judge(detector, message[2], message[3])
-    return Verdicts(tuple(answers), (time.perf_counter() - began) * 1e3)
+    return GroupResult(tuple(answers), (time.perf_counter() - began) * 1e3)
 
 
 def _open(path: Path, settings: EngineSettings, opener: Opener) -> tuple[Detector, str | None]:

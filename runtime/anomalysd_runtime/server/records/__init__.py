@@ -1,1 +1,1 @@
-"""What is remembered: the SQLite record, its retention, the last verdicts, questions to it."""
+"""Storage of verdicts: the SQLite record, its retention, the cache of the last ones, queries."""

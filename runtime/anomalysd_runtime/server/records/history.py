@@ -1,4 +1,4 @@
-"""Questions to the record: which verdicts, the same score again, the threshold that operators' corrections suggest."""
+"""Queries of the record: verdicts, re-inspection of a stored photo, a threshold from operators' corrections."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from anomalysd_edge.bundle.reader import MANIFEST
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import decode_rgb
-from anomalysd_runtime.server.records.verdict_store import Record
+from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.verdicts import Verdict
 
 LEAST = 10
-"""Judged photos below which no threshold is proposed."""
+"""Corrected verdicts below which no threshold is proposed."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which verdicts."""
+class VerdictFilter:
+    """Which verdicts to select."""
 
     class_name: str | None = None
     """Of this class."""
     verdict: str | None = None
     """good, anomalous or unknown."""
     corrected: bool = False
-    """Only those that an operator judged."""
+    """Only those that an operator corrected."""
     since: str | None = None
     """ISO 8601, UTC where no zone is given."""
     until: str | None = None
@@ -38,7 +38,7 @@ class Wanted:
     """At most so many, the newest first; -1 = all."""
 
 
-def find(record: Record, wanted: Wanted) -> list[Verdict]:
+def find_verdicts(store: VerdictStore, wanted: VerdictFilter) -> list[Verdict]:
     """The verdicts, the newest first. Raises SettingsError for a time that is none."""
     where, values = ["1"], []
     for column, value in (("class_name", wanted.class_name), ("verdict", wanted.verdict)):
@@ -51,17 +51,17 @@ def find(record: Record, wanted: Wanted) -> list[Verdict]:
         if text is not None:
             where.append(f"at {sign} ?")
             values.append(_seconds(text))  # type: ignore[arg-type]
-    return record.select(" AND ".join(where), tuple(values), wanted.limit)
+    return store.select(" AND ".join(where), tuple(values), wanted.limit)
 
 
-def export_lines(record: Record, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def export_lines(store: VerdictStore, wanted: VerdictFilter) -> Iterator[dict[str, Any]]:
     """Plain values, one verdict each, for JSON lines."""
-    for verdict in find(record, wanted):
+    for verdict in find_verdicts(store, wanted):
         yield verdict.to_json()
 
 
 @dataclass(frozen=True)
-class Again:
+class Reinspection:
     """A stored photo, inspected again."""
 
     uid: str
@@ -73,14 +73,16 @@ class Again:
     """Whether they are the same to the last bit."""
 
 
-def inspect_again(record: Record, uid: str, bundle: Path, backend: str = "cpu", threads: int | None = None) -> Again:
+def reinspect(
+    store: VerdictStore, uid: str, bundle: Path, backend: str = "cpu", threads: int | None = None
+) -> Reinspection:
     """Judge a stored photo with the bundle that judged it. Raises InputError where photo or bundle are not those."""
     from anomalysd_runtime.loading import open_detector
 
-    verdict = record.by_uid(uid)
+    verdict = store.by_uid(uid)
     if verdict is None:
         raise InputError(f"the record has no verdict {uid}; list them with 'sd-edge history list'")
-    photo = record.stored_photo(uid)
+    photo = store.stored_photo(uid)
     if photo is None:
         raise InputError(f"the photo of {uid} was not kept; serve with --keep photo to be able to inspect it again")
     bundle_id = sha256_file(bundle / MANIFEST)[:16]
@@ -88,11 +90,11 @@ def inspect_again(record: Record, uid: str, bundle: Path, backend: str = "cpu", 
         raise InputError(f"{bundle} has the id {bundle_id} and {verdict.bundle_id} gave the verdict: name that bundle")
     with open_detector(bundle, verdict.preset, backend, threads) as detector:
         (answer,) = detector.inspect([decode_rgb(photo)], verdict.class_name)
-    return Again(uid, verdict.pred_score, answer.pred_score, answer.pred_score == verdict.pred_score)
+    return Reinspection(uid, verdict.pred_score, answer.pred_score, answer.pred_score == verdict.pred_score)
 
 
 @dataclass(frozen=True)
-class Proposal:
+class ThresholdProposal:
     """A threshold for one class, by what operators said of its verdicts."""
 
     class_name: str
@@ -142,12 +144,12 @@ def threshold_from_corrections(
 
 
 def propose(
-    record: Record,
+    store: VerdictStore,
     class_name: str,
     missed_cost: float = 1.0,
     rest_is_right: bool = False,
     bundle_id: str | None = None,
-) -> Proposal:
+) -> ThresholdProposal:
     """A threshold from the corrections of a class, for the bundle and preset that judged it last, or for a bundle.
 
     Scores of different bundles are not comparable, so older bundles' verdicts stay out. With `rest_is_right` a verdict
@@ -155,7 +157,7 @@ def propose(
     """
     if not missed_cost > 0:
         raise SettingsError(f"the cost of a missed defect is {missed_cost}; expected more than 0")
-    found = [v for v in find(record, Wanted(class_name=class_name)) if bundle_id in (None, v.bundle_id)]
+    found = [v for v in find_verdicts(store, VerdictFilter(class_name=class_name)) if bundle_id in (None, v.bundle_id)]
     if not found:
         by = "" if bundle_id is None else f" by the bundle {bundle_id}"
         raise InputError(f"the record has no verdict of the class {class_name!r}{by}")
@@ -183,7 +185,7 @@ def propose(
     def alarms(limit: float | None) -> int:
         return sum(not bad and limit is not None and score >= limit for score, bad in judged)
 
-    return Proposal(
+    return ThresholdProposal(
         class_name=class_name,
         bundle_id=bundle_id,
         preset=preset,

@@ -1,4 +1,4 @@
-"""What goes out of the record: by age and by size, the oldest first, and never because a clock jumped."""
+"""Removal from the record: by age and by size, the oldest first, and never because a clock jumped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from anomalysd_runtime.server.records.verdict_store import Record, RecordError
+from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
 from anomalysd_runtime.server.settings import RecordSettings
 
 log = logging.getLogger("sd-edge.retention")
@@ -33,10 +33,10 @@ class ClockWatch:
 
 
 class Retention:
-    """Sweeps the record now and then, in a thread of its own."""
+    """Sweeps the record periodically, in a thread of its own."""
 
-    def __init__(self, record: Record, settings: RecordSettings, clock: ClockWatch | None = None) -> None:
-        self._record, self._settings = record, settings
+    def __init__(self, store: VerdictStore, settings: RecordSettings, clock: ClockWatch | None = None) -> None:
+        self._store, self._settings = store, settings
         self._clock = clock or ClockWatch()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sd-edge-retention", daemon=True)
@@ -68,7 +68,7 @@ class Retention:
 
     def used_bytes(self) -> int:
         """Of the pages that hold something."""
-        with self._record.connection() as db:
+        with self._store.connection() as db:
             size, pages, free = (
                 int(db.execute(f"PRAGMA {name}").fetchone()[0])
                 for name in ("page_size", "page_count", "freelist_count")
@@ -78,7 +78,7 @@ class Retention:
     def _remove_older(self, before: float) -> int:
         chosen = "SELECT id FROM verdicts WHERE at < ? ORDER BY id LIMIT ?"
         removed = 0
-        while count := self._wait(self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", before, CHUNK)):
+        while count := self._wait(self._store.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", before, CHUNK)):
             removed += count
         self._shrink_file(removed)
         return removed
@@ -86,12 +86,12 @@ class Retention:
     def _remove_surplus(self) -> int:
         removed = 0
         while (surplus := self.used_bytes() - self._settings.max_bytes) > 0:
-            with self._record.connection() as db:
+            with self._store.connection() as db:
                 there = int(db.execute("SELECT count(*) FROM verdicts").fetchone()[0])
             share = surplus / (surplus + self._settings.max_bytes)
             most = min(CHUNK, max(1, int(there * share)))  # rounded down: the rest goes in the next round
             chosen = "SELECT id FROM verdicts ORDER BY id LIMIT ?"
-            count = self._wait(self._record.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", most))
+            count = self._wait(self._store.write(f"DELETE FROM verdicts WHERE id IN ({chosen})", most))
             if not count:
                 break
             removed += count
@@ -100,7 +100,7 @@ class Retention:
 
     def _shrink_file(self, removed: int) -> None:
         if removed:
-            with self._record.connection() as db:
+            with self._store.connection() as db:
                 # executescript: execute() would take one step of it, which frees one page.
                 db.executescript("PRAGMA incremental_vacuum")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -112,5 +112,5 @@ class Retention:
         while not self._end.wait(self._settings.sweep_s):
             try:
                 self.sweep(time.time())
-            except (RecordError, sqlite3.Error) as error:
+            except (StoreError, sqlite3.Error) as error:
                 log.warning("the record could not be swept: %s", error)

@@ -6,21 +6,21 @@ import threading
 from collections import OrderedDict
 from dataclasses import replace
 
-from anomalysd_runtime.server.verdicts import Pictures, Verdict
+from anomalysd_runtime.server.verdicts import Correction, Verdict, VerdictPictures
 
 MEMORY_BYTES = 64 << 20
 
 
-class Recent:
+class VerdictCache:
     """A ring of verdicts, bounded in number and in bytes; the oldest go first."""
 
     def __init__(self, most: int, memory_bytes: int = MEMORY_BYTES) -> None:
         self._most, self._memory = most, memory_bytes
-        self._kept: OrderedDict[str, tuple[Verdict, Pictures]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Verdict, VerdictPictures]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, verdict: Verdict, pictures: Pictures) -> None:
+    def add(self, verdict: Verdict, pictures: VerdictPictures) -> None:
         """Keep a verdict."""
         with self._lock:
             self._kept[verdict.uid] = (verdict, pictures)
@@ -34,13 +34,13 @@ class Recent:
         with self._lock:
             return [verdict for verdict, _ in list(self._kept.values())[::-1][:most]]
 
-    def get(self, uid: str) -> tuple[Verdict, Pictures] | None:
+    def get(self, uid: str) -> tuple[Verdict, VerdictPictures] | None:
         """A verdict that is still kept."""
         with self._lock:
             return self._kept.get(uid)
 
-    def correct(self, uid: str, correction: str | None) -> bool:
-        """An operator's word; False where the verdict is not kept."""
+    def correct(self, uid: str, correction: Correction | None) -> bool:
+        """Set an operator's correction; False where the verdict is not kept."""
         with self._lock:
             if uid not in self._kept:
                 return False

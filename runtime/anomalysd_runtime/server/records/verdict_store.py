@@ -6,16 +6,14 @@ there after a crash. One thread writes, and all that waits goes into one transac
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,72 +21,23 @@ import numpy as np
 
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import InputError
-from anomalysd_runtime.server.verdicts import Verdict
+from anomalysd_runtime.server.records.tables import SCHEMA, VERSION, VerdictEntry, insert, verdict_of
+from anomalysd_runtime.server.verdicts import Correction, Verdict
 
 log = logging.getLogger("sd-edge.record")
-VERSION = 1
 BUSY_S = 5.0
 """How long a writer waits for another process's lock before it says that the database is locked."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS verdicts (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    uid TEXT NOT NULL UNIQUE,
-    request_key TEXT UNIQUE,
-    at REAL NOT NULL,
-    source TEXT NOT NULL, client TEXT NOT NULL, photo TEXT NOT NULL, photo_sha256 TEXT NOT NULL,
-    width_px INTEGER NOT NULL, height_px INTEGER NOT NULL,
-    bundle TEXT NOT NULL, bundle_id TEXT NOT NULL, preset TEXT NOT NULL, settings TEXT NOT NULL,
-    class_name TEXT NOT NULL, pred_score REAL NOT NULL, threshold REAL, pred_label INTEGER, verdict TEXT NOT NULL,
-    scores TEXT NOT NULL, regions TEXT NOT NULL, evidence TEXT NOT NULL,
-    mode TEXT NOT NULL, backend TEXT NOT NULL, timings_ms TEXT NOT NULL, "group" INTEGER NOT NULL,
-    correction TEXT CHECK (correction IN ('ok', 'ng')), corrected_at REAL
-);
-CREATE INDEX IF NOT EXISTS verdicts_class ON verdicts (class_name, id);
-CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
-CREATE TABLE IF NOT EXISTS stored (
-    verdict_id INTEGER NOT NULL REFERENCES verdicts (id) ON DELETE CASCADE,
-    kind TEXT NOT NULL CHECK (kind IN ('photo', 'map')),
-    data BLOB NOT NULL,
-    PRIMARY KEY (verdict_id, kind)
-);
-CREATE TABLE IF NOT EXISTS outbox (
-    verdict_id INTEGER PRIMARY KEY REFERENCES verdicts (id) ON DELETE CASCADE,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    next_at REAL NOT NULL DEFAULT 0
-);
-"""
-COLUMNS = (
-    "uid", "request_key", "at", "source", "client", "photo", "photo_sha256", "width_px", "height_px", "bundle",
-    "bundle_id", "preset", "settings", "class_name", "pred_score", "threshold", "pred_label", "verdict", "scores",
-    "regions", "evidence", "mode", "backend", "timings_ms", "group",
-)  # fmt: skip
-JSON_COLUMNS = ("settings", "scores", "regions", "evidence", "timings_ms")
 
-
-class RecordError(InputError):
+class StoreError(InputError):
     """The record cannot be read or written; nothing was acknowledged."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is written for one verdict."""
-
-    verdict: Verdict
-    """The row."""
-    photo: bytes | None = None
-    """The bytes that came, to be kept."""
-    anomaly_map: F32 | None = None
-    """(S,S) float32, to be kept."""
-    publish: bool = False
-    """Whether a webhook waits for it."""
-
-
-class Record:
+class VerdictStore:
     """The open file. add() and correct() may be called from any thread; close() writes what waits."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file. Raises RecordError where it is no record of ours or cannot be opened."""
+        """Open or make the file. Raises StoreError where it is no record of ours or cannot be opened."""
         self.path = path
         self.failing: str | None = None
         self._queue: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
@@ -97,7 +46,7 @@ class Record:
             with self.connection() as db:
                 self._prepare(db)
         except (OSError, sqlite3.Error) as error:
-            raise RecordError(f"the record {path} cannot be opened ({error}); check the path and its rights") from error
+            raise StoreError(f"the record {path} cannot be opened ({error}); check the path and its rights") from error
         self._thread = threading.Thread(target=self._write_all, name="sd-edge-record", daemon=True)
         self._thread.start()
 
@@ -107,18 +56,18 @@ class Record:
         with closing(self._open()) as db:
             yield db
 
-    def add(self, entry: Entry) -> Future[int]:
-        """Write a verdict; the future has its number once it is on the disk, or a RecordError."""
-        return self._put(lambda db: _insert(db, entry))
+    def add(self, entry: VerdictEntry) -> Future[int]:
+        """Write a verdict; the future has its number once it is on the disk, or a StoreError."""
+        return self._put(lambda db: insert(db, entry))
 
-    def correct(self, uid: str, correction: str | None, at: float) -> Future[bool]:
-        """An operator's word (ok, ng, or None to take it back); False where there is no such verdict."""
+    def correct(self, uid: str, correction: Correction | None, at: float) -> Future[bool]:
+        """Store an operator's correction (ok, ng, or None to remove it); False where there is no such verdict."""
         when = at if correction else None
         sql = "UPDATE verdicts SET correction = ?, corrected_at = ? WHERE uid = ?"
         return self._put(lambda db: db.execute(sql, (correction, when, uid)).rowcount > 0)
 
     def write(self, sql: str, *values: Any) -> Future[int]:
-        """Any other change, in the writer's turn; the future has the number of rows."""
+        """Any other change, in the writer's thread; the future has the number of rows."""
         return self._put(lambda db: db.execute(sql, values).rowcount)
 
     def close(self) -> None:
@@ -161,13 +110,13 @@ class Record:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Tables and settings of the file, where they are not there. Raises RecordError for another version."""
+        """Tables and settings of the file, where they are not there. Raises StoreError for another version."""
         # auto_vacuum must be chosen before the first table: retention by size gives pages back with it.
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, VERSION):
-            raise RecordError(f"{self.path} is a record of version {version}, this release reads {VERSION}: update it")
+            raise StoreError(f"{self.path} is a record of version {version}, this release reads {VERSION}: update it")
         db.executescript(SCHEMA)
         db.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -188,7 +137,7 @@ class Record:
             with self.connection() as db:
                 yield db
         except sqlite3.Error as error:
-            raise RecordError(f"the record {self.path} cannot be read ({error})") from error
+            raise StoreError(f"the record {self.path} cannot be read ({error})") from error
 
     def _put(self, what: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -227,7 +176,7 @@ class Record:
                 self.failing = sentence
                 log.error("%s", sentence)
             for _, done in work:
-                done.set_exception(RecordError(sentence))
+                done.set_exception(StoreError(sentence))
             return
         self.failing = None
         for (_, done), result in zip(work, results, strict=True):
@@ -237,15 +186,15 @@ class Record:
 class _Writer:
     """The writing thread's connection, opened anew where the file at the path is another one."""
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
+    def __init__(self, store: VerdictStore) -> None:
+        self._store = store
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Committed at the end, taken back where something is raised."""
-        if self._db is None or _identity(self._record.path) != self._file:
+        if self._db is None or _identity(self._store.path) != self._file:
             self._reopen()
         db = self._db
         assert db is not None
@@ -269,12 +218,12 @@ class _Writer:
 
     def _reopen(self) -> None:
         if self._db is not None:
-            log.error("%s was taken away or replaced; what is there now is written on", self._record.path)
+            log.error("%s was taken away or replaced; what is there now is written on", self._store.path)
         self.close()
-        db = self._record._open()
+        db = self._store._open()
         try:
-            self._record._prepare(db)
-            self._file = _identity(self._record.path)
+            self._store._prepare(db)
+            self._file = _identity(self._store.path)
         except BaseException:
             db.close()
             raise
@@ -295,30 +244,3 @@ def _entrys_own(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         return isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError)
     return isinstance(error, ValueError | TypeError)
-
-
-def verdict_of(row: Mapping[str, Any] | sqlite3.Row) -> Verdict:
-    """A row of the table as a Verdict."""
-    values = {name: row[name] for name in COLUMNS}
-    for name in JSON_COLUMNS:
-        values[name] = json.loads(values[name])
-    return Verdict(**values, correction=row["correction"])
-
-
-def _insert(db: sqlite3.Connection, entry: Entry) -> int:
-    values = {name: getattr(entry.verdict, name) for name in COLUMNS}
-    for name in JSON_COLUMNS:
-        values[name] = json.dumps(values[name], allow_nan=False)
-    names = ", ".join(f'"{name}"' for name in COLUMNS)
-    marks = ", ".join("?" * len(COLUMNS))
-    number = db.execute(f"INSERT INTO verdicts ({names}) VALUES ({marks})", tuple(values.values())).lastrowid
-    assert number is not None
-    kept = {"photo": entry.photo}
-    if entry.anomaly_map is not None:
-        kept["map"] = zlib.compress(np.ascontiguousarray(entry.anomaly_map, np.float32).tobytes(), 6)
-    for kind, data in kept.items():
-        if data is not None:
-            db.execute("INSERT INTO stored VALUES (?, ?, ?)", (number, kind, data))
-    if entry.publish:
-        db.execute("INSERT INTO outbox (verdict_id) VALUES (?)", (number,))
-    return number

@@ -1,0 +1,98 @@
+"""The tables of the record, derived from the fields of Verdict: their SQL, and rows from and to verdicts."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from anomalysd_edge.core.types import F32
+from anomalysd_runtime.server.verdicts import Verdict
+
+VERSION = 1
+"""PRAGMA user_version of the file."""
+SQL_TYPES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL"}
+FIELDS = sorted((f for f in fields(Verdict) if f.name != "schema"), key=lambda f: not f.metadata["unique"])
+"""What is stored of a verdict, its keys first."""
+HINTS = get_type_hints(Verdict)
+JSON_COLUMNS = tuple(f.name for f in FIELDS if get_origin(HINTS[f.name]) in (dict, list))
+
+
+def _column(entry: Field[Any]) -> str:
+    """The SQL definition of a verdict's field; what SQL has no type for is JSON text."""
+    kinds = set(get_args(HINTS[entry.name])) if type(None) in get_args(HINTS[entry.name]) else {HINTS[entry.name]}
+    parts = [f'"{entry.name}"', next((sql for kind, sql in SQL_TYPES.items() if kind in kinds), "TEXT")]
+    parts += ["NOT NULL"] * (type(None) not in kinds) + ["UNIQUE"] * entry.metadata["unique"]
+    check = entry.metadata["check"]
+    return " ".join(parts) + (f" CHECK ({entry.name} {check})" if check else "")
+
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS verdicts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    {", ".join(map(_column, FIELDS))},
+    corrected_at REAL
+);
+CREATE INDEX IF NOT EXISTS verdicts_class ON verdicts (class_name, id);
+CREATE INDEX IF NOT EXISTS verdicts_at ON verdicts (at);
+CREATE TABLE IF NOT EXISTS stored (
+    verdict_id INTEGER NOT NULL REFERENCES verdicts (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('photo', 'map')),
+    data BLOB NOT NULL,
+    PRIMARY KEY (verdict_id, kind)
+);
+CREATE TABLE IF NOT EXISTS outbox (
+    verdict_id INTEGER PRIMARY KEY REFERENCES verdicts (id) ON DELETE CASCADE,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_at REAL NOT NULL DEFAULT 0
+);
+"""
+
+INSERT = "INSERT INTO verdicts ({}) VALUES ({})".format(
+    ", ".join(f'"{column.name}"' for column in FIELDS), ", ".join("?" * len(FIELDS))
+)
+
+
+@dataclass(frozen=True)
+class VerdictEntry:
+    """A verdict to write, with what is stored beside it."""
+
+    verdict: Verdict
+    """The row."""
+    photo: bytes | None = None
+    """The bytes that came, to be kept."""
+    anomaly_map: F32 | None = None
+    """(S,S) float32, to be kept."""
+    publish: bool = False
+    """Whether a webhook waits for it."""
+
+
+def verdict_of(row: Mapping[str, Any] | sqlite3.Row) -> Verdict:
+    """A row of the table as a Verdict."""
+    values = {entry.name: row[entry.name] for entry in FIELDS}
+    for name in JSON_COLUMNS:
+        values[name] = json.loads(values[name])
+    return Verdict(**values)
+
+
+def insert(db: sqlite3.Connection, entry: VerdictEntry) -> int:
+    """Write `entry` in the caller's transaction; the number of its row."""
+    values = {column.name: getattr(entry.verdict, column.name) for column in FIELDS}
+    for name in JSON_COLUMNS:
+        values[name] = json.dumps(values[name], allow_nan=False)
+    number = db.execute(INSERT, tuple(values.values())).lastrowid
+    assert number is not None
+    kept = {"photo": entry.photo}
+    if entry.anomaly_map is not None:
+        kept["map"] = zlib.compress(np.ascontiguousarray(entry.anomaly_map, np.float32).tobytes(), 6)
+    for kind, data in kept.items():
+        if data is not None:
+            db.execute("INSERT INTO stored VALUES (?, ?, ?)", (number, kind, data))
+    if entry.publish:
+        db.execute("INSERT INTO outbox (verdict_id) VALUES (?)", (number,))
+    return number
