@@ -19,6 +19,7 @@ from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors import watch as room
 from anomalysd_runtime.server.connectors.watch import FolderWatch, WatchSettings
 from anomalysd_runtime.server.inference.service import Service
+from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from tests.support.serving import CRASH, open_touchy, png, recorded_settings, small_settings
 
 
@@ -143,6 +144,7 @@ import sys
 from pathlib import Path
 from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors.watch import WatchSettings
+from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from tests.support.serving import recorded_settings
 
 if __name__ == "__main__":
