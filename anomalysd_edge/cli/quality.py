@@ -88,36 +88,20 @@ def verify(
     Example: sd-edge verify BUNDLE --backend cpu,cpu:fp16 --photos DATA --labels
     """
     from anomalysd_edge.evaluation.backend_parity import GateSettings
-    from anomalysd_edge.workflows.verify import VerifyRequest, show, verify_against, verify_backends
+    from anomalysd_edge.workflows.verify import EXPORT_GATE, VerifyRequest, show, verify_backends
 
+    if backend is None and run is None:
+        raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
+    gate = EXPORT_GATE if backend is None else GateSettings(flips=max_flips, auroc_drop=max_drop)
     request = VerifyRequest(
         bundle=bundle, photos=photos, run=run, labels=labels, limit=limit, preset=preset, threads=threads, out=out,
-        gate=GateSettings(flips=max_flips, auroc_drop=max_drop), features=features,
-        **({} if backend is None else {"backends": listed(backend)}),
+        gate=gate, features=features, **({} if backend is None else {"backends": listed(backend)}),
     )  # fmt: skip
-    if backend is not None:
-        with progress_bars(quiet) as progress:
-            judged = verify_backends(request, progress)
-        show_json(judged.to_json()) if as_json else show(judged)
-        say(judged.sentence())
-        raise typer.Exit(0 if judged.passed else 1)
-    if run is None:
-        raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
     with progress_bars(quiet) as progress:
-        found = verify_against(request, progress)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        rows = [
-            (p.name, p.class_name, f"{p.score_a:.5f}", f"{p.score_b:.5f}", f"{p.score_difference:.1e}",
-             f"{p.map_error:.1e}", "FLIP" if p.flip else "")
-            for p in found.photos
-        ]  # fmt: skip
-        columns = ("photo", "class", "torch", "onnxruntime", "score diff", "map error", "")
-        show_table("torch against ONNX Runtime", columns, rows)
+        found = verify_backends(request, progress)
+    show_json(found.to_json()) if as_json else show(found)
     say(found.sentence())
-    if not found.passed:
-        raise typer.Exit(1)
+    raise typer.Exit(0 if found.passed else 1)
 
 
 def evaluate(

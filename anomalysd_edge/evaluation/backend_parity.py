@@ -14,7 +14,6 @@ from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.datasets import ClassData, Dataset, Sample
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.evaluation import evaluate
-from anomalysd_edge.evaluation.agreement import PhotoAgreement
 from anomalysd_edge.evaluation.network_parity import Difference, SideBySide
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import Inspection
@@ -25,6 +24,29 @@ GATED = FIGURES[:2]
 
 
 @dataclass(frozen=True)
+class PhotoAgreement:
+    """One photo, judged twice."""
+
+    name: str
+    """The photo."""
+    class_name: str
+    """Its class."""
+    score_a: float
+    """Image score of the first backend."""
+    score_b: float
+    """Image score of the second."""
+    map_error: float
+    """Largest absolute difference of the fused maps."""
+    flip: bool
+    """Whether the verdicts differ."""
+
+    @property
+    def score_difference(self) -> float:
+        """|score_a - score_b|."""
+        return abs(self.score_a - self.score_b)
+
+
+@dataclass(frozen=True)
 class GateSettings:
     """What a backend may cost."""
 
@@ -32,12 +54,14 @@ class GateSettings:
     """Verdicts that may differ from the reference's."""
     auroc_drop: float = 0.002
     """How far the mean image AUROC or the mean pixel AUROC of the fused map may fall; judged where there are labels."""
+    score_difference: float | None = None
+    """Largest difference of an image score; None = any, for precisions that round differently."""
     probes: int = 5
     """Photos on which the networks are compared one by one."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ParityReport:
     """What the gate found."""
 
     backends: tuple[str, str]
@@ -82,19 +106,21 @@ class Judgement:
     @property
     def passed(self) -> bool:
         """Whether the gate opens."""
-        drop = self.auroc_drop
-        return self.flips <= self.settings.flips and (drop is None or drop <= self.settings.auroc_drop)
+        drop, most = self.auroc_drop, self.settings.score_difference
+        close = most is None or self.score_difference <= most
+        return close and self.flips <= self.settings.flips and (drop is None or drop <= self.settings.auroc_drop)
 
     def sentence(self) -> str:
         """The result in one sentence."""
-        drop = self.auroc_drop
+        drop, most = self.auroc_drop, self.settings.score_difference
+        allowed = "" if most is None else f" (allowed {most:.0e})"
         labelled = "no labels, so AUROC was not compared" if drop is None else (
             f"AUROC drop {drop:+.4f} (allowed {self.settings.auroc_drop})"
         )  # fmt: skip
         return (
             f"{'verified' if self.passed else 'REFUSED'}: {self.backends[1]} against {self.backends[0]} on "
             f"{len(self.photos)} photos: verdict flips {self.flips} (allowed {self.settings.flips}), {labelled}, "
-            f"largest score difference {self.score_difference:.1e}, largest map error {self.map_error:.1e}, "
+            f"largest score difference {self.score_difference:.1e}{allowed}, largest map error {self.map_error:.1e}, "
             f"worst photo {self.worst_photo.name}"
         )
 
@@ -109,6 +135,7 @@ class Judgement:
             "backends": list(self.backends),
             "passed": self.passed,
             "settings": vars(self.settings),
+            "tolerance": self.settings.score_difference,
             "flips": self.flips,
             "auroc_drop": self.auroc_drop,
             "largest_score_difference": self.score_difference,
@@ -120,14 +147,14 @@ class Judgement:
         }
 
 
-def judge(
+def compare_backends(
     right: Detector,
     other: Detector,
     samples: Sequence[Sample],
     settings: GateSettings | None = None,
     labels: bool = False,
     progress: Progress | None = None,
-) -> Judgement:
+) -> ParityReport:
     """Judge `samples` with both detectors; with `labels`, compare AUROC and AUPRO too.
 
     Raises InputError without photos and DatasetError where `labels` are asked for and no class has good and bad ones.
@@ -146,7 +173,7 @@ def judge(
     worst = max(range(len(photos)), key=lambda i: (photos[i].flip, photos[i].score_difference))
     path, class_name = samples[worst].path, samples[worst].class_name
     again = tuple(d.inspect([images.load_rgb(path)], class_name)[0] for d in (right, other))
-    return Judgement(
+    return ParityReport(
         backends=(right.networks.backend, other.networks.backend),
         photos=photos,
         networks=_differences(right, other, samples, settings.probes),
@@ -216,3 +243,18 @@ def _differences(right: Detector, other: Detector, samples: Sequence[Sample], pr
         sample = samples[index]
         detector.inspect([images.load_rgb(sample.path)], sample.class_name)
     return both.found
+
+
+def spread_over_classes(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most `limit` samples, taken in turn from every class and kind of defect."""
+    queues: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        queues.setdefault((sample.class_name, sample.defect), []).append(sample)
+    chosen: list[Sample] = []
+    depth = 0
+    while len(chosen) < min(limit, len(samples)):
+        for queue in queues.values():
+            if depth < len(queue) and len(chosen) < limit:
+                chosen.append(queue[depth])
+        depth += 1
+    return chosen

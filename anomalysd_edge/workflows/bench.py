@@ -17,7 +17,7 @@ from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_file, write_aside, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BackendError, InputError
-from anomalysd_edge.evaluation.agreement import spread_over_classes
+from anomalysd_edge.evaluation.backend_parity import spread_over_classes
 from anomalysd_edge.profiling import operating_point_search, operating_points
 from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow

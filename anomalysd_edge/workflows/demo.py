@@ -16,7 +16,7 @@ from anomalysd_edge.workflows.evaluate import evaluate_bundle
 from anomalysd_edge.workflows.export import export_to
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import train_on
-from anomalysd_edge.workflows.verify import VerifyRequest, verify_against
+from anomalysd_edge.workflows.verify import EXPORT_GATE, VerifyRequest, verify_backends
 
 SHOTS = 4
 TEST_GOOD, TEST_BAD = 8, 10
@@ -66,7 +66,7 @@ def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
     export_to(run, bundle, None, None, progress)
     timed("export", began)
     began = time.monotonic()
-    agreed = verify_against(VerifyRequest(bundle=bundle, run=run, photos=data), progress)
+    agreed = verify_backends(VerifyRequest(bundle=bundle, run=run, photos=data, gate=EXPORT_GATE), progress)
     timed("verify", began)
     began = time.monotonic()
     measured = evaluate_bundle(bundle, data, None, report, InspectOptions(), progress)

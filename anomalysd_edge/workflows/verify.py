@@ -20,8 +20,13 @@ from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.evaluation import agreement
-from anomalysd_edge.evaluation.backend_parity import FIGURES, GateSettings, Judgement, judge
+from anomalysd_edge.evaluation.backend_parity import (
+    FIGURES,
+    GateSettings,
+    ParityReport,
+    compare_backends,
+    spread_over_classes,
+)
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.reports import html
 from anomalysd_edge.reports.console import show_table
@@ -29,6 +34,8 @@ from anomalysd_edge.reports.inspection import heat_range
 from anomalysd_edge.vision import heatmap, images
 from anomalysd_edge.workflows.photo_sources import samples_of
 
+EXPORT_GATE = GateSettings(score_difference=1e-4)
+"""What torch and the exported graphs in float32 may differ by: rounding."""
 UNLABELLED_LIMIT = 20
 """Photos compared where no labels are used: maps and verdicts show a fault after a few."""
 
@@ -61,7 +68,7 @@ class VerifyRequest:
     """Folder of DINOv2, for a bundle with DINOv2 features."""
 
 
-def verify_backends(request: VerifyRequest, progress: Progress) -> Judgement:
+def verify_backends(request: VerifyRequest, progress: Progress) -> ParityReport:
     """Compare, write the report, and record in the manifest whether a precision passed. Raises what opening raises."""
     names = request.backends
     if len(names) != 2:
@@ -71,10 +78,10 @@ def verify_backends(request: VerifyRequest, progress: Progress) -> Judgement:
     bundle = read_bundle(request.bundle)
     samples = samples_of(request.photos, bundle)
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
-    chosen = agreement.spread_over_classes(samples, limit) if limit < len(samples) else samples
+    chosen = spread_over_classes(samples, limit) if limit < len(samples) else samples
     with ExitStack() as stack:
         right, other = (_detector(name, bundle, request, stack) for name in names)
-        found = judge(right, other, chosen, request.gate, request.labels, progress)
+        found = compare_backends(right, other, chosen, request.gate, request.labels, progress)
     if request.out:
         write_report(request.out, found, request.bundle.resolve().name)
     if names[1] != "torch" and (choice := backend_choice(names[1])).precision != "fp32":
@@ -98,7 +105,7 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
     return detector_of(bundle, networks, request.preset)
 
 
-def _enter(path: Path, kind: str, precision: str, found: Judgement) -> None:
+def _enter(path: Path, kind: str, precision: str, found: ParityReport) -> None:
     with writing(path):
         manifest = read_manifest(path)
         record = manifest.precisions[precision]
@@ -106,7 +113,7 @@ def _enter(path: Path, kind: str, precision: str, found: Judgement) -> None:
         write_manifest(path, replace(manifest, precisions={**manifest.precisions, precision: marked}))
 
 
-def gate_record(found: Judgement) -> GateRecord:
+def gate_record(found: ParityReport) -> GateRecord:
     """What the manifest records of a precision that was compared."""
     return GateRecord(
         reference=found.backends[0],
@@ -122,7 +129,7 @@ def gate_record(found: Judgement) -> GateRecord:
     )
 
 
-def rows(found: Judgement, most: int = 20) -> list[tuple[str, ...]]:
+def rows(found: ParityReport, most: int = 20) -> list[tuple[str, ...]]:
     """The photos that differ most, worst first, for a table: name, two scores, differences, FLIP."""
     ordered = sorted(found.photos, key=lambda p: (p.flip, p.score_difference), reverse=True)
     return [
@@ -137,20 +144,20 @@ FIGURE_COLUMNS = ("backend", "image AUROC", "pixel AUROC", "AUPRO")
 PHOTO_COLUMNS = ("photo", "score A", "score B", "score diff", "map error", "")
 
 
-def figure_rows(found: Judgement) -> list[tuple[str, ...]]:
+def figure_rows(found: ParityReport) -> list[tuple[str, ...]]:
     """Image AUROC, pixel AUROC and AUPRO of both backends; nothing without labels."""
     both = zip(found.backends, found.figures or (), strict=False)
     return [(backend, *(f"{figure[name]:.4f}" for name in FIGURES)) for backend, figure in both]
 
 
-def network_rows(found: Judgement) -> list[tuple[str, ...]]:
+def network_rows(found: ParityReport) -> list[tuple[str, ...]]:
     """Per network: largest difference, the largest value it is seen against, samples."""
     return [
         (name, f"{d.max_abs:.1e}", f"{d.largest:.1e}", str(d.samples)) for name, d in sorted(found.networks.items())
     ]
 
 
-def show(found: Judgement) -> None:
+def show(found: ParityReport) -> None:
     """Tables on stdout: networks, figures, the photos that differ most."""
     show_table("Networks on the same inputs", NETWORK_COLUMNS, network_rows(found))
     if found.figures is not None:
@@ -158,7 +165,7 @@ def show(found: Judgement) -> None:
     show_table(f"{found.backends[0]} (A) against {found.backends[1]} (B)", PHOTO_COLUMNS, rows(found))
 
 
-def write_report(folder: Path, found: Judgement, title: str) -> None:
+def write_report(folder: Path, found: ParityReport, title: str) -> None:
     """verify.json, worst.png (photo, both maps, their difference) and verify.html, which holds them all."""
     write_json(folder / "verify.json", found.to_json())
     picture = worst_picture(found)
@@ -179,7 +186,7 @@ def write_report(folder: Path, found: Judgement, title: str) -> None:
         aside.write_text(html.page(f"Verify {title}", parts), encoding="utf-8")
 
 
-def worst_picture(found: Judgement) -> U8:
+def worst_picture(found: ParityReport) -> U8:
     """(S,4S,3) uint8: the worst photo, both maps in one range of colours, their absolute difference."""
     first, second = found.worst
     low, high = heat_range(first)
@@ -192,12 +199,3 @@ def worst_picture(found: Judgement) -> U8:
         heatmap.heat_map(apart, 0.0, max(float(apart.max()), 1e-6)),
     ]
     return np.concatenate(strip, axis=1)
-
-
-def verify_against(request: VerifyRequest, progress: Progress) -> agreement.Agreement:
-    """Compare torch with the run's weights and ONNX Runtime with the bundle's graphs, by scores and verdicts."""
-    bundle = read_bundle(request.bundle)
-    samples = agreement.spread_over_classes(samples_of(request.photos, bundle), request.limit or UNLABELLED_LIMIT)
-    with ExitStack() as stack:
-        left, right = (_detector(name, bundle, request, stack) for name in request.backends)
-        return agreement.compare(left, right, samples, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.data.datasets import Sample
 from anomalysd_edge.errors import DatasetError, InputError
-from anomalysd_edge.evaluation.backend_parity import GateSettings, judge
+from anomalysd_edge.evaluation.backend_parity import GateSettings, compare_backends, spread_over_classes
 from anomalysd_edge.evaluation.network_parity import SideBySide
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import InpaintJob
@@ -74,7 +75,7 @@ def detectors(step: float = 1e-3, threshold: float | None = None) -> tuple[Detec
 
 
 def test_small_differences_pass_and_are_told(samples: list[Sample]) -> None:
-    found = judge(*detectors(), samples, GateSettings(probes=2), labels=True)
+    found = compare_backends(*detectors(), samples, GateSettings(probes=2), labels=True)
     assert found.passed
     assert found.flips == 0
     assert found.figures is not None
@@ -87,14 +88,14 @@ def test_small_differences_pass_and_are_told(samples: list[Sample]) -> None:
 
 
 def test_a_flip_is_refused_and_named(samples: list[Sample]) -> None:
-    found = judge(*detectors(threshold=1e9), samples, GateSettings(probes=1))
+    found = compare_backends(*detectors(threshold=1e9), samples, GateSettings(probes=1))
     assert not found.passed
     assert found.flips > 0
     assert found.worst_photo.flip
     assert found.sentence().startswith("REFUSED")
     assert rows(found)[0][-1] == "FLIP"
     assert found.worst_path in {sample.path for sample in samples}
-    allowed = judge(*detectors(threshold=1e9), samples, GateSettings(flips=found.flips, probes=1))
+    allowed = compare_backends(*detectors(threshold=1e9), samples, GateSettings(flips=found.flips, probes=1))
     assert allowed.passed
 
 
@@ -102,17 +103,17 @@ def test_a_fall_of_auroc_is_refused_without_a_flip(samples: list[Sample]) -> Non
     networks = FakeNetworks()
     nobody = {"part": constants(networks).calibrated(threshold=1e9)}
     right, other = (Detector(n, SCHEDULE, nobody, SMALL) for n in (networks, Blind()))
-    found = judge(right, other, samples, GateSettings(probes=1), labels=True)
+    found = compare_backends(right, other, samples, GateSettings(probes=1), labels=True)
     assert found.flips == 0
     assert found.auroc_drop is not None
     assert found.auroc_drop > 0.002
     assert not found.passed
-    assert judge(right, other, samples, GateSettings(auroc_drop=1.0, probes=1), labels=True).passed
-    assert judge(right, other, samples, GateSettings(probes=1)).auroc_drop is None
+    assert compare_backends(right, other, samples, GateSettings(auroc_drop=1.0, probes=1), labels=True).passed
+    assert compare_backends(right, other, samples, GateSettings(probes=1)).auroc_drop is None
 
 
 def test_the_report_shows_the_worst_photo(samples: list[Sample], tmp_path: Path) -> None:
-    found = judge(*detectors(), samples, GateSettings(probes=1), labels=True)
+    found = compare_backends(*detectors(), samples, GateSettings(probes=1), labels=True)
     write_report(tmp_path / "out", found, "bundle <b>")
     page = (tmp_path / "out/verify.html").read_text(encoding="utf-8")
     assert found.worst_photo.name in page
@@ -126,9 +127,9 @@ def test_the_report_shows_the_worst_photo(samples: list[Sample], tmp_path: Path)
 
 def test_it_needs_photos_and_labels_of_both_kinds(samples: list[Sample]) -> None:
     with pytest.raises(InputError, match="no photos"):
-        judge(*detectors(), [])
+        compare_backends(*detectors(), [])
     with pytest.raises(DatasetError, match="both good and bad"):
-        judge(*detectors(), [sample for sample in samples if not sample.label], labels=True)
+        compare_backends(*detectors(), [sample for sample in samples if not sample.label], labels=True)
 
 
 def test_the_unet_is_compared_pass_by_pass() -> None:
@@ -151,3 +152,59 @@ def test_the_unet_is_compared_pass_by_pass() -> None:
     assert both.found["unet"].max_abs == pytest.approx(0.25, abs=1e-5)
     assert both.found["unet"].samples == 4
     assert len(seen) == 2
+
+
+EXACT = GateSettings(score_difference=1e-4)
+"""What the same weights in two libraries may differ by."""
+
+
+def pair(tmp_path: Path, threshold: float, smoothing: float) -> tuple[Detector, Detector, list[Sample]]:
+    samples = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        images.save_png(path, photo(number, defect=number == 2))
+        samples.append(Sample(path, "part", "good", None))
+    networks = FakeNetworks()
+    a = Detector(networks, SCHEDULE, {"part": constants(networks)}, SMALL)
+    other = constants(networks).calibrated(threshold=threshold)
+    return a, Detector(networks, SCHEDULE, {"part": other}, replace(SMALL, smoothing=smoothing)), samples
+
+
+def test_the_same_detector_agrees_with_itself(tmp_path: Path) -> None:
+    a, b, samples = pair(tmp_path, 3.0, SMALL.smoothing)
+    found = compare_backends(a, b, samples, EXACT)
+    assert found.passed
+    assert (found.flips, found.score_difference) == (0, 0.0)
+    assert found.to_json()["passed"] is True
+
+
+def test_a_flip_is_refused_even_where_scores_are_equal(tmp_path: Path) -> None:
+    a, b, samples = pair(tmp_path, -1e9, SMALL.smoothing)
+    found = compare_backends(a, b, samples, EXACT)
+    assert found.score_difference == 0
+    assert found.flips == 2
+    assert not found.passed
+    assert "REFUSED" in found.sentence()
+
+
+def test_other_scores_are_refused_and_the_worst_photo_named(tmp_path: Path) -> None:
+    a, b, samples = pair(tmp_path, 3.0, 0.2)
+    found = compare_backends(a, b, samples, EXACT)
+    assert not found.passed
+    assert found.worst_photo.name == "part/good/2.png"
+
+
+def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
+    a, b, _ = pair(tmp_path, 3.0, 0.1)
+    with pytest.raises(InputError):
+        compare_backends(a, b, [], EXACT)
+
+
+def test_the_choice_of_photos_goes_round_classes_and_defects() -> None:
+    samples = [
+        Sample(Path(f"{c}{d}{i}"), c, d, None) for c in ("a", "b") for d in ("good", "scratch") for i in range(5)
+    ]
+    chosen = spread_over_classes(samples, 6)
+    assert len(chosen) == 6
+    assert {(s.class_name, s.defect) for s in chosen} == {(c, d) for c in ("a", "b") for d in ("good", "scratch")}
+    assert len(spread_over_classes(samples[:3], 10)) == 3
