@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle.detector_factory import class_constants
+from anomalysd_edge.bundle.detector_factory import class_models
 from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.data.datasets import open_dataset
@@ -35,7 +35,7 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
     # Thresholds, scales and each class's own choices are for other settings: S_ms needs none of them.
     bare = {
         name: replace(known, calibration=Calibration(), guided={})
-        for name, known in class_constants(bundle, "edge").items()
+        for name, known in class_models(bundle, "edge").items()
     }
     spent: list[float] = []
     with networks_of_run(read_run(run)) as networks:

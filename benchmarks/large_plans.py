@@ -21,11 +21,11 @@ import numpy as np
 
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import NetworkSizes
-from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from anomalysd_edge.profiling.hardware import gpu_memory_bytes, machine_facts, peak_rss_bytes
 from anomalysd_edge.profiling.network_meter import JOBS, MeteredNetworks
@@ -120,12 +120,12 @@ def count(out: Path, side: int) -> None:
     print(found)
 
 
-def constants(rng: np.random.Generator, depth: int) -> ClassConstants:
+def constants(rng: np.random.Generator, depth: int) -> ClassModel:
     """A class with a bank of 4096 prototypes and a guided mask: what a photo asks for at most."""
     vectors = rng.normal(size=(4096, depth)).astype(np.float32)
-    return ClassConstants(
+    return ClassModel(
         prompts={"whole": rng.normal(size=(77, PROMPT_WIDTH)).astype(np.float32)},
-        bank=Bank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
+        bank=MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
         calibration=Calibration(
             1.0, scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")}
@@ -133,7 +133,7 @@ def constants(rng: np.random.Generator, depth: int) -> ClassConstants:
     )
 
 
-def run(networks: MeteredNetworks, settings: InspectSettings, known: ClassConstants) -> tuple[float, dict[str, Any]]:
+def run(networks: MeteredNetworks, settings: InspectSettings, known: ClassModel) -> tuple[float, dict[str, Any]]:
     """Seconds of one photo, and its counts."""
     for tally in networks.meter.jobs.values():
         tally.calls = tally.samples = tally.bytes = 0

@@ -28,12 +28,12 @@ import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 
-from anomalysd_edge.bundle.detector_factory import class_constants, detector_of, preset_settings
+from anomalysd_edge.bundle.detector_factory import class_models, detector_of, preset_settings
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.method import anomaly_map
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED, Slot, make_plan
 from anomalysd_edge.method.inpainting.masks import prototype_guided, to_pixels
@@ -152,7 +152,7 @@ def optimum_repaints(
         return done["images"], float(done["seconds"]), float(done["cpu_seconds"])
 
 
-def slots_of(detector: Detector, constants: ClassConstants, photo: U8) -> list[Slot]:
+def slots_of(detector: Detector, constants: ClassModel, photo: U8) -> list[Slot]:
     """The plan's masks and the photo's prototype-guided one."""
     sizes, settings = detector.networks.sizes, detector.settings
     slots = list(make_plan(settings.plan, sizes.latent_side, settings.scales).slots)
@@ -188,7 +188,7 @@ def main() -> None:
     with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
         exact, edge = (detector_of(bundle, networks, preset) for preset in ("paper", "edge"))
         exact = exact.under(paper, exact.classes)
-        constants = class_constants(bundle, "paper")[asked.name]
+        constants = class_models(bundle, "paper")[asked.name]
         edge.inspect(photos[:1], asked.name)  # warm-up of what both plans use; exact warms up on its first batch
 
         def rounds(photo: U8) -> None:

@@ -30,11 +30,11 @@ from anomalysd_edge.core.types import F32, F64, U8, Progress
 from anomalysd_edge.data.datasets import Dataset, open_dataset
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, truth_mask
 from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
-from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
@@ -252,8 +252,8 @@ def _painted(count: int, name: str, folds: Sequence[Fold], kind: str) -> dict[tu
 def _inspect(
     networks: MeteredNetworks,
     schedule: NoiseSchedule,
-    known: ClassConstants,
-    bank: Bank | None,
+    known: ClassModel,
+    bank: MemoryBank | None,
     settings: InspectSettings,
     negative: F32,
     photos: Sequence[U8],

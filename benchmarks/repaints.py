@@ -18,7 +18,7 @@ import numpy as np
 
 from anomalysd_edge.bundle.detector_factory import preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.calibration.holdout import disturbed
+from anomalysd_edge.calibration.holdout import perturbed
 from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.calibration.settings_search import judged, merit, small_masks
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
@@ -105,7 +105,7 @@ def _photos(asked: argparse.Namespace, records: Any) -> dict[str, tuple[list[Any
         rng = np.random.default_rng((asked.seed, len(found)))
         shots = [load_rgb(file) for file in files]
         good = [shots[i % len(shots)] for i in range(asked.anomalies)]
-        good = [p if i < len(shots) else disturbed(p, rng) for i, p in enumerate(good)]
+        good = [p if i < len(shots) else perturbed(p, rng) for i, p in enumerate(good)]
         made = [
             synthetic_anomaly(p, foreground(p, records[name].kind), shots[int(rng.integers(len(shots)))], rng)
             for p in good

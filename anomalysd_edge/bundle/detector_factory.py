@@ -15,11 +15,11 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, U8, Array
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, SettingsError
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import Networks
-from anomalysd_edge.method.patches.memory_bank import Bank
-from anomalysd_edge.method.patches.patch_scorer import Reading
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
+from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.settings import InspectSettings
 
 
@@ -35,20 +35,20 @@ def preset_settings(bundle: Bundle, preset: str) -> InspectSettings:
         raise BundleError(f"{bundle.path}: the preset {preset!r} cannot be used ({error}): export again") from error
 
 
-def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
+def class_models(bundle: Bundle, preset: str) -> dict[str, ClassModel]:
     """What the bundle knows of each class under `preset`; without a calibration for it there is no threshold."""
-    found: dict[str, ClassConstants] = {}
-    reading, settings = reading_of(bundle), preset_settings(bundle, preset)
+    found: dict[str, ClassModel] = {}
+    patch_scorer, settings = patch_scorer_of(bundle), preset_settings(bundle, preset)
     for name, record in bundle.manifest.classes.items():
         vectors = bundle.prototypes(name)
         calibration = record.calibration.get(preset, Calibration())
-        known = ClassConstants(
+        known = ClassModel(
             prompts=bundle.prompts(name),
             kind=record.kind,
             aspect=record.aspect,
             tiles=record.tiles,
-            bank=None if vectors is None else Bank(vectors),
-            reading=reading,
+            bank=None if vectors is None else MemoryBank(vectors),
+            patch_scorer=patch_scorer,
             guided=record.guided,
             calibration=replace(calibration, choices=_choices(bundle, preset, calibration)),
         )
@@ -58,9 +58,9 @@ def class_constants(bundle: Bundle, preset: str) -> dict[str, ClassConstants]:
     return found
 
 
-def reading_of(bundle: Bundle) -> Reading | None:
+def patch_scorer_of(bundle: Bundle) -> PatchScorer | None:
     """What reads the distances of the bundle's features; None in a bundle without one. Raises BundleError."""
-    return Reading.of_tensors(bundle.constants, bundle.path / CONSTANTS)
+    return PatchScorer.of_tensors(bundle.constants, bundle.path / CONSTANTS)
 
 
 def _choices(bundle: Bundle, preset: str, calibration: Calibration) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def detector_of(bundle: Bundle, networks: Networks, preset: str = "edge") -> Det
     return Detector(
         networks,
         bundle.schedule(),
-        class_constants(bundle, preset),
+        class_models(bundle, preset),
         preset_settings(bundle, preset),
         bundle.constants[NEGATIVE_PROMPT],
     )
@@ -107,11 +107,11 @@ def calibration_task(
         inspect,
         settings or CalibrationSettings(),
         bundle.constants[NEGATIVE_PROMPT],
-        reading_of(bundle),
+        patch_scorer_of(bundle),
     )
 
 
-def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassConstants]) -> ClassRecord:
+def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassModel]) -> ClassRecord:
     """What the manifest says of a class; `calibrated` holds its constants by preset."""
     prompts = spec.prompts()
     guided = {kind: value for found in calibrated.values() for kind, value in found.guided.items()}
@@ -133,11 +133,11 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassCons
     )
 
 
-def constant_tensors(classes: Mapping[str, ClassConstants], negative_states: F32) -> dict[str, Array]:
+def constant_tensors(classes: Mapping[str, ClassModel], negative_states: F32) -> dict[str, Array]:
     """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, the reading's."""
     tensors: dict[str, Array] = {NEGATIVE_PROMPT: negative_states}
-    for reading in {id(found.reading): found.reading for found in classes.values()}.values():
-        tensors |= {} if reading is None else reading.tensors()
+    for patch_scorer in {id(found.patch_scorer): found.patch_scorer for found in classes.values()}.values():
+        tensors |= {} if patch_scorer is None else patch_scorer.tensors()
     for name, found in classes.items():
         for level, states in found.prompts.items():
             tensors[prompt_key(name, level)] = states

@@ -20,15 +20,15 @@ from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.core.types import F32, U8, Progress
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale, image_score
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side, tiles_for
-from anomalysd_edge.method.patches.out_of_distribution import Limits, contrast
-from anomalysd_edge.method.patches.patch_scorer import Reading
+from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast
+from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.patches.prediction_bounds import upper_bound
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
-from anomalysd_edge.vision.letterbox import Frame, common_aspect
+from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
 _ALONE = 0.1
 """False-alarm rate from which the threshold of a single shot is taken."""
@@ -54,7 +54,7 @@ class CalibrationTask:
     """How."""
     negative_states: F32 | None = None
     """(77,D) states of the negative prompt, for guidance above 1."""
-    reading: Reading | None = None
+    patch_scorer: PatchScorer | None = None
     """Patch scorer of these features' distances; None where there is none."""
     holdouts: Mapping[str, Holdout] = field(default_factory=dict)
     """Of an earlier result on the same shots, so that banks are not built again."""
@@ -64,7 +64,7 @@ class CalibrationTask:
 class CalibrationResult:
     """What was found."""
 
-    classes: dict[str, ClassConstants]
+    classes: dict[str, ClassModel]
     """By name. A class without shots keeps its prompts alone: no bank, no threshold."""
     trials: dict[str, list[Trial]]
     """What was tried to choose a class's settings; only where settings were to be chosen."""
@@ -88,13 +88,13 @@ def calibrate(task: CalibrationTask, progress: Progress | None = None) -> Calibr
     return found
 
 
-def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult) -> ClassConstants:
+def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult) -> ClassModel:
     """One class; what was tried and held out goes into `found`."""
     networks, settings, photos = task.networks, task.settings, list(task.shots.get(name, ()))
     shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
     aspect = common_aspect(shapes)
     spec = replace(task.specs[name], tiles=task.specs[name].tiles or tiles_for(shapes, networks.sizes.features_px))
-    bare = ClassConstants(task.prompts[name], spec.kind, aspect, spec.tiles, reading=task.reading)
+    bare = ClassModel(task.prompts[name], spec.kind, aspect, spec.tiles, patch_scorer=task.patch_scorer)
     if not photos:
         return bare
     if name not in found.holdouts:
@@ -102,12 +102,12 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
             networks, photos, spec, aspect, settings.negatives, settings.bank_size, settings.seed, settings.exposures
         )
     held = found.holdouts[name]
-    guided, middles = _by_prototypes(networks, held.folds, bare, task.inspect, settings)
+    guided, median_distances = _by_prototypes(networks, held.folds, bare, task.inspect, settings)
     bare = replace(bare, guided=guided)
     judge = HoldoutJudge(task.networks, task.schedule, bare, held.folds, task.inspect, task.negative_states, settings)
     choices: dict[str, Any] = {}
     if settings.synthetic:
-        choices, found.trials[name] = judge.choose()
+        choices, found.trials[name] = judge.search_settings()
     tuned = replace(task.inspect, **choices)
     fused, scales = judge.normals(tuned)
     rate = settings.false_alarm_rate
@@ -122,13 +122,15 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
         scales=scales,
         choices=choices,
         clear=judge.clear(tuned, scales, threshold),
-        limits=Limits.of(middles, _contrasts(photos, aspect, networks.sizes.size_px)) if middles else None,
+        limits=PhotoLimits.of(median_distances, _contrasts(photos, aspect, networks.sizes.size_px))
+        if median_distances
+        else None,
     )
     return replace(bare, bank=held.bank, calibration=calibration)
 
 
 def _expected(
-    bare: ClassConstants,
+    bare: ClassModel,
     held_out: PrototypeScores,
     fused: Sequence[float],
     scales: Mapping[str, MapScale],
@@ -143,8 +145,8 @@ def _expected(
     A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry gives a
     threshold that misses every other defect: there it is _ALONE.
     """
-    reading, weight = bare.reading, settings.prototypes_weight
-    if bare.map_kind(settings) != "reading" or reading is None or reading.usual is None:
+    patch_scorer, weight = bare.patch_scorer, settings.prototypes_weight
+    if bare.map_kind(settings) != "reading" or patch_scorer is None or patch_scorer.prior is None:
         return None
     if settings.fusion != "scaled" or not weight or "prototypes" not in scales:
         return None
@@ -155,13 +157,13 @@ def _expected(
         return share * scale.apply(np.array(scores, np.float32))
 
     shots = held_out.shots
-    bound = reading.usual[bare.kind == "object"].bound(shots, rate if shots else max(rate, _ALONE))
+    bound = patch_scorer.prior[bare.kind == "object"].bound(shots, rate if shots else max(rate, _ALONE))
     added = max(0.0, float((np.array(fused) - part(held_out.all)).max()))
     return float(part([bound])[0]) + added
 
 
 def _by_prototypes(
-    networks: Networks, folds: list[Fold], bare: ClassConstants, inspect: InspectSettings, settings: CalibrationSettings
+    networks: Networks, folds: list[Fold], bare: ClassModel, inspect: InspectSettings, settings: CalibrationSettings
 ) -> tuple[dict[str, float], list[float]]:
     """What prototypes say of held-out normals; nothing without prototypes.
 
@@ -170,23 +172,23 @@ def _by_prototypes(
     """
     kinds = {bare.map_kind(preset): preset for preset in (*PRESETS.values(), inspect)}
     found: dict[str, list[F32]] = {kind: [] for kind in kinds}
-    middles: list[float] = []
+    median_distances: list[float] = []
     for fold in folds:
         if fold.bank is None:
             return {}, []
         side = tiled_side(networks.sizes.features_px, bare.tiles)
-        framed = [Frame.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
+        framed = [Letterbox.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
         features = dense_features(networks, framed, bare.tiles)
         for kind, preset in kinds.items():
             for patches in features:
                 judged_map, middle = bare.by_prototypes(patches, preset, fold.bank)
                 found[kind].append(judged_map)
                 if kind == bare.map_kind(inspect) and middle is not None:
-                    middles.append(middle)
+                    median_distances.append(middle)
     guided = {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
-    return guided, middles
+    return guided, median_distances
 
 
 def _contrasts(photos: Sequence[U8], aspect: float | None, side: int) -> list[float]:
     """Of each photo as the networks see it."""
-    return [contrast(Frame.of((p.shape[0], p.shape[1]), aspect).resize(p, side)) for p in photos]
+    return [contrast(Letterbox.of((p.shape[0], p.shape[1]), aspect).resize(p, side)) for p in photos]

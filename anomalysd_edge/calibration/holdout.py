@@ -17,8 +17,8 @@ from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.data.classes import ClassSpec, apply_view, symmetry_group
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side
-from anomalysd_edge.method.patches.memory_bank import Bank, build_bank
-from anomalysd_edge.vision.letterbox import Frame
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, build_memory_bank
+from anomalysd_edge.vision.letterbox import Letterbox
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Fold:
 
     photos: list[U8]
     """The shot itself first, where it was held out, then disturbed copies of it."""
-    bank: Bank | None
+    bank: MemoryBank | None
     """None where the networks have no features."""
 
 
@@ -37,7 +37,7 @@ class Holdout:
 
     folds: list[Fold]
     """One a shot."""
-    bank: Bank | None
+    bank: MemoryBank | None
     """Of all shots; None where the networks have no features."""
 
 
@@ -58,8 +58,10 @@ def hold_out(
     views = [_view_features(networks, photo, spec, aspect, (1.0,)) for photo in photos]
     lit = [_view_features(networks, photo, spec, aspect, exposures) if exposures else views[0][:0] for photo in photos]
 
-    def bank_of(shots: list[int]) -> Bank:
-        return build_bank(np.concatenate([views[i] for i in shots]), bank_size, np.concatenate([lit[i] for i in shots]))
+    def bank_of(shots: list[int]) -> MemoryBank:
+        return build_memory_bank(
+            np.concatenate([views[i] for i in shots]), bank_size, np.concatenate([lit[i] for i in shots])
+        )
 
     bank = bank_of(list(range(len(photos))))
     folds = []
@@ -69,7 +71,7 @@ def hold_out(
     return Holdout(folds, bank)
 
 
-def disturbed(photo: U8, rng: np.random.Generator) -> U8:
+def perturbed(photo: U8, rng: np.random.Generator) -> U8:
     """(H,W,3) -> the same good part as another shot might show it: moved, turned, scaled, relit, grained a little."""
     height, width = photo.shape[:2]
     angle, zoom = rng.normal(0, 1.5), math.exp(rng.normal(0, 0.015))
@@ -97,11 +99,11 @@ def _negatives(photo: U8, number: int, shots: int, negatives: int, seed: int) ->
     """A shot's share of the negatives: the shot itself where its bank was built without it, then disturbed copies."""
     share = max(1, round(negatives / shots))
     rng = np.random.default_rng((seed, number))
-    copies = [disturbed(photo, rng) for _ in range(share)]
+    copies = [perturbed(photo, rng) for _ in range(share)]
     return copies if shots == 1 else [photo, *copies[1:]]
 
 
-def exposed(photo: U8, exposure: float) -> U8:
+def with_exposure(photo: U8, exposure: float) -> U8:
     """(H,W,3) -> the same under a light `exposure` times as strong; what it makes too bright is white."""
     if exposure == 1:
         return photo
@@ -113,9 +115,9 @@ def _view_features(
 ) -> F32:
     """(V*E,D,f,f) features of the photo and of every copy that the class's symmetries allow, at each exposure."""
     side = tiled_side(networks.sizes.features_px, spec.tiles)
-    small = Frame.of(photo.shape[:2], aspect).resize(photo, side)
+    small = Letterbox.of(photo.shape[:2], aspect).resize(photo, side)
     views = [
-        np.ascontiguousarray(apply_view(exposed(small, exposure), view))
+        np.ascontiguousarray(apply_view(with_exposure(small, exposure), view))
         for exposure in exposures
         for view in symmetry_group(spec.symmetries)
     ]

@@ -10,11 +10,11 @@ import numpy as np
 
 from anomalysd_edge.calibration.holdout import Fold
 from anomalysd_edge.calibration.settings import CalibrationSettings
-from anomalysd_edge.calibration.settings_search import ROUNDS, Judged, Trial, choose, judged, small_masks
+from anomalysd_edge.calibration.settings_search import ROUNDS, Trial, TrialScores, judged, search_settings, small_masks
 from anomalysd_edge.calibration.synthetic_anomalies import Synthetic, synthetic_anomaly
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.anomaly_map import MapScale, image_score
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.fusion import clear_bound, fuse
 from anomalysd_edge.method.inpainting.masks import foreground
@@ -45,7 +45,7 @@ class HoldoutJudge:
         self,
         networks: Networks,
         schedule: NoiseSchedule,
-        bare: ClassConstants,
+        bare: ClassModel,
         folds: list[Fold],
         inspect: InspectSettings,
         negative_states: F32 | None,
@@ -77,14 +77,14 @@ class HoldoutJudge:
         scaled = [scales["prototypes"].apply(m) for m in maps]
         return clear_bound([image_score(m, settings.top_share) for m in scaled], threshold)
 
-    def choose(self) -> tuple[dict[str, Any], list[Trial]]:
+    def search_settings(self) -> tuple[dict[str, Any], list[Trial]]:
         """Settings for this class, and what was tried."""
         self._paint()
         masks = small_masks(
             [None for fold in self._folds for _ in fold.photos] + [s.mask for mine in self._painted for s in mine]
         )
 
-        def under(changes: Mapping[str, Any]) -> Judged:
+        def under(changes: Mapping[str, Any]) -> TrialScores:
             settings = replace(self._inspect, **changes)
             good, scales = self.normals(settings)
             bad = [fuse(m, scales, settings) for m in self._judged(settings, synthetic=True)]
@@ -92,7 +92,7 @@ class HoldoutJudge:
 
         side = self._networks.sizes.latent_side
         fitting = [[c for c in candidates if max(c.get("scales", (1,))) <= side] for candidates in ROUNDS]
-        return choose(under, masks, fitting)
+        return search_settings(under, masks, fitting)
 
     def _paint(self) -> None:
         everything = [photo for fold in self._folds for photo in fold.photos]

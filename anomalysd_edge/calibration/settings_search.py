@@ -61,7 +61,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Judged:
+class TrialScores:
     """Maps and image scores of the same photos in the same order, under one candidate."""
 
     maps: F32
@@ -70,11 +70,11 @@ class Judged:
     """(N,)."""
 
 
-def judged(fused: Sequence[F32], top_share: float) -> Judged:
+def judged(fused: Sequence[F32], top_share: float) -> TrialScores:
     """Of (S,S) fused maps."""
     small = [Image.fromarray(m).resize((COMPARE_PX, COMPARE_PX), Image.Resampling.BOX) for m in fused]
     scores = np.array([image_score(m, top_share) for m in fused], np.float32)
-    return Judged(np.stack([np.asarray(m, np.float32) for m in small]), scores)
+    return TrialScores(np.stack([np.asarray(m, np.float32) for m in small]), scores)
 
 
 def small_masks(masks: Sequence[Mask | None]) -> Mask:
@@ -89,7 +89,7 @@ def small_masks(masks: Sequence[Mask | None]) -> Mask:
     return np.stack(cells)
 
 
-def merit(found: Judged, masks: Mask, photos: npt.NDArray[np.int64] | None = None) -> tuple[float, float]:
+def merit(found: TrialScores, masks: Mask, photos: npt.NDArray[np.int64] | None = None) -> tuple[float, float]:
     """(image AUROC, pixel AUROC) on the photos of these numbers, all by default."""
     chosen = np.arange(len(masks)) if photos is None else photos
     labels = masks[chosen].any(axis=(1, 2))
@@ -98,7 +98,7 @@ def merit(found: Judged, masks: Mask, photos: npt.NDArray[np.int64] | None = Non
     return image_auroc(labels, found.scores[chosen]), pixel_auroc(list(masks[chosen]), list(found.maps[chosen]))
 
 
-def lead(a: Judged, b: Judged, masks: Mask, draws: int = 60) -> tuple[float, float]:
+def lead(a: TrialScores, b: TrialScores, masks: Mask, draws: int = 60) -> tuple[float, float]:
     """How far `a` is ahead of `b` in the mean of both AUROCs, and the standard error of that (paired bootstrap)."""
     ahead = float(np.mean(merit(a, masks)) - np.mean(merit(b, masks)))
     rng = np.random.default_rng(0)
@@ -111,8 +111,8 @@ def lead(a: Judged, b: Judged, masks: Mask, draws: int = 60) -> tuple[float, flo
     return ahead, float(np.std(spread))
 
 
-def choose(
-    inspect: Callable[[Mapping[str, Any]], Judged],
+def search_settings(
+    inspect: Callable[[Mapping[str, Any]], TrialScores],
     masks: Mask,
     rounds: Sequence[Sequence[Mapping[str, Any]]] = ROUNDS,
     chance: float = 0.05,
@@ -126,7 +126,7 @@ def choose(
     best = inspect(taken)
     trials = [Trial({}, *merit(best, masks), 0.0, 0.0, True)]
     for candidates in rounds:
-        tried: list[tuple[float, float, dict[str, Any], Judged]] = []
+        tried: list[tuple[float, float, dict[str, Any], TrialScores]] = []
         for candidate in candidates:
             changes = {**taken, **candidate}
             found = inspect(changes)

@@ -13,7 +13,7 @@ from anomalysd_edge.errors import InputError
 from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from anomalysd_edge.profiling.operating_points import Mode
+    from anomalysd_edge.profiling.operating_points import OperatingPoint
     from anomalysd_edge.workflows.bench import BenchResult
 
 
@@ -52,7 +52,7 @@ def bench(
             raise InputError(f"--pareto takes preset edge and one backend, not {preset!r} on {backend!r}")
         opening = InspectOptions(preset=preset, backend=backend, threads=threads, force=force)
         with progress_bars(quiet) as progress:
-            file, modes = body.measure_modes(bundle, photos, good or photos, per_class, opening, progress)
+            file, modes = body.measure_operating_points(bundle, photos, good or photos, per_class, opening, progress)
         show_json({"file": file.name, "modes": modes}) if as_json else _show_modes(modes)
         say(f"table of modes written: {file}; inspect --deadline-ms picks from it")
         return
@@ -94,7 +94,7 @@ def _show(found: BenchResult) -> None:
         say("no floor: operations are counted where the package onnx is installed, rates measured by ONNX Runtime")
 
 
-def _show_modes(modes: tuple[Mode, ...]) -> None:
+def _show_modes(modes: tuple[OperatingPoint, ...]) -> None:
     columns = ("mode", "front", "p50 ms", "p95 ms", "image", "pixel", "missed", "false alarms", "UNet samples")
     rows = [
         (m.name, "*" if m.front else "", f"{m.p50_ms:.0f}", f"{m.p95_ms:.0f}", 100 * m.image_auroc, 100 * m.pixel_auroc,

@@ -39,7 +39,7 @@ def use_threads(count: int | None) -> None:
         threadpool_limits(limits=1, user_api="blas")
 
 
-def spread(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def map_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """`work` of each item, in order; in threads, of which the caller's is one, where there are several of both.
 
     What comes out must not depend on the number of threads: cut the work by its size. `work` must not call `spread`.

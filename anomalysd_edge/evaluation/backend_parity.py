@@ -14,7 +14,7 @@ from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.datasets import ClassData, Dataset, Sample
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.evaluation import evaluate
-from anomalysd_edge.evaluation.network_parity import Difference, SideBySide
+from anomalysd_edge.evaluation.network_parity import ComparedNetworks, Difference
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.vision import images
@@ -237,7 +237,7 @@ def _agreement(sample: Sample, first: _Answer, second: _Answer) -> PhotoAgreemen
 
 
 def _differences(right: Detector, other: Detector, samples: Sequence[Sample], probes: int) -> dict[str, Difference]:
-    both = SideBySide(right.networks, other.networks)
+    both = ComparedNetworks(right.networks, other.networks)
     detector = right.over(both)
     for index in np.linspace(0, len(samples) - 1, min(probes, len(samples))).round().astype(int):
         sample = samples[index]

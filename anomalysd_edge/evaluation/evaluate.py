@@ -28,7 +28,7 @@ VERDICT_FIGURES = ("balanced_error", "best_balanced_error", "f1", "seg_f1")
 """How good the verdicts at the shipped thresholds are; beside them what the best threshold would have reached."""
 
 Watch = Callable[[Sample, npt.NDArray[np.uint8], Inspection], None]
-Judged = tuple[Sample, npt.NDArray[np.uint8], Inspection]
+InspectedSample = tuple[Sample, npt.NDArray[np.uint8], Inspection]
 """A test photo, its pixels and its inspection."""
 
 
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def measure(
-    judged: Iterator[Judged], data: Dataset, progress: Progress | None = None, watch: Watch | None = None
+    judged: Iterator[InspectedSample], data: Dataset, progress: Progress | None = None, watch: Watch | None = None
 ) -> list[ClassResult]:
     """The figures of inspections that come in the order of `data`, wherever they were made.
 
@@ -98,7 +98,7 @@ def measure(
     return results
 
 
-def _inspections(detector: Detector, name: str, samples: Sequence[Sample]) -> Iterator[Judged]:
+def _inspections(detector: Detector, name: str, samples: Sequence[Sample]) -> Iterator[InspectedSample]:
     for start in range(0, len(samples), detector.group):
         part = samples[start : start + detector.group]
         photos = [images.load_rgb(sample.path) for sample in part]

@@ -29,7 +29,7 @@ class Difference:
         self.samples += len(right)
 
 
-class SideBySide(ForwardingNetworks):
+class ComparedNetworks(ForwardingNetworks):
     """The networks `right`, with those of `other` run on the same inputs and compared; both stay the caller's.
 
     The UNet is compared pass by pass on the reference's own latents: differences do not add up over the steps.

@@ -8,9 +8,9 @@ from typing import Any
 
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.patches.memory_bank import Bank, prototype_distance
-from anomalysd_edge.method.patches.out_of_distribution import Limits, middle_distance
-from anomalysd_edge.method.patches.patch_scorer import Reading, layer_distances, plain
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, prototype_distance
+from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, median_patch_distance
+from anomalysd_edge.method.patches.patch_scorer import PatchScorer, layer_distances, mean_layer_distance
 from anomalysd_edge.method.settings import InspectSettings
 
 
@@ -29,12 +29,12 @@ class Calibration:
     clear: float | None = None
     """Image score of the scaled prototype distance below which `InspectSettings.cascade` calls a photo good; absent
     in older bundles."""
-    limits: Limits | None = None
+    limits: PhotoLimits | None = None
     """What a photo of the class keeps within as a whole; absent in older bundles and where no patch scorer was used."""
 
 
 @dataclass(frozen=True)
-class ClassConstants:
+class ClassModel:
     """What a bundle knows of one class."""
 
     prompts: Mapping[str, F32]
@@ -45,9 +45,9 @@ class ClassConstants:
     """Width / height of its photos (letterbox.common_aspect); None for 0 shots."""
     tiles: int = 1
     """Windows along a side through which the prototypes see a photo."""
-    bank: Bank | None = None
+    bank: MemoryBank | None = None
     """Memory bank of good patches; None for 0 shots."""
-    reading: Reading | None = None
+    patch_scorer: PatchScorer | None = None
     """Patch scorer of its distances; None where these features have none."""
     guided: Mapping[str, float] = field(default_factory=dict)
     """By kind of prototype map (`map_kind`): the value above which a patch goes into the guided mask; empty for 0
@@ -55,7 +55,7 @@ class ClassConstants:
     calibration: Calibration = field(default_factory=Calibration)
     """Score statistics and thresholds under the preset in use."""
 
-    def calibrated(self, **changes: Any) -> ClassConstants:
+    def calibrated(self, **changes: Any) -> ClassModel:
         """The same class with fields of its calibration changed."""
         return replace(self, calibration=replace(self.calibration, **changes))
 
@@ -64,7 +64,7 @@ class ClassConstants:
         return replace(settings, **self.calibration.choices) if self.calibration.choices else settings
 
     def by_prototypes(
-        self, features: F32, settings: InspectSettings, bank: Bank | None = None
+        self, features: F32, settings: InspectSettings, bank: MemoryBank | None = None
     ) -> tuple[F32, float | None]:
         """(D,f,f) unit features -> (f,f): how far each patch is from good ones, as `settings.prototype_map` says.
 
@@ -74,11 +74,11 @@ class ClassConstants:
         bank = bank or self.bank
         assert bank is not None
         if self.map_kind(settings) == "reading":
-            assert self.reading is not None
-            distances = layer_distances(bank, features, self.reading.layers)
-            found = self.reading.judge(distances, self.kind == "texture")
-            return found, middle_distance(plain(distances, textured=False))
-        return prototype_distance(bank, features, self.own_share(settings)), None
+            assert self.patch_scorer is not None
+            distances = layer_distances(bank, features, self.patch_scorer.layers)
+            found = self.patch_scorer.score(distances, self.kind == "texture")
+            return found, median_patch_distance(mean_layer_distance(distances, textured=False))
+        return prototype_distance(bank, features, self.self_share_of(settings)), None
 
     def guided_threshold(self, settings: InspectSettings) -> float | None:
         """Value of the prototype map above which a patch goes into the guided mask; None for 0 shots."""
@@ -86,11 +86,11 @@ class ClassConstants:
 
     def map_kind(self, settings: InspectSettings) -> str:
         """What the prototype map holds: 'reading', 'distance', or 'own' where the photo's own patches count too."""
-        if settings.prototype_map == "reading" and self.reading is not None:
+        if settings.prototype_map == "reading" and self.patch_scorer is not None:
             return "reading"
-        return "own" if self.own_share(settings) else "distance"
+        return "own" if self.self_share_of(settings) else "distance"
 
-    def own_share(self, settings: InspectSettings) -> float:
+    def self_share_of(self, settings: InspectSettings) -> float:
         """The share of a photo's own patches to compare with: only a texture repeats itself."""
         return settings.self_share if self.kind == "texture" else 0.0
 

@@ -14,7 +14,7 @@ _LAST_S = 0.004
 """For maps, score and evidence after the last round."""
 
 
-class Pace:
+class DeadlinePacer:
     """Seconds a slot, from its encode to its distances."""
 
     def __init__(self) -> None:

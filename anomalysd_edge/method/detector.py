@@ -7,10 +7,10 @@ from types import TracebackType
 
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.errors import ClassError, InputError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.inpainting.mask_plan import Plan
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule, StepTable
-from anomalysd_edge.method.inspection_pipeline import Stages
+from anomalysd_edge.method.inspection_pipeline import InspectionPipeline
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import InspectSettings
@@ -27,7 +27,7 @@ class Detector:
         self,
         networks: Networks,
         schedule: NoiseSchedule,
-        classes: Mapping[str, ClassConstants],
+        classes: Mapping[str, ClassModel],
         settings: InspectSettings,
         negative_states: F32 | None = None,
         group: int = 4,
@@ -39,21 +39,21 @@ class Detector:
         self._schedule, self._negative_states = schedule, negative_states
         self.label = ""
         """Name of the mode, where one was picked; told with `mode`."""
-        self._default = Stages(networks, schedule, settings, negative_states)
+        self._default = InspectionPipeline(networks, schedule, settings, negative_states)
         # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
         ways = {settings: self._default}
-        self._stages: dict[str, Stages] = {}
+        self._stages: dict[str, InspectionPipeline] = {}
         for name, constants in classes.items():
             tuned = constants.tuned(settings)
             if tuned not in ways:
-                ways[tuned] = Stages(networks, schedule, tuned, negative_states)
+                ways[tuned] = InspectionPipeline(networks, schedule, tuned, negative_states)
             self._stages[name] = ways[tuned]
 
     def over(self, networks: Networks) -> Detector:
         """The same detector over other networks of the same sizes, for instance ones that record what they see."""
         return Detector(networks, self._schedule, self.classes, self.settings, self._negative_states, self.group)
 
-    def under(self, settings: InspectSettings, classes: Mapping[str, ClassConstants]) -> Detector:
+    def under(self, settings: InspectSettings, classes: Mapping[str, ClassModel]) -> Detector:
         """Another detector over the same networks, one photo at a time: other settings, other constants."""
         return Detector(self.networks, self._schedule, classes, settings, self._negative_states, 1)
 

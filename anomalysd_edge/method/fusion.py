@@ -16,7 +16,7 @@ from anomalysd_edge.method import anomaly_map
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED
 from anomalysd_edge.method.inpainting.reconstruction_error import SMALLEST
-from anomalysd_edge.method.photo_state import PhotoWork
+from anomalysd_edge.method.photo_state import PhotoState
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.vision import images
 
@@ -26,14 +26,14 @@ _SLACK = 1e-4
 """Share by which a bound must clear the threshold: float rounding moves neither bound by so much."""
 
 
-class Fusing:
+class MapFusion:
     """Maps and bounds of photos under one settings object."""
 
     def __init__(self, settings: InspectSettings, size_px: int, scales: tuple[int, ...]) -> None:
         """`scales` of the plan, in order; size_px the side S of every map."""
         self._settings, self._size_px, self._scales = settings, size_px, scales
 
-    def finish(self, work: PhotoWork) -> None:
+    def finish(self, work: PhotoState) -> None:
         """Fill work.maps from what was measured. Scales that are missing leave the fused map within its bounds."""
         known = [self._filled(work, k) for k in self._planned(work) if k in work.per_scale]
         raw: dict[str, F32] = {}
@@ -47,7 +47,7 @@ class Fusing:
             fused = np.clip(fused, *between)
         work.maps["fused"] = fused
 
-    def bounds(self, work: PhotoWork) -> tuple[F32, F32] | None:
+    def bounds(self, work: PhotoState) -> tuple[F32, F32] | None:
         """(S,S) lowest and highest fused map that the slots still missing can lead to; None where nothing says."""
         if self._settings.fusion == "scaled" and not work.constants.calibration.scales:
             return None
@@ -62,7 +62,7 @@ class Fusing:
             found.append(fuse(self._smoothed(work, raw), work.constants.calibration.scales, self._settings))
         return found[0], found[1]
 
-    def settled(self, work: PhotoWork) -> bool:
+    def settled(self, work: PhotoState) -> bool:
         """Whether no repaint that is still missing can change the verdict."""
         threshold = work.constants.calibration.threshold
         between = None if threshold is None else self.bounds(work)
@@ -72,21 +72,21 @@ class Fusing:
         slack = _SLACK * max(1.0, abs(threshold))
         return low >= threshold + slack or high < threshold - slack
 
-    def prototypes_score(self, work: PhotoWork) -> float | None:
+    def prototypes_score(self, work: PhotoState) -> float | None:
         """Image score of the scaled prototype map alone; None without prototypes or their scale."""
         if work.prototype_map is None or "prototypes" not in work.constants.calibration.scales:
             return None
         scaled = work.constants.calibration.scales["prototypes"].apply(self._smoothed(work, {})["prototypes"])
         return anomaly_map.image_score(scaled, self._settings.top_share)
 
-    def _planned(self, work: PhotoWork) -> tuple[int, ...]:
+    def _planned(self, work: PhotoState) -> tuple[int, ...]:
         """The scales that count for this photo: all, or none where it is judged by prototypes alone."""
         return self._scales if work.slots else ()
 
-    def _complete(self, work: PhotoWork) -> bool:
+    def _complete(self, work: PhotoState) -> bool:
         return all(slot.scale in work.per_scale for slot in work.slots)
 
-    def _filled(self, work: PhotoWork, scale: int, unknown: np.float32 | None = None) -> F32:
+    def _filled(self, work: PhotoState, scale: int, unknown: np.float32 | None = None) -> F32:
         """S^(k): as measured or `unknown` where slots repaint; the normals' centre where none does."""
         inside = work.per_scale[scale] if unknown is None else work.per_scale.get(scale, self._constant(unknown))
         if scale not in work.planned:
@@ -97,7 +97,7 @@ class Fusing:
     def _constant(self, value: np.float32) -> F32:
         return np.full((self._size_px, self._size_px), value, np.float32)
 
-    def _smoothed(self, work: PhotoWork, raw: dict[str, F32]) -> dict[str, F32]:
+    def _smoothed(self, work: PhotoState, raw: dict[str, F32]) -> dict[str, F32]:
         """(S,S) raw repaint maps -> those and the prototypes': inside the foreground, cut to the photo, smoothed."""
         settings, side = self._settings, self._size_px
         maps = dict(raw)

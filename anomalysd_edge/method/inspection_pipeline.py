@@ -12,22 +12,22 @@ from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method import anomaly_map
-from anomalysd_edge.method.class_model import ClassConstants
-from anomalysd_edge.method.deadline import Pace
-from anomalysd_edge.method.fusion import Fusing
+from anomalysd_edge.method.class_model import ClassModel
+from anomalysd_edge.method.deadline import DeadlinePacer
+from anomalysd_edge.method.fusion import MapFusion
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED, Slot, make_plan, touching
 from anomalysd_edge.method.inpainting.masks import foreground, prototype_guided, to_pixels
-from anomalysd_edge.method.inpainting.reconstruction_error import Differences, Repaint
+from anomalysd_edge.method.inpainting.reconstruction_error import ReconstructionError, Repaint
 from anomalysd_edge.method.inpainting.repainter import Repainter
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side
-from anomalysd_edge.method.photo_state import PhotoWork
+from anomalysd_edge.method.photo_state import PhotoState
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import InspectSettings
-from anomalysd_edge.method.verdict import conclude
+from anomalysd_edge.method.verdict import make_inspection
 from anomalysd_edge.vision import images
-from anomalysd_edge.vision.letterbox import Frame
+from anomalysd_edge.vision.letterbox import Letterbox
 from anomalysd_edge.vision.morphology import dilate
 
 
@@ -35,7 +35,7 @@ from anomalysd_edge.vision.morphology import dilate
 class GroupTensors:
     """The photos of one group that are repainted, as arrays: row r of each belongs to photos[r], whose `row` is r."""
 
-    photos: Sequence[PhotoWork]
+    photos: Sequence[PhotoState]
     """In order."""
     pixels: F32
     """(P,3,S,S) in [-1,1]."""
@@ -43,11 +43,11 @@ class GroupTensors:
     """(P,C,h,w) scaled latents."""
     states: F32
     """(P,77,D) prompt states."""
-    error: Differences
+    error: ReconstructionError
     """Compares repaints with these photos."""
 
 
-class Stages:
+class InspectionPipeline:
     """Inspects groups of photos under one settings object: its plan and its steps are made once."""
 
     def __init__(
@@ -62,14 +62,14 @@ class Stages:
         self.plan = make_plan(settings.plan, networks.sizes.latent_side, settings.scales)
         self.steps = schedule.table(settings.sampler, settings.grid_steps, settings.passes, settings.strength)
         self._repainter = Repainter(networks, settings, self.steps, negative_states)
-        self._fusing = Fusing(settings, networks.sizes.size_px, self.plan.scales)
-        self._pace = Pace()
+        self._fusing = MapFusion(settings, networks.sizes.size_px, self.plan.scales)
+        self._pace = DeadlinePacer()
 
     def inspect(
         self,
         photos: Sequence[U8],
         names: Sequence[str],
-        constants: Sequence[ClassConstants],
+        constants: Sequence[ClassModel],
         deadline: float | None = None,
     ) -> list[Inspection]:
         """(H,W,3) photos, their classes' names and constants -> their inspections. All share their batches.
@@ -78,13 +78,15 @@ class Stages:
         """
         sizes, timer = self.networks.sizes, StageTimer()
         with timer.stage("preprocess"):
-            frames = [Frame.of(photo.shape[:2], known.aspect) for photo, known in zip(photos, constants, strict=True)]
+            frames = [
+                Letterbox.of(photo.shape[:2], known.aspect) for photo, known in zip(photos, constants, strict=True)
+            ]
             squares = [
                 frame.squares(photo, (sizes.size_px, *self._features_side(known)))
                 for photo, frame, known in zip(photos, frames, constants, strict=True)
             ]
             work = [
-                PhotoWork(known, name, list(self.plan.slots), frame, square[0])
+                PhotoState(known, name, list(self.plan.slots), frame, square[0])
                 for name, known, frame, square in zip(names, constants, frames, squares, strict=True)
             ]
             if self.settings.foreground:
@@ -101,14 +103,17 @@ class Stages:
                 self._fusing.finish(photo)
         timings = {stage: ms / len(work) for stage, ms in timer.ms.items()}
         met = None if deadline is None else time.monotonic() <= deadline
-        return [conclude(photo, self.settings, sizes, self.mode, timings, self.networks.backend, met) for photo in work]
+        return [
+            make_inspection(photo, self.settings, sizes, self.mode, timings, self.networks.backend, met)
+            for photo in work
+        ]
 
-    def _features_side(self, constants: ClassConstants) -> tuple[int, ...]:
+    def _features_side(self, constants: ClassModel) -> tuple[int, ...]:
         """Side in pixels of the square that prototypes are looked for in; nothing without a bank."""
         side = self.networks.sizes.features_px
         return (tiled_side(side, constants.tiles),) if side and constants.bank is not None else ()
 
-    def _prototypes(self, work: list[PhotoWork], squares: Sequence[Sequence[U8]], timer: StageTimer) -> None:
+    def _prototypes(self, work: list[PhotoState], squares: Sequence[Sequence[U8]], timer: StageTimer) -> None:
         """Prototype distance of each photo that has a bank; its second square is what the network sees."""
         chosen = [i for i, mine in enumerate(squares) if len(mine) > 1]
         if not chosen:
@@ -122,9 +127,9 @@ class Stages:
         with timer.stage("prototypes"):
             for i, field in sorted(found.items()):
                 known = work[i].constants
-                work[i].prototype_map, work[i].middle_distance = known.by_prototypes(field, self.settings)
+                work[i].prototype_map, work[i].median_patch_distance = known.by_prototypes(field, self.settings)
 
-    def _choose_slots(self, photo: PhotoWork) -> None:
+    def _choose_slots(self, photo: PhotoState) -> None:
         """What of the plan this photo needs, by its prototypes, and the guided slot that follows from them."""
         settings, constants, sizes = self.settings, photo.constants, self.networks.sizes
         if photo.prototype_map is None:
@@ -147,7 +152,7 @@ class Stages:
         if far is not None:
             photo.slots.append(Slot(scale=GUIDED, number=0, mask=far))
 
-    def _repaint(self, work: list[PhotoWork], deadline: float | None, timer: StageTimer) -> None:
+    def _repaint(self, work: list[PhotoState], deadline: float | None, timer: StageTimer) -> None:
         """Repaint and measure: all slots at once or, where it may end early, scale by scale."""
         live = [photo for photo in work if photo.slots]
         group: GroupTensors | None = None
@@ -176,7 +181,7 @@ class Stages:
                 ]
                 self._compare(group, repaints)
 
-    def _prepare(self, live: list[PhotoWork], timer: StageTimer) -> GroupTensors:
+    def _prepare(self, live: list[PhotoState], timer: StageTimer) -> GroupTensors:
         """Encode the photos that are to be repainted, and give each its row."""
         for row, photo in enumerate(live):
             photo.row = row
@@ -185,7 +190,7 @@ class Stages:
         with timer.stage("encode"):
             latents = self.networks.encode(pixels)
         return GroupTensors(
-            live, pixels, latents, states, Differences(self.networks, self.settings, pixels, latents, timer)
+            live, pixels, latents, states, ReconstructionError(self.networks, self.settings, pixels, latents, timer)
         )
 
     def _rounds(self) -> list[int | None]:
@@ -194,7 +199,7 @@ class Stages:
         scales: list[int | None] = [*sorted(self.plan.scales)]
         return [GUIDED, *scales] if counts else [*scales, GUIDED]
 
-    def _still_open(self, live: list[PhotoWork]) -> list[PhotoWork]:
+    def _still_open(self, live: list[PhotoState]) -> list[PhotoState]:
         """Those of `live` whose verdict a further repaint can still change."""
         if self.settings.settle:
             for photo in live:
@@ -202,7 +207,7 @@ class Stages:
                     photo.ended = "settled"
         return [photo for photo in live if photo.ended == "whole"]
 
-    def _by_prototypes(self, photo: PhotoWork) -> bool:
+    def _by_prototypes(self, photo: PhotoState) -> bool:
         """Whether prototypes alone give this photo a score on the verdict's scale."""
         able = self.settings.fusion == "scaled" and self.settings.prototypes_weight > 0
         return able and photo.prototype_map is not None and "prototypes" in photo.constants.calibration.scales

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from anomalysd_edge.core.types import F32, U8, Mask
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.inpainting.mask_plan import Slot
-from anomalysd_edge.vision.letterbox import Frame
+from anomalysd_edge.vision.letterbox import Letterbox
 
 
 @dataclass
-class PhotoWork:
+class PhotoState:
     """Filled stage by stage by inspection_pipeline.py; S is the side of the repainted photo in pixels."""
 
-    constants: ClassConstants
+    constants: ClassModel
     """What is known of its class."""
     class_name: str
     """The class that it is judged as."""
     slots: list[Slot]
     """What is to be repainted; empty for a verdict from prototypes alone."""
-    frame: Frame
+    frame: Letterbox
     """How the photo lies in the networks' square."""
     seen: U8
     """(S,S,3) the photo as the networks see it."""
@@ -30,7 +30,7 @@ class PhotoWork:
     """(S,S) an object's outline, widened; None where every pixel counts."""
     prototype_map: F32 | None = None
     """(f,f) distance of its patches to the class's bank; None without a bank."""
-    middle_distance: float | None = None
+    median_patch_distance: float | None = None
     """Median distance of its patches to the prototypes; None where no patch scorer made its map."""
     maps: dict[str, F32] = field(default_factory=dict)
     """(S,S) by name, smoothed; filled at the end."""

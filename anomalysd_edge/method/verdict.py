@@ -13,15 +13,15 @@ from anomalysd_edge.method import anomaly_map
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED
 from anomalysd_edge.method.inpainting.masks import grid_cells, to_pixels
 from anomalysd_edge.method.networks import NetworkSizes
-from anomalysd_edge.method.patches.out_of_distribution import contrast, raised
-from anomalysd_edge.method.photo_state import PhotoWork
+from anomalysd_edge.method.patches.out_of_distribution import contrast, raised_score
+from anomalysd_edge.method.photo_state import PhotoState
 from anomalysd_edge.method.result import Evidence, Inspection
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.vision import images
 
 
-def conclude(
-    photo: PhotoWork,
+def make_inspection(
+    photo: PhotoState,
     settings: InspectSettings,
     sizes: NetworkSizes,
     mode: str,
@@ -35,10 +35,10 @@ def conclude(
     evidence, repaint = _evidence(photo, fused, sizes)
     calibration = constants.calibration
     threshold, pixel = calibration.threshold, calibration.pixel_threshold
-    if calibration.limits is not None and threshold is not None and photo.middle_distance is not None:
-        excess = calibration.limits.excess(photo.middle_distance, contrast(photo.seen))
+    if calibration.limits is not None and threshold is not None and photo.median_patch_distance is not None:
+        excess = calibration.limits.excess(photo.median_patch_distance, contrast(photo.seen))
         if excess > 1:
-            scores["fused"] = raised(scores["fused"], threshold, excess)
+            scores["fused"] = raised_score(scores["fused"], threshold, excess)
             evidence = replace(evidence, kind="photo", scale=0, cell=np.ones(fused.shape, np.bool_))
     score = scores["fused"]
     return Inspection(
@@ -60,7 +60,7 @@ def conclude(
     )
 
 
-def _evidence(photo: PhotoWork, fused: F32, sizes: NetworkSizes) -> tuple[Evidence, npt.NDArray[np.uint8]]:
+def _evidence(photo: PhotoState, fused: F32, sizes: NetworkSizes) -> tuple[Evidence, npt.NDArray[np.uint8]]:
     """The mask around the highest pixel whose repaint differs most there, and that repaint (S,S,3)."""
     side, factor = sizes.latent_side, sizes.latent_factor
     y, x = (int(v) for v in np.unravel_index(int(fused.argmax()), fused.shape))

@@ -15,17 +15,17 @@ from PIL import Image
 from anomalysd_edge.bundle.detector_factory import calibration_task
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.calibration.calibrate import calibrate
-from anomalysd_edge.calibration.holdout import Holdout, disturbed
+from anomalysd_edge.calibration.holdout import Holdout, perturbed
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.types import U8, Mask, Progress
 from anomalysd_edge.evaluation import metrics
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
-from anomalysd_edge.profiling.operating_points import Mode, under_mode, with_front
+from anomalysd_edge.profiling.operating_points import OperatingPoint, at_operating_point, mark_pareto_front
 from anomalysd_edge.vision import images
 
 _METRIC_PX = 256
@@ -47,7 +47,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledPhoto:
     """A photo whose truth is known."""
 
     class_name: str
@@ -59,7 +59,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class ParetoRequest:
+class SearchRequest:
     """What is measured."""
 
     bundle: Bundle
@@ -68,17 +68,19 @@ class ParetoRequest:
     """Of the preset."""
     shots: Mapping[str, Sequence[U8]]
     """Good photos that each mode is calibrated on."""
-    judged: Sequence[Judged]
+    judged: Sequence[LabelledPhoto]
     candidates: Mapping[str, Mapping[str, Any]]
 
 
-def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, progress: Progress) -> tuple[Mode, ...]:
+def measure_operating_points(
+    asked: SearchRequest, networks: Networks, base: Detector, progress: Progress
+) -> tuple[OperatingPoint, ...]:
     """The modes, from fast to slow. `base` is the bundle's own detector over `networks`."""
-    calibrated: dict[InspectSettings, dict[str, ClassConstants]] = {}
+    calibrated: dict[InspectSettings, dict[str, ClassModel]] = {}
     holdouts: Mapping[str, Holdout] = {}
     side = networks.sizes.latent_side
     fitting = {n: c for n, c in asked.candidates.items() if max(c.get("scales", asked.settings.scales)) <= side}
-    modes: list[Mode] = []
+    modes: list[OperatingPoint] = []
     for number, (name, changes) in enumerate(fitting.items()):
         progress("modes", number, len(fitting), name)
         settings = InspectSettings.from_json({**asked.settings.to_json(), **changes})
@@ -93,30 +95,30 @@ def measure_modes(asked: ParetoRequest, networks: Networks, base: Detector, prog
             for n, c in calibrated[plain].items()
             if c.calibration.threshold is not None
         }
-        bare = Mode(name, dict(changes), 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, records)
-        modes.append(_judge(bare, under_mode(base, bare, asked.settings), asked.judged))
+        bare = OperatingPoint(name, dict(changes), 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, records)
+        modes.append(_measure_point(bare, at_operating_point(base, bare, asked.settings), asked.judged))
     progress("modes", len(fitting), len(fitting), "done")
-    return with_front(modes)
+    return mark_pareto_front(modes)
 
 
-def synthetic_judged(shots: Mapping[str, Sequence[U8]], kinds: Mapping[str, str], count: int) -> list[Judged]:
+def synthetic_judged(shots: Mapping[str, Sequence[U8]], kinds: Mapping[str, str], count: int) -> list[LabelledPhoto]:
     """`count` disturbed copies of the good photos of each class, and as many with a synthetic anomaly."""
-    found: list[Judged] = []
+    found: list[LabelledPhoto] = []
     for number, (name, photos) in enumerate(shots.items()):
         rng = np.random.default_rng((7, number))
         nothing = np.zeros((_METRIC_PX, _METRIC_PX), np.bool_)
         for i in range(count):
-            good = disturbed(photos[i % len(photos)], rng)
-            found.append(Judged(name, _given(good), nothing, False))
+            good = perturbed(photos[i % len(photos)], rng)
+            found.append(LabelledPhoto(name, _given(good), nothing, False))
             other = photos[int(rng.integers(len(photos)))]
             if (made := synthetic_anomaly(good, foreground(good, kinds[name]), other, rng)) is not None:
-                found.append(Judged(name, _given(made.photo), _small(made.mask), True))
+                found.append(LabelledPhoto(name, _given(made.photo), _small(made.mask), True))
     return found
 
 
-def labelled(samples: Sequence[Any], count: int) -> list[Judged]:
+def labelled(samples: Sequence[Any], count: int) -> list[LabelledPhoto]:
     """At most `count` good and `count` bad test photos of each class, spread over its folders' order."""
-    found: list[Judged] = []
+    found: list[LabelledPhoto] = []
     for name in dict.fromkeys(sample.class_name for sample in samples):
         for bad in (False, True):
             mine = [s for s in samples if s.class_name == name and bool(s.label) == bad]
@@ -125,7 +127,7 @@ def labelled(samples: Sequence[Any], count: int) -> list[Judged]:
     return found
 
 
-def _labelled(sample: Any) -> Judged:
+def _labelled(sample: Any) -> LabelledPhoto:
     if not sample.label:
         mask: Mask | None = np.zeros((_METRIC_PX, _METRIC_PX), np.bool_)
     elif sample.mask_path is None:
@@ -133,7 +135,7 @@ def _labelled(sample: Any) -> Judged:
     else:
         height, width = images.load_rgb(sample.path).shape[:2]
         mask = _small(images.load_mask(sample.mask_path, (height, width)))
-    return Judged(sample.class_name, lambda: images.load_rgb(sample.path), mask, bool(sample.label))
+    return LabelledPhoto(sample.class_name, lambda: images.load_rgb(sample.path), mask, bool(sample.label))
 
 
 def _given(photo: U8) -> Callable[[], U8]:
@@ -145,7 +147,7 @@ def _small(mask: Mask) -> Mask:
     return np.asarray(picture) > 0
 
 
-def _judge(mode: Mode, detector: Detector, judged: Sequence[Judged]) -> Mode:
+def _measure_point(mode: OperatingPoint, detector: Detector, judged: Sequence[LabelledPhoto]) -> OperatingPoint:
     """`mode` with its figures."""
     networks = MeteredNetworks(detector.networks)
     metered = detector.over(networks)
@@ -153,7 +155,7 @@ def _judge(mode: Mode, detector: Detector, judged: Sequence[Judged]) -> Mode:
     samples = networks.meter.jobs["unet"].samples
     taken: list[float] = []
     ended: Counter[str] = Counter()
-    by_class: dict[str, list[tuple[Judged, float, int | None, npt.NDArray[np.float32]]]] = {}
+    by_class: dict[str, list[tuple[LabelledPhoto, float, int | None, npt.NDArray[np.float32]]]] = {}
     for photo in judged:
         began = time.perf_counter()
         (answer,) = metered.inspect([photo.load()], photo.class_name)

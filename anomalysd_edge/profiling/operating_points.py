@@ -24,7 +24,7 @@ from anomalysd_edge.method.settings import InspectSettings
 
 
 @dataclass(frozen=True)
-class Mode:
+class OperatingPoint:
     """One way to inspect, measured."""
 
     name: str
@@ -54,7 +54,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class ModeTable:
+class OperatingPointTable:
     """The modes of one bundle, preset and backend on one machine."""
 
     bundle_sha256: str
@@ -66,7 +66,7 @@ class ModeTable:
     threads: int | None
     judged_on: str
     """'labelled photos' or 'synthetic anomalies'."""
-    modes: tuple[Mode, ...]
+    modes: tuple[OperatingPoint, ...]
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     """Peak memory of an inspecting process by its largest UNet batch, a group of photos in flight."""
 
@@ -77,10 +77,10 @@ def table_file(bundle: Path) -> Path:
     return whole.with_name(whole.name + ".pareto.json")
 
 
-def with_front(modes: Sequence[Mode]) -> tuple[Mode, ...]:
+def mark_pareto_front(modes: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:
     """The modes from fast to slow, those on the front marked: none is as fast and better, or faster and as good."""
 
-    def beaten(mode: Mode) -> bool:
+    def beaten(mode: OperatingPoint) -> bool:
         mine = (mode.image_auroc, mode.pixel_auroc, -mode.p95_ms)
         others = ((m.image_auroc, m.pixel_auroc, -m.p95_ms) for m in modes)
         return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in others)
@@ -89,7 +89,7 @@ def with_front(modes: Sequence[Mode]) -> tuple[Mode, ...]:
     return tuple(sorted(marked, key=lambda mode: mode.p95_ms))
 
 
-def pick(modes: Sequence[Mode], deadline_ms: float) -> Mode:
+def pick(modes: Sequence[OperatingPoint], deadline_ms: float) -> OperatingPoint:
     """The best mode (image AUROC, then pixel AUROC) whose 95th percentile keeps the deadline; else the fastest."""
     if not modes:
         raise SettingsError("the table of modes is empty: measure it again with sd-edge bench --pareto")
@@ -117,7 +117,7 @@ def batch_within(peak_bytes: Mapping[str, int], budget_bytes: int) -> int:
     return max(fitting)
 
 
-def under_mode(detector: Detector, mode: Mode, settings: InspectSettings) -> Detector:
+def at_operating_point(detector: Detector, mode: OperatingPoint, settings: InspectSettings) -> Detector:
     """`detector` under `mode`; `settings` are the preset's. A class that the mode was not calibrated for keeps none."""
     classes = {}
     for name, known in detector.classes.items():
@@ -128,7 +128,7 @@ def under_mode(detector: Detector, mode: Mode, settings: InspectSettings) -> Det
     return detector.under(changed, classes)
 
 
-def write_table(bundle: Path, table: ModeTable) -> Path:
+def write_table(bundle: Path, table: OperatingPointTable) -> Path:
     """Put `table` beside the bundle, in the place of the one for the same preset and backend."""
     file = table_file(bundle)
     others = []
@@ -139,7 +139,7 @@ def write_table(bundle: Path, table: ModeTable) -> Path:
     return file
 
 
-def read_table(bundle: Path, preset: str, backend: str, machine: str) -> ModeTable | None:
+def read_table(bundle: Path, preset: str, backend: str, machine: str) -> OperatingPointTable | None:
     """The table for this preset and backend; None where none was measured.
 
     Raises BundleError where it was measured for another state of the bundle or on another machine, or is damaged.
@@ -170,12 +170,12 @@ def _tables(file: Path) -> list[dict[str, Any]]:
         raise BundleError(f"{file} is no table of modes ({error}): remove it and measure it again") from error
 
 
-def _table(value: Mapping[str, Any]) -> ModeTable:
+def _table(value: Mapping[str, Any]) -> OperatingPointTable:
     modes = []
     for entry in value["modes"]:
         calibration = {
             name: Calibration(**{**record, "scales": {k: MapScale(**v) for k, v in record["scales"].items()}})
             for name, record in entry["calibration"].items()
         }
-        modes.append(Mode(**{**entry, "calibration": calibration}))
-    return ModeTable(**{**value, "modes": tuple(modes)})
+        modes.append(OperatingPoint(**{**entry, "calibration": calibration}))
+    return OperatingPointTable(**{**value, "modes": tuple(modes)})

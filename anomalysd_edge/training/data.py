@@ -27,7 +27,7 @@ from anomalysd_edge.training.models.base import Base, encode_mode, prompt_states
 from anomalysd_edge.training.prompt_tuning import context_states
 from anomalysd_edge.training.settings import TrainSettings
 from anomalysd_edge.vision.images import load_rgb, to_array
-from anomalysd_edge.vision.letterbox import Frame, common_aspect
+from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
 # The first entry of each random seed, so that no two kinds of draw share a random stream.
 _COPY, _MASK, _ANOMALY, _STEP, _DECODER_STEP = range(1, 6)
@@ -212,7 +212,7 @@ class TrainingData:
     def _read(self, name: str, paths: Sequence[Path], kind: str) -> list[TrainingPhoto]:
         photos = [load_rgb(path) for path in paths]
         aspect = common_aspect([(photo.shape[0], photo.shape[1]) for photo in photos])
-        squares = [Frame.of(photo.shape[:2], aspect).resize(photo, self.size_px) for photo in photos]
+        squares = [Letterbox.of(photo.shape[:2], aspect).resize(photo, self.size_px) for photo in photos]
         return [TrainingPhoto(name, pixels, foreground(pixels, kind)) for pixels in squares]
 
     def _rng(self, *index: int) -> np.random.Generator:

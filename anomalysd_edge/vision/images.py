@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalysd_edge.core.files import write_aside
-from anomalysd_edge.core.threads import spread
+from anomalysd_edge.core.threads import map_threads
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.errors import DatasetError, ImageError, SDEdgeError, ShapeError
 
@@ -145,7 +145,7 @@ def resize_maps(values: F32, shape_hw: tuple[int, int]) -> F32:
     rows, columns = (_weights(old, new) for old, new in zip(values.shape[-2:], shape_hw, strict=True))
     planes = values.reshape(-1, *values.shape[-2:])
     parts = [planes[start : start + _PLANES] for start in range(0, len(planes), _PLANES)]
-    found = np.concatenate(spread(lambda part: rows @ part @ columns.T, parts))
+    found = np.concatenate(map_threads(lambda part: rows @ part @ columns.T, parts))
     return np.asarray(found, dtype=np.float32).reshape(*values.shape[:-2], *shape_hw)
 
 

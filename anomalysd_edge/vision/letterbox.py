@@ -33,14 +33,14 @@ def common_aspect(shapes_hw: Sequence[tuple[int, int]]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Letterbox:
     """Where a photo lies in its square: in the middle, over these shares of its sides."""
 
     share_y: float = 1.0
     share_x: float = 1.0
 
     @classmethod
-    def of(cls, shape_hw: tuple[int, int], aspect: float | None) -> Frame:
+    def of(cls, shape_hw: tuple[int, int], aspect: float | None) -> Letterbox:
         """For a photo of (height, width) in a class of this aspect (None: every photo fills its square)."""
         if aspect is None:
             return cls()

@@ -21,7 +21,7 @@ from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, is_described, load_classes
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.vision.images import list_images, load_rgb
 
 SAME_STATES = 1e-3
@@ -93,7 +93,7 @@ def add_class(request: AddClassRequest, progress: Progress) -> AddedClass:
     presets = sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]
     from anomalysd_runtime.onnx.networks import OnnxNetworks
 
-    found: dict[str, ClassConstants] = {}
+    found: dict[str, ClassModel] = {}
     with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
         for preset in presets:
             inspect = preset_settings(bundle, preset)

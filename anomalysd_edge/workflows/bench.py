@@ -21,7 +21,7 @@ from anomalysd_edge.evaluation.backend_parity import spread_over_classes
 from anomalysd_edge.profiling import operating_point_search, operating_points
 from anomalysd_edge.profiling.hardware import machine_facts
 from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow
-from anomalysd_edge.profiling.operating_points import Mode
+from anomalysd_edge.profiling.operating_points import OperatingPoint
 from anomalysd_edge.reports.bench import Floor, as_csv, plot
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import InspectOptions, machine_name
@@ -138,9 +138,9 @@ def bench_photos(bundle: Path, photos: Path, class_name: str | None) -> list[tup
     return [(str(file), class_name) for file in photo_files([photos])]
 
 
-def measure_modes(
+def measure_operating_points(
     path: Path, photos: Path, good: Path, per_class: int, options: InspectOptions, progress: Progress
-) -> tuple[Path, tuple[Mode, ...]]:
+) -> tuple[Path, tuple[OperatingPoint, ...]]:
     """The table of modes, written beside the bundle; its file and its modes.
 
     `good` (a run, data set or folder) gives the photos that thresholds are fitted to, `photos` those that modes are
@@ -161,10 +161,10 @@ def measure_modes(
         named = "synthetic anomalies"
     preset = options.preset
     with options.detector(bundle) as base:
-        request = operating_point_search.ParetoRequest(
+        request = operating_point_search.SearchRequest(
             bundle, preset, preset_settings(bundle, preset), shots, judged, operating_point_search.CANDIDATES
         )
-        found = operating_point_search.measure_modes(request, base.networks, base, progress)
+        found = operating_point_search.measure_operating_points(request, base.networks, base, progress)
     files = [(str(s.path), s.class_name) for s in samples[:4]]
     peaks = {}
     for batch in PEAK_BATCHES:
@@ -173,7 +173,7 @@ def measure_modes(
             rounds=2, warm_up=1, threads=options.threads, force=options.force,
         )  # fmt: skip
         peaks[str(batch)] = in_own_process(alone).peak_rss_bytes
-    table = operating_points.ModeTable(
+    table = operating_points.OperatingPointTable(
         sha256_file(path / MANIFEST), preset, str(backend_choice(options.backend)), machine_name(), options.threads,
         named, found, peaks,
     )  # fmt: skip

@@ -53,7 +53,7 @@ class InspectOptions(OpenOptions):
         return min(self.max_batch, batch_within({} if table is None else table.peak_bytes, self.memory_budget_bytes))
 
     def _within(self, opened: Detector, bundle: Path, deadline_ms: float) -> Detector:
-        from anomalysd_edge.profiling.operating_points import pick, read_table, under_mode
+        from anomalysd_edge.profiling.operating_points import at_operating_point, pick, read_table
 
         opened.group = 1
         table = read_table(bundle, self.preset, str(backend_choice(self.backend)), machine_name())
@@ -61,7 +61,7 @@ class InspectOptions(OpenOptions):
             say(f"no table of modes beside {bundle} (sd-edge bench --pareto makes it): the preset, cut at the deadline")
             return opened
         mode = pick(table.modes, deadline_ms)
-        found = under_mode(opened, mode, opened.settings)
+        found = at_operating_point(opened, mode, opened.settings)
         found.label = mode.name
         return found
 

@@ -12,7 +12,7 @@ from anomalysd_edge.core.files import sha256_bytes, sha256_file
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import ImageError, SettingsError
-from anomalysd_edge.evaluation.evaluate import Judged
+from anomalysd_edge.evaluation.evaluate import InspectedSample
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import InspectOptions
@@ -67,7 +67,7 @@ class ClusterJudge:
         self._task = _task(bundle, options, whole=True)
         self._settings = settings
 
-    def judge(self, data: Dataset, progress: Progress) -> Iterator[Judged]:
+    def judge(self, data: Dataset, progress: Progress) -> Iterator[InspectedSample]:
         """(sample, photo, inspection) of every test photo, in the data set's order.
 
         Raises ImageError where photos have no answer: figures without them would be those of another data set.

@@ -19,7 +19,7 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import NetworkSizes
-from anomalysd_edge.method.patches.patch_scorer import shipped_reading
+from anomalysd_edge.method.patches.patch_scorer import shipped_patch_scorer
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
 from anomalysd_edge.training.models.base import check_size
 from anomalysd_edge.training.run import Run
@@ -136,7 +136,7 @@ def export_trained(
                         presets[preset],
                         calibration or CalibrationSettings(),
                         negative,
-                        shipped_reading(trained.features_source.kind),
+                        shipped_patch_scorer(trained.features_source.kind),
                     ),
                     progress,
                 ).classes

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.calibration.calibrate import _expected
-from anomalysd_edge.calibration.holdout import disturbed, exposed, hold_out
+from anomalysd_edge.calibration.holdout import hold_out, perturbed, with_exposure
 from anomalysd_edge.calibration.holdout_maps import PrototypeScores
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.patches.patch_scorer import Usual, shipped_reading
+from anomalysd_edge.method.patches.patch_scorer import NormalScorePrior, shipped_patch_scorer
 from anomalysd_edge.method.patches.prediction_bounds import student_t, upper_bound
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.vision.images import resize, to_array
@@ -60,13 +60,13 @@ def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
 
 def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> None:
     """Copies of one shot do not tell how good photos differ: the drawn classes do, on the class's scales."""
-    reading = shipped_reading("efficientnet_lite2")
-    assert reading is not None
-    assert reading.usual is not None
+    patch_scorer = shipped_patch_scorer("efficientnet_lite2")
+    assert patch_scorer is not None
+    assert patch_scorer.prior is not None
     scales = {"prototypes": MapScale(0.05, 0.02), "multiscale": MapScale(0.1, 0.3)}
-    part = ClassConstants({}, kind="object", reading=reading)
-    usual = reading.usual[1]
-    nine_in_ten = np.exp(usual.middle + 1.2816 * np.hypot(usual.between, usual.within))
+    part = ClassModel({}, kind="object", patch_scorer=patch_scorer)
+    prior = patch_scorer.prior[1]
+    nine_in_ten = np.exp(prior.mean + 1.2816 * np.hypot(prior.between, prior.within))
     # Two copies: one at the prototypes' centre, to which the repaint added 0.2, one above it, to which it added 0.1.
     copies, fused = PrototypeScores([0.05, 0.07], []), [0.2, 1 / 1.5 + 0.1]
     alone = _expected(part, copies, fused, scales, EDGE, 0.02)
@@ -75,39 +75,39 @@ def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> Non
     assert surface is not None
     assert alone is not None
     assert surface > alone
-    assert _expected(replace(part, reading=None), copies, fused, scales, EDGE, 0.02) is None
+    assert _expected(replace(part, patch_scorer=None), copies, fused, scales, EDGE, 0.02) is None
     assert _expected(part, copies, fused, scales, replace(EDGE, prototype_map="distance"), 0.02) is None
     shots = replace(copies, shots=[0.05, 0.07])
     known = _expected(part, shots, fused, scales, EDGE, 0.02)
-    bound = usual.bound([0.05, 0.07], 0.02)
+    bound = prior.bound([0.05, 0.07], 0.02)
     assert known == pytest.approx((bound - 0.05) / 0.02 / 1.5 + 0.2, rel=1e-3)
 
 
 def test_held_out_shots_move_the_threshold_the_more_the_more_they_are() -> None:
-    usual = Usual(middle=np.log(0.2), between=0.4, within=0.5)
-    few, many = usual.bound([0.05] * 2, 0.02), usual.bound([0.05] * 40, 0.02)
-    assert usual.bound([], 0.02) > few > many > 0.05
-    assert usual.bound([0.05] * 4, 0.02) < usual.bound([0.05] * 4, 0.002)
-    assert usual.bound([0.02, 0.05, 0.05, 0.08], 0.02) > usual.bound([0.045, 0.05, 0.05, 0.055], 0.02)
-    assert usual.bound([0.0, 0.0], 0.02) > 0, "a score of nothing has no logarithm"
+    prior = NormalScorePrior(mean=np.log(0.2), between=0.4, within=0.5)
+    few, many = prior.bound([0.05] * 2, 0.02), prior.bound([0.05] * 40, 0.02)
+    assert prior.bound([], 0.02) > few > many > 0.05
+    assert prior.bound([0.05] * 4, 0.02) < prior.bound([0.05] * 4, 0.002)
+    assert prior.bound([0.02, 0.05, 0.05, 0.08], 0.02) > prior.bound([0.045, 0.05, 0.05, 0.055], 0.02)
+    assert prior.bound([0.0, 0.0], 0.02) > 0, "a score of nothing has no logarithm"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
 def test_a_bound_keeps_its_false_alarm_rate_on_classes_like_the_drawn_ones(count: int) -> None:
     """Classes differ in how much their good photos do: variances of a scaled inverse chi-square, 4 degrees."""
-    rng, usual, rate = np.random.default_rng(count), Usual(-2.0, 0.4, 0.5), 0.05
+    rng, prior, rate = np.random.default_rng(count), NormalScorePrior(-2.0, 0.4, 0.5), 0.05
     alarms = []
     for _ in range(4000):
-        mine = rng.normal(usual.middle, usual.between)
-        spread = usual.within * np.sqrt(2 / rng.chisquare(4))
+        mine = rng.normal(prior.mean, prior.between)
+        spread = prior.within * np.sqrt(2 / rng.chisquare(4))
         *seen, new = np.exp(rng.normal(mine, spread, count + 1))
-        alarms.append(new > usual.bound(seen, rate))
+        alarms.append(new > prior.bound(seen, rate))
     assert 0.03 < np.mean(alarms) < 0.07
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
     image = photo(2)
-    copy = disturbed(image, np.random.default_rng(0))
+    copy = perturbed(image, np.random.default_rng(0))
     assert copy.shape == image.shape
     assert not np.array_equal(copy, image)
     assert abs(float(copy.mean()) - float(image.mean())) < 12
@@ -115,14 +115,14 @@ def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
 
 def test_another_exposure_is_the_photo_times_it() -> None:
     image = photo(2)
-    assert exposed(image, 1.0) is image
-    np.testing.assert_array_equal(exposed(image, 0.5), (image * 0.5 + 0.5).astype(np.uint8))
-    assert exposed(np.full((2, 2, 3), 200, np.uint8), 2.0).max() == 255
+    assert with_exposure(image, 1.0) is image
+    np.testing.assert_array_equal(with_exposure(image, 0.5), (image * 0.5 + 0.5).astype(np.uint8))
+    assert with_exposure(np.full((2, 2, 3), 200, np.uint8), 2.0).max() == 255
 
 
 def test_prototypes_know_a_good_part_in_another_light() -> None:
     networks, spec, shot = FakeNetworks(), ClassSpec("part", "part", tiles=1), photo(1)
-    bright = networks.features(to_array(resize(exposed(shot, 1.4), networks.sizes.features_px)))[0]
+    bright = networks.features(to_array(resize(with_exposure(shot, 1.4), networks.sizes.features_px)))[0]
     plain = hold_out(networks, [shot], spec, None, 2, 4096, 0).bank
     lit = hold_out(networks, [shot], spec, None, 2, 4096, 0, (0.7, 1.4)).bank
     assert plain is not None

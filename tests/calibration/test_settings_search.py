@@ -10,16 +10,16 @@ import pytest
 
 from anomalysd_edge.calibration.settings_search import (
     COMPARE_PX,
-    Judged,
-    choose,
+    TrialScores,
     judged,
     lead,
     merit,
+    search_settings,
     small_masks,
 )
 
 
-def world(photos: int = 40, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Callable[..., Judged]]:
+def world(photos: int = 40, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Callable[..., TrialScores]]:
     """Masks of half bad photos, and judge(strength): maps with noise in which the defect stands out by `strength`."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((photos, COMPARE_PX, COMPARE_PX), np.bool_)
@@ -28,10 +28,10 @@ def world(photos: int = 40, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.
         masks[i, y : y + 4, x : x + 4] = True
     noise = rng.normal(0, 1, masks.shape)
 
-    def judge(strength: float, wobble: int = 0) -> Judged:
+    def judge(strength: float, wobble: int = 0) -> TrialScores:
         extra = np.random.default_rng(wobble).normal(0, 0.3, masks.shape) if wobble else 0
         maps = (noise + extra + strength * masks).astype(np.float32)
-        return Judged(maps, np.sort(maps.reshape(photos, -1), axis=1)[:, -10:].mean(axis=1))
+        return TrialScores(maps, np.sort(maps.reshape(photos, -1), axis=1)[:, -10:].mean(axis=1))
 
     return masks, judge
 
@@ -39,10 +39,10 @@ def world(photos: int = 40, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.
 def test_a_candidate_with_a_real_lead_is_taken_and_built_upon() -> None:
     masks, judge = world()
 
-    def inspect(changes: Mapping[str, Any]) -> Judged:
+    def inspect(changes: Mapping[str, Any]) -> TrialScores:
         return judge(0.6 + changes.get("a", 0.0) + changes.get("b", 0.0))
 
-    taken, trials = choose(inspect, masks, [[{"a": -0.3}, {"a": 1.0}], [{"b": 1.0}]])
+    taken, trials = search_settings(inspect, masks, [[{"a": -0.3}, {"a": 1.0}], [{"b": 1.0}]])
     assert taken == {"a": 1.0, "b": 1.0}
     assert [t.taken for t in trials] == [True, False, True, True]
     assert trials[2].lead > 1.64 * trials[2].noise
@@ -53,10 +53,10 @@ def test_candidates_that_differ_by_luck_alone_seldom_replace_the_default() -> No
     for seed in range(12):
         masks, judge = world(photos=12, seed=seed)
 
-        def inspect(changes: Mapping[str, Any], judge: Callable[..., Judged] = judge) -> Judged:
+        def inspect(changes: Mapping[str, Any], judge: Callable[..., TrialScores] = judge) -> TrialScores:
             return judge(0.8, 1 + changes.get("wobble", 0))
 
-        taken, trials = choose(inspect, masks, [[{"wobble": i} for i in range(1, 4)]])
+        taken, trials = search_settings(inspect, masks, [[{"wobble": i} for i in range(1, 4)]])
         assert len(trials) == 4
         changed += bool(taken)
     assert changed <= 2, "at 5 % per class, three of twelve would happen once in fifty runs"

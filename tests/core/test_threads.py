@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from anomalysd_edge.core.threads import cores, spread, use_threads
-from anomalysd_edge.method.patches.memory_bank import Bank, own_distances, unit
+from anomalysd_edge.core.threads import cores, map_threads, use_threads
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_distances, unit
 from anomalysd_edge.vision.images import resize_maps
 
 
@@ -25,26 +25,26 @@ def _as_before() -> Iterator[None]:
 
 def test_the_order_is_that_of_the_items() -> None:
     use_threads(3)
-    assert spread(lambda n: n * n, range(50)) == [n * n for n in range(50)]
+    assert map_threads(lambda n: n * n, range(50)) == [n * n for n in range(50)]
 
 
 def test_threads_are_as_many_as_were_asked_for() -> None:
     meeting = threading.Barrier(2, timeout=20)
     use_threads(2)
     # Two items meet only where two threads have them at once.
-    assert len(spread(lambda _: meeting.wait(), range(2))) == 2
+    assert len(map_threads(lambda _: meeting.wait(), range(2))) == 2
     use_threads(1)
-    assert set(spread(lambda _: threading.get_ident(), range(8))) == {threading.get_ident()}
+    assert set(map_threads(lambda _: threading.get_ident(), range(8))) == {threading.get_ident()}
 
 
 def test_an_error_comes_out() -> None:
     use_threads(2)
     with pytest.raises(ZeroDivisionError):
-        spread(lambda n: 1 // n, [2, 1, 0])
+        map_threads(lambda n: 1 // n, [2, 1, 0])
 
 
 def _squares() -> list[int]:
-    return spread(lambda n: n * n, range(4))
+    return map_threads(lambda n: n * n, range(4))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")
@@ -59,12 +59,12 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 def test_results_do_not_depend_on_threads() -> None:
     rng = np.random.default_rng(0)
     field = unit(rng.standard_normal((40, 32, 32)).astype(np.float32), axis=0)
-    bank = Bank(unit(rng.standard_normal((1500, 40)).astype(np.float32), axis=1))
+    bank = MemoryBank(unit(rng.standard_normal((1500, 40)).astype(np.float32), axis=1))
     planes = rng.standard_normal((5, 3, 16, 16)).astype(np.float32)
     found = []
     for count in (1, 2, 5):
         use_threads(count)
-        found.append([bank.distance(field), *own_distances(field, (0.1, 0.0125), 256), resize_maps(planes, (32, 32))])
+        found.append([bank.distance(field), *self_distances(field, (0.1, 0.0125), 256), resize_maps(planes, (32, 32))])
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, same)

@@ -88,9 +88,9 @@ def test_a_users_file_comes_first(tmp_path: Path) -> None:
 def test_wrong_class_files_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "classes.toml"
     path.write_text(text)
-    with pytest.raises(ClassError, match=r"classes\.toml") as raised:
+    with pytest.raises(ClassError, match=r"classes\.toml") as raised_score:
         load_classes(path)
-    assert message in str(raised.value)
+    assert message in str(raised_score.value)
 
 
 def test_missing_and_binary_class_files(tmp_path: Path) -> None:

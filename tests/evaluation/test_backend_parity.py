@@ -13,7 +13,7 @@ from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.data.datasets import Sample
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.evaluation.backend_parity import GateSettings, compare_backends, spread_over_classes
-from anomalysd_edge.evaluation.network_parity import SideBySide
+from anomalysd_edge.evaluation.network_parity import ComparedNetworks
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.vision import images
@@ -142,7 +142,7 @@ def test_the_unet_is_compared_pass_by_pass() -> None:
             return super().inpaint(job) + np.float32(0.25)
 
     right = FakeNetworks()
-    both = SideBySide(right, Bent())
+    both = ComparedNetworks(right, Bent())
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     ones = np.ones((2, 1, 8, 8), np.float32)

@@ -12,7 +12,7 @@ import pytest
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.fusion import clear_bound
 from anomalysd_edge.method.inpainting.mask_plan import packed_plan, touching
@@ -27,7 +27,7 @@ PHOTOS = [photo(seed, defect=seed % 3 == 0) for seed in range(6)]
 
 
 def judge(
-    settings: InspectSettings, known: ClassConstants, networks: FakeNetworks | None = None
+    settings: InspectSettings, known: ClassModel, networks: FakeNetworks | None = None
 ) -> tuple[list[Inspection], FakeNetworks]:
     networks = networks or FakeNetworks()
     return Detector(networks, SCHEDULE, {"part": known}, settings).inspect(PHOTOS, "part"), networks
@@ -135,7 +135,7 @@ def test_prototypes_alone_never_open_the_unet() -> None:
     found, networks = judge(replace(SMALL, cells="none"), constants(FakeNetworks()))
     assert (networks.samples, networks.encodes, networks.decodes) == (0, 0, 0)
     assert set(found[0].maps) == {"prototypes", "fused"}
-    bare = ClassConstants(prompts={"whole": STATES})
+    bare = ClassModel(prompts={"whole": STATES})
     found, networks = judge(replace(SMALL, cells="none"), bare)
     assert networks.samples > 0, "without prototypes there is nothing else to judge by"
     for wrong in ({"cells": "none"}, {"cascade": True}):
@@ -176,7 +176,7 @@ def test_a_deadline_leaves_fine_scales_out_and_says_so() -> None:
 
 
 def test_without_prototypes_the_first_scale_is_made_whatever_the_deadline() -> None:
-    detector = Detector(SlowNetworks(), SCHEDULE, {"part": ClassConstants(prompts={"whole": STATES})}, SMALL)
+    detector = Detector(SlowNetworks(), SCHEDULE, {"part": ClassModel(prompts={"whole": STATES})}, SMALL)
     inspect_within(detector, PHOTOS[:1], 60)
     (late,) = inspect_within(detector, PHOTOS[:1], 0.0)
     assert late.ended == "cut"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from tests.support.detectors import SCHEDULE, STATES, photo
@@ -23,13 +23,13 @@ from tests.support.fake_networks import FakeNetworks
 SCALES = {name: MapScale(0.02, 0.05) for name in ("prototypes", "multiscale", "guided")}
 
 
-def known(networks: FakeNetworks, clear: float | None = None) -> ClassConstants:
+def known(networks: FakeNetworks, clear: float | None = None) -> ClassModel:
     """A class whose every patch is suspect: the most that a photo can ask for."""
     vectors = np.zeros((1, 7), np.float32)
     vectors[0, 0] = -1
-    return ClassConstants(
+    return ClassModel(
         prompts={"whole": STATES},
-        bank=Bank(vectors),
+        bank=MemoryBank(vectors),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
         calibration=Calibration(3.0, scales=SCALES, clear=clear),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.errors import ClassError, InputError, SettingsError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from tests.support.detectors import SCHEDULE, SMALL, STATES, constants, detector, photo
@@ -48,7 +48,7 @@ def test_twice_the_same_photo_gives_the_same_bits() -> None:
 def test_counts_of_the_paper_and_the_edge_plan() -> None:
     """What does not drift: UNet samples, encodes and decodes of one photo with all 85 masks."""
     paper, edge = FakeNetworks(max_batch=16), FakeNetworks(max_batch=16)
-    whole = ClassConstants(prompts={"whole": STATES})
+    whole = ClassModel(prompts={"whole": STATES})
     Detector(paper, SCHEDULE, {"part": whole}, PAPER).inspect([photo()], "part")
     Detector(edge, SCHEDULE, {"part": whole}, replace(EDGE, scales=(1, 2, 4, 8))).inspect([photo()], "part")
     assert (paper.samples, paper.encodes, paper.decodes) == (85 * 15, 86, 85)
@@ -80,7 +80,7 @@ def test_a_class_with_settings_of_its_own_is_inspected_under_them_and_the_others
 
 
 def test_without_shots_there_is_a_score_and_no_verdict() -> None:
-    found = Detector(FakeNetworks(), SCHEDULE, {"part": ClassConstants({"whole": STATES})}, SMALL).inspect(
+    found = Detector(FakeNetworks(), SCHEDULE, {"part": ClassModel({"whole": STATES})}, SMALL).inspect(
         [photo()], "part"
     )
     assert found[0].pred_label is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.core.types import F32, I64
-from anomalysd_edge.evaluation.network_parity import SideBySide
+from anomalysd_edge.evaluation.network_parity import ComparedNetworks
 from anomalysd_edge.method.networks import (
     ForwardingNetworks,
     InpaintJob,
@@ -31,7 +31,7 @@ METHODS = [
 WRAPPERS: dict[str, Callable[[Networks], ForwardingNetworks]] = {
     "forwarding": ForwardingNetworks,
     "metered": MeteredNetworks,
-    "side by side": lambda networks: SideBySide(networks, Marked()),
+    "side by side": lambda networks: ComparedNetworks(networks, Marked()),
     "recorder": Recorder,
     "fallback": lambda networks: FallbackNetworks(networks, Marked),
 }
@@ -106,7 +106,7 @@ class Linear(FakeNetworks):
 
 
 @pytest.mark.parametrize("looks_back", [False, True])
-@pytest.mark.parametrize("wrap", [Recorder, lambda networks: SideBySide(networks, Linear())])
+@pytest.mark.parametrize("wrap", [Recorder, lambda networks: ComparedNetworks(networks, Linear())])
 def test_step_by_step_is_the_whole_loop(wrap: Callable[[Networks], Networks], looks_back: bool) -> None:
     """A sampler that looks one pass back keeps its second term where passes are run one by one."""
     history = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32) if looks_back else None

@@ -11,10 +11,10 @@ from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
-from anomalysd_edge.method.patches.patch_scorer import Reading
+from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.settings import EDGE, InspectSettings
 
 SETTINGS = CalibrationSettings(bank_size=300, negatives=4)
@@ -31,12 +31,12 @@ def calibrated(
     photos: Sequence[U8],
     inspect: InspectSettings,
     settings: CalibrationSettings,
-    reading: Reading | None = None,
+    patch_scorer: PatchScorer | None = None,
     states: F32 = STATES,
-) -> ClassConstants:
+) -> ClassModel:
     """The constants of `spec` as its good photos give them; its prompt's states are `states`."""
     name, prompts = spec.name, {spec.name: {"whole": states}}
     task = CalibrationTask(
-        networks, SCHEDULE, {name: spec}, prompts, {name: photos}, inspect, settings, reading=reading
+        networks, SCHEDULE, {name: spec}, prompts, {name: photos}, inspect, settings, patch_scorer=patch_scorer
     )
     return calibrate(task).classes[name]

@@ -8,10 +8,10 @@ import numpy as np
 
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
-from anomalysd_edge.method.patches.memory_bank import build_bank
+from anomalysd_edge.method.patches.memory_bank import build_memory_bank
 from anomalysd_edge.method.settings import EDGE, InspectSettings
 from anomalysd_edge.vision import images
 from tests.support.fake_networks import FakeNetworks
@@ -32,13 +32,13 @@ def photo(seed: int = 0, defect: bool = False) -> U8:
     return image
 
 
-def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassConstants:
+def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassModel:
     """Constants from `photo(0)` to `photo(2)`."""
     views = np.concatenate([images.to_array(images.resize(photo(s), networks.sizes.features_px)) for s in range(3)])
     scale = MapScale(0.02, 0.05)
-    return ClassConstants(
+    return ClassModel(
         prompts={"whole": STATES},
-        bank=build_bank(networks.features(views), 500),
+        bank=build_memory_bank(networks.features(views), 500),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.02),
         calibration=Calibration(threshold, threshold, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )

@@ -18,9 +18,9 @@ from anomalysd_edge.bundle.writer import write_bundle
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
-from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
 from anomalysd_edge.method.settings import InspectSettings
 
 SIZES = NetworkSizes(size_px=16, latent_channels=4, latent_factor=4, features_px=32)
@@ -115,9 +115,9 @@ def small_bundle(path: Path) -> Bundle:
     states = rng.normal(size=(3, 77, WIDTH)).astype(np.float32)
     spec = ClassSpec("bottle", "bottle", parts=("neck",))
     scale = MapScale(0.1, 0.5)
-    constants = ClassConstants(
+    constants = ClassModel(
         prompts={"whole": states[0], "detail": states[1]},
-        bank=Bank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
+        bank=MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.05),
         calibration=Calibration(0.75, 1.5, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )

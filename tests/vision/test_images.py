@@ -111,9 +111,9 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         "float.tif": "32-bit",
         "": "is a folder",
     }.items():
-        with pytest.raises(ImageError, match=reason) as raised:
+        with pytest.raises(ImageError, match=reason) as raised_score:
             load_rgb(tmp_path / name)
-        assert str(tmp_path / name) in str(raised.value)
+        assert str(tmp_path / name) in str(raised_score.value)
     with pytest.raises(ImageError, match=r"upload.*0 bytes"):
         decode_rgb(b"", "upload")
 

@@ -21,13 +21,13 @@ from anomalysd_edge.profiling import operating_point_search
 from anomalysd_edge.profiling.hardware import board_milliwatts, machine_facts
 from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.profiling.operating_points import (
-    Mode,
-    ModeTable,
+    OperatingPoint,
+    OperatingPointTable,
     batch_within,
+    mark_pareto_front,
     pick,
     read_table,
     table_file,
-    with_front,
     write_table,
 )
 from anomalysd_edge.reports.bench import COLUMNS, Floor, as_csv, plot, stage_table, table
@@ -166,12 +166,12 @@ def test_the_machine_is_described_without_its_name() -> None:
     assert board_milliwatts("no power here") is None
 
 
-def mode(name: str, ms: float, auroc: float) -> Mode:
-    return Mode(name, {}, ms, ms, auroc, 0.9, 0, 1, 0, 1, 1.0)
+def mode(name: str, ms: float, auroc: float) -> OperatingPoint:
+    return OperatingPoint(name, {}, ms, ms, auroc, 0.9, 0, 1, 0, 1, 1.0)
 
 
 def test_a_deadline_picks_the_best_mode_that_keeps_it() -> None:
-    modes = with_front(
+    modes = mark_pareto_front(
         [mode("slow", 400, 0.95), mode("middle", 200, 0.9), mode("worse", 250, 0.85), mode("fast", 20, 0.8)]
     )
     assert [(m.name, m.front) for m in modes] == [("fast", True), ("middle", True), ("worse", False), ("slow", True)]
@@ -223,7 +223,7 @@ def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Pat
 def test_a_table_of_another_bundle_or_machine_is_refused(place: Path, tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "BUNDLE").path
     assert read_table(bundle, "edge", "cpu", "here") is None
-    good = ModeTable("0" * 64, "edge", "cpu", "here", None, "labelled photos", (mode("only", 10, 0.9),))
+    good = OperatingPointTable("0" * 64, "edge", "cpu", "here", None, "labelled photos", (mode("only", 10, 0.9),))
     write_table(bundle, good)
     with pytest.raises(BundleError, match="another state of"):
         read_table(bundle, "edge", "cpu", "here")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalysd_edge.bundle.detector_factory import class_constants
+from anomalysd_edge.bundle.detector_factory import class_models
 from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.errors import DatasetError, SettingsError
@@ -70,7 +70,7 @@ def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
     )
     assert found.choices == {"bottle": taken}
     assert json.loads(json.dumps(found.to_json()))["choices"]["bottle"]["scales"] == [2]
-    assert class_constants(read_bundle(tmp_path / "B"), "edge")["bottle"].calibration.choices == taken
+    assert class_models(read_bundle(tmp_path / "B"), "edge")["bottle"].calibration.choices == taken
 
 
 def test_synthetic_anomalies_choose_for_real_among_what_fits_the_latents(tmp_path: Path) -> None:

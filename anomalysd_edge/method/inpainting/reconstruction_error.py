@@ -45,7 +45,7 @@ class Repaint:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRepaint:
     """A repaint, decoded and compared."""
 
     repaint: Repaint
@@ -57,7 +57,7 @@ class Measured:
     """(S,S) >= 0."""
 
 
-class Differences:
+class ReconstructionError:
     """Measures the repaints of one group of photos."""
 
     def __init__(
@@ -77,12 +77,12 @@ class Differences:
             with timer.stage("features"):
                 self._features = [self._dense(reference) for reference in self._references]
 
-    def measure(self, repaints: Sequence[Repaint]) -> Iterator[Measured]:
+    def measure(self, repaints: Sequence[Repaint]) -> Iterator[MeasuredRepaint]:
         """In order, in batches that the networks take."""
         for part in batches(len(repaints), self._networks.max_batch):
             yield from self._batch(repaints[part])
 
-    def _batch(self, part: Sequence[Repaint]) -> Iterator[Measured]:
+    def _batch(self, part: Sequence[Repaint]) -> Iterator[MeasuredRepaint]:
         settings, networks = self._settings, self._networks
         of = np.array([repaint.photo for repaint in part], np.int64)
         masks = np.stack([to_pixels(repaint.mask, networks.sizes.latent_factor) for repaint in part])
@@ -114,7 +114,7 @@ class Differences:
                     )
                     logs += settings.features_weight * share * self._log(1 - cosine)
         for repaint, mask, pixels, log in zip(part, masks, kept[-1], logs, strict=True):
-            yield Measured(repaint, mask, pixels, np.exp(log))
+            yield MeasuredRepaint(repaint, mask, pixels, np.exp(log))
 
     def _dense(self, pixels: F32) -> F32:
         """(N,3,S,S) -> (N,D,f,f) features of the pixels at the size that the feature network takes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.core.threads import spread
+from anomalysd_edge.core.threads import map_threads
 from anomalysd_edge.core.types import F32
 
 _AT_ONCE = 524_288
@@ -18,19 +18,19 @@ _CANDIDATES = 24_576
 
 
 @dataclass(frozen=True)
-class Bank:
+class MemoryBank:
     """The prototypes of one class."""
 
     vectors: F32
     """(B,D) unit vectors."""
-    _by_layers: dict[tuple[int, ...], tuple[Bank, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _by_layers: dict[tuple[int, ...], tuple[MemoryBank, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    def by_layer(self, layers: tuple[int, ...]) -> tuple[Bank, ...]:
+    def by_layer(self, layers: tuple[int, ...]) -> tuple[MemoryBank, ...]:
         """A bank for each part of `layers` channels, of unit vectors again; made once."""
         if layers not in self._by_layers:
             ends = np.cumsum(layers)
             parts = [self.vectors[:, end - depth : end] for end, depth in zip(ends, layers, strict=True)]
-            self._by_layers[layers] = tuple(Bank(unit(np.ascontiguousarray(part), axis=1)) for part in parts)
+            self._by_layers[layers] = tuple(MemoryBank(unit(np.ascontiguousarray(part), axis=1)) for part in parts)
         return self._by_layers[layers]
 
     def distance(self, features: F32) -> F32:
@@ -40,7 +40,7 @@ class Bank:
         # Part of the bank at a time: all similarities of a large photo's windows would not fit a small box.
         rows = max(64, _AT_ONCE // (height * width))
         parts = [self.vectors[start : start + rows] for start in range(0, len(self.vectors), rows)]
-        nearest = np.maximum.reduce(spread(lambda part: (part @ query).max(axis=0), parts))
+        nearest = np.maximum.reduce(map_threads(lambda part: (part @ query).max(axis=0), parts))
         return np.asarray(1 - nearest, dtype=np.float32).reshape(height, width)
 
 
@@ -57,10 +57,10 @@ def self_distance(features: F32, share: float, most: int = 1024) -> F32:
     the light or the batch is new to the bank (Aota et al., "Zero-shot versus many-shot", WACV 2023). Above `most`
     patches only every n-th is compared with: the answer is a quantile.
     """
-    return own_distances(features, (share,), most)[0]
+    return self_distances(features, (share,), most)[0]
 
 
-def own_distances(features: F32, shares: Sequence[float], most: int) -> list[F32]:
+def self_distances(features: F32, shares: Sequence[float], most: int) -> list[F32]:
     """The same for several shares at once: the products and their order are made once."""
     depth, height, width = features.shape
     query = np.ascontiguousarray(features.reshape(depth, height * width).T)
@@ -75,20 +75,20 @@ def own_distances(features: F32, shares: Sequence[float], most: int) -> list[F32
         return np.asarray(1 - alike[:, [len(others) - 1 - rank for rank in ranks]])
 
     rows = max(64, _AT_ONCE // 4 // len(others))
-    found = np.concatenate(spread(ranked, [query[start : start + rows] for start in range(0, len(query), rows)]))
+    found = np.concatenate(map_threads(ranked, [query[start : start + rows] for start in range(0, len(query), rows)]))
     return [np.ascontiguousarray(column, dtype=np.float32).reshape(height, width) for column in found.T]
 
 
-def prototype_distance(bank: Bank, features: F32, own_share: float = 0.0) -> F32:
+def prototype_distance(bank: MemoryBank, features: F32, self_share_of: float = 0.0) -> F32:
     """(D,f,f) unit features -> (f,f) distance to the bank; with `own_share` its geometric mean with `self_distance`."""
     distance = bank.distance(features)
-    if not own_share:
+    if not self_share_of:
         return distance
-    own = self_distance(features, own_share)
+    own = self_distance(features, self_share_of)
     return np.asarray(np.sqrt(np.maximum(distance, 0) * np.maximum(own, 0)), dtype=np.float32)
 
 
-def build_bank(features: F32, size: int, more: F32 | None = None) -> Bank:
+def build_memory_bank(features: F32, size: int, more: F32 | None = None) -> MemoryBank:
     """(N,D,f,f) unit features of normal views -> a bank of at most `size` vectors.
 
     Where there are more patches than `size`, a greedy k-centre choice keeps the ones that cover the rest best
@@ -102,7 +102,7 @@ def build_bank(features: F32, size: int, more: F32 | None = None) -> Bank:
         patches = np.concatenate([patches, others[:: -(-len(others) // room)]])
     chosen = patches if len(patches) <= size else patches[_k_centres(patches, size)]
     # Rounded as a bundle stores them, so that a threshold fitted before it is written holds after it is read.
-    return Bank(chosen.astype(np.float16).astype(np.float32))
+    return MemoryBank(chosen.astype(np.float16).astype(np.float32))
 
 
 def _rows(features: F32) -> F32:

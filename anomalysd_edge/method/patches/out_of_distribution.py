@@ -28,7 +28,7 @@ _LARGEST = 10.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class PhotoLimits:
     """What a class's photos keep within."""
 
     far: float
@@ -37,7 +37,7 @@ class Limits:
     """Least standard deviation of a photo's grey, in grey levels of 0 to 255, at the networks' size."""
 
     @classmethod
-    def of(cls, middle_distances: Sequence[float], contrasts: Sequence[float]) -> Limits:
+    def of(cls, middle_distances: Sequence[float], contrasts: Sequence[float]) -> PhotoLimits:
         """From held-out normals' `middle_distance` and the shots' `contrast`; neither may be empty."""
         return cls(max(_FARTHEST, _TIMES_HELD_OUT * max(middle_distances)), _FLATTEST_SHARE * min(contrasts))
 
@@ -47,7 +47,7 @@ class Limits:
         return min(_LARGEST, max(middle / max(self.far, _SMALLEST), flat))
 
 
-def raised(score: float, threshold: float, excess: float) -> float:
+def raised_score(score: float, threshold: float, excess: float) -> float:
     """The image score of a photo whose `Limits.excess` is above 1: over the threshold, by how far it is above."""
     return max(score, threshold + (excess - 1) * max(threshold, 1.0))
 
@@ -57,6 +57,6 @@ def contrast(photo: U8) -> float:
     return float(photo.mean(axis=2, dtype=np.float32).std())
 
 
-def middle_distance(distances: F32) -> float:
+def median_patch_distance(distances: F32) -> float:
     """(f,f) distances to the nearest prototype -> their median."""
     return float(np.median(distances))

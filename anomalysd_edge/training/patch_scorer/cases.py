@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from anomalysd_edge.calibration.holdout import disturbed
+from anomalysd_edge.calibration.holdout import perturbed
 from anomalysd_edge.calibration.synthetic_anomalies import field, synthetic_anomaly
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.method.anomaly_map import smooth
@@ -100,7 +100,7 @@ def _part(rng: Rng, side: int) -> Callable[[bool], U8]:
     def another(_strong: bool) -> U8:
         corner = tuple(int(v) for v in base[2, 2])
         turned = Image.fromarray(base).rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=corner)
-        return disturbed(np.asarray(turned), rng)
+        return perturbed(np.asarray(turned), rng)
 
     return another
 

@@ -22,14 +22,21 @@ from PIL import Image
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from anomalysd_edge.calibration.holdout import exposed
+from anomalysd_edge.calibration.holdout import with_exposure
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.data.classes import apply_view, symmetry_group
 from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
 from anomalysd_edge.method.anomaly_map import image_score, smooth
-from anomalysd_edge.method.patches.memory_bank import build_bank
-from anomalysd_edge.method.patches.patch_scorer import OWN_SHARES, SHIPPED, Reading, Usual, inputs, layer_distances
+from anomalysd_edge.method.patches.memory_bank import build_memory_bank
+from anomalysd_edge.method.patches.patch_scorer import (
+    SELF_SHARES,
+    SHIPPED,
+    NormalScorePrior,
+    PatchScorer,
+    layer_distances,
+    scorer_inputs,
+)
 from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.training.models.features import LAYERS, DenseFeatures, load_features
 from anomalysd_edge.training.patch_scorer.cases import Case, draw_case
@@ -77,11 +84,11 @@ def distances_of(network: DenseFeatures, case: Case, number: int) -> list[F32]:
     rng = np.random.default_rng((SEED, number))
     group = symmetry_group(("rotate90", "flip_x"))
     views = group if case.textured or rng.random() < 0.5 else group[:1]
-    plain = features_of_all(network, [apply_view(case.shot, view) for view in views])
+    mean_layer_distance = features_of_all(network, [apply_view(case.shot, view) for view in views])
     lit = features_of_all(
-        network, [apply_view(exposed(case.shot, e), views[int(rng.integers(len(views)))]) for e in EXPOSURES]
+        network, [apply_view(with_exposure(case.shot, e), views[int(rng.integers(len(views)))]) for e in EXPOSURES]
     )
-    bank = build_bank(plain, BANK, lit)
+    bank = build_memory_bank(mean_layer_distance, BANK, lit)
     return [layer_distances(bank, found, LAYERS) for found in features_of_all(network, case.photos)]
 
 
@@ -110,10 +117,10 @@ class Convolution(nn.Module):
             x = nnf.relu(layer(x))
         return torch.as_tensor(self.last(x)[:, 0])
 
-    def reading(self) -> Reading:
+    def patch_scorer(self) -> PatchScorer:
         """The same for numpy."""
         convolutions = [*self.layers, self.last]
-        return Reading(
+        return PatchScorer(
             LAYERS,
             tuple(c.weight.detach().numpy()[None].copy() for c in convolutions),
             tuple(c.bias.detach().numpy()[None].copy() for c in convolutions),
@@ -151,17 +158,19 @@ def figures(score: F32, changed: F32) -> tuple[float, float]:
     return image_auroc(touched.any(axis=(1, 2)), tops), pixel_auroc(list(touched), list(score))
 
 
-def usual_of(reading: Reading, distances: F32, owner: npt.NDArray[np.int64], textured: bool) -> Usual:
+def usual_of(
+    patch_scorer: PatchScorer, distances: F32, owner: npt.NDArray[np.int64], textured: bool
+) -> NormalScorePrior:
     """How the image scores of preset edge spread: of (N,C,f,f) distances of good photos, at least two of an owner."""
     side = 4 * distances.shape[-1]
-    maps = (resize_map(reading.judge(d, textured), (side, side)) for d in distances)
+    maps = (resize_map(patch_scorer.score(d, textured), (side, side)) for d in distances)
     logs = np.log([image_score(smooth(m, EDGE.smoothing * side), EDGE.top_share) for m in maps])
     classes = [logs[owner == number] for number in np.unique(owner)]
     within = float(np.mean([mine.var(ddof=1) for mine in classes]))
     means = np.array([mine.mean() for mine in classes])
     # The means of a few photos each spread by the photos' share, too.
     between = float(means.var(ddof=1)) - within * float(np.mean([1 / len(mine) for mine in classes]))
-    return Usual(float(means.mean()), max(between, 1e-3) ** 0.5, within**0.5)
+    return NormalScorePrior(float(means.mean()), max(between, 1e-3) ** 0.5, within**0.5)
 
 
 def main() -> None:
@@ -181,13 +190,13 @@ def main() -> None:
     distances = np.concatenate([p["distances"] for p in pieces]).astype(np.float32)
     changed = np.concatenate([p["changed"] for p in pieces]).astype(np.float32)
     textured, owner = np.concatenate([p["textured"] for p in pieces]), np.concatenate([p["owner"] for p in pieces])
-    seen = np.stack([inputs(d, bool(t)) for d, t in zip(distances, textured, strict=True)])
+    seen = np.stack([scorer_inputs(d, bool(t)) for d, t in zip(distances, textured, strict=True)])
     kept = owner % 6 != 0
     lesson = torch.from_numpy(seen[kept]), torch.from_numpy(changed[kept])
     models = [teach(*lesson, options.epochs, seed) for seed in range(options.members)]
     with torch.inference_mode():
         read = np.mean([model(torch.from_numpy(seen)).numpy() for model in models], axis=0)
-    each = 1 + len(OWN_SHARES)
+    each = 1 + len(SELF_SHARES)
     nearest = distances[:, ::each].mean(axis=1)
     for name, chosen in (("surfaces", ~kept & textured), ("parts", ~kept & ~textured)):
         before, after = (figures(s[chosen], changed[chosen]) for s in (nearest, read))
@@ -195,13 +204,13 @@ def main() -> None:
             f"{name}, {int(chosen.sum())} photos of cases left out, image / pixel AUROC: nearest prototype "
             f"{before[0]:.3f} / {before[1]:.3f}, read {after[0]:.3f} / {after[1]:.3f}"
         )
-    good, reading = changed.max(axis=(1, 2)) == 0, Reading.joined([model.reading() for model in models])
-    usual = tuple(
-        usual_of(reading, distances[of], owner[of], t) for t in (True, False) for of in [good & (textured == t)]
+    good, patch_scorer = changed.max(axis=(1, 2)) == 0, PatchScorer.ensemble([model.patch_scorer() for model in models])
+    prior = tuple(
+        usual_of(patch_scorer, distances[of], owner[of], t) for t in (True, False) for of in [good & (textured == t)]
     )
-    print(f"usual image scores: surfaces {usual[0]}, parts {usual[1]}")  # noqa: T201
+    print(f"prior image scores: surfaces {prior[0]}, parts {prior[1]}")  # noqa: T201
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(replace(reading, usual=(usual[0], usual[1])).tensors(), options.out)
+    save_file(replace(patch_scorer, prior=(prior[0], prior[1])).tensors(), options.out)
 
 
 if __name__ == "__main__":

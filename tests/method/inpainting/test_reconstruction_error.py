@@ -9,10 +9,10 @@ import pytest
 
 from anomalysd_edge.core.timing import StageTimer
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import to_pixels
-from anomalysd_edge.method.inpainting.reconstruction_error import Differences, Measured, Repaint
+from anomalysd_edge.method.inpainting.reconstruction_error import MeasuredRepaint, ReconstructionError, Repaint
 from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.method.settings import EDGE, InspectSettings
 from tests.support.detectors import SCHEDULE, STATES
@@ -21,7 +21,7 @@ from tests.support.fake_networks import FakeNetworks
 NONE = replace(EDGE, perceptual_weight=0.0, latent_weight=0.0, features_weight=1.0)
 
 
-def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.ndarray, Repaint, Measured]:
+def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.ndarray, Repaint, MeasuredRepaint]:
     networks = FakeNetworks()
     rng = np.random.default_rng(0)
     side, cells = networks.sizes.size_px, networks.sizes.latent_side
@@ -31,7 +31,7 @@ def measured(settings: InspectSettings) -> tuple[FakeNetworks, np.ndarray, np.nd
     mask[:2, 1:4] = True
     moved = np.where(mask, latents[1] + rng.normal(0, 0.3, latents[1].shape).astype(np.float32), latents[1])
     repaint = Repaint(photo=1, scale=4, mask=mask, latents=moved)
-    found = list(Differences(networks, settings, pixels, latents, StageTimer()).measure([repaint]))
+    found = list(ReconstructionError(networks, settings, pixels, latents, StageTimer()).measure([repaint]))
     assert len(found) == 1
     return networks, pixels, latents, repaint, found[0]
 
@@ -85,4 +85,4 @@ def test_features_are_not_asked_of_networks_without_them() -> None:
     networks.sizes = replace(networks.sizes, features_px=0)
     assert isinstance(networks.sizes, NetworkSizes)
     with pytest.raises(SettingsError, match="feature network"):
-        Detector(networks, SCHEDULE, {"part": ClassConstants({"whole": STATES})}, EDGE)
+        Detector(networks, SCHEDULE, {"part": ClassModel({"whole": STATES})}, EDGE)

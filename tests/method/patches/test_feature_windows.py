@@ -12,7 +12,7 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.data.classes import ClassSpec, load_classes
 from anomalysd_edge.errors import ClassError, ShapeError
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side, tiles_for
@@ -40,7 +40,7 @@ def cracked(seed: int) -> U8:
     return photo
 
 
-def constants_of(networks: FakeNetworks, tiles: int, seeds: tuple[int, ...] = (1, 2)) -> dict[str, ClassConstants]:
+def constants_of(networks: FakeNetworks, tiles: int, seeds: tuple[int, ...] = (1, 2)) -> dict[str, ClassModel]:
     spec = ClassSpec("plate", "plate", "object", tiles=tiles)
     settings = CalibrationSettings(bank_size=512, negatives=4)
     return {"plate": calibrated(networks, spec, [grained(s) for s in seeds], SETTINGS, settings)}

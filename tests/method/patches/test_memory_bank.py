@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.method.patches import memory_bank
-from anomalysd_edge.method.patches.memory_bank import Bank, build_bank, prototype_distance, self_distance
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, build_memory_bank, prototype_distance, self_distance
 
 
 def unit(rng: np.random.Generator, *shape: int, axis: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -24,12 +24,12 @@ def test_distance_is_one_minus_the_best_cosine(monkeypatch: pytest.MonkeyPatch, 
     for y in range(3):
         for x in range(4):
             expected[y, x] = min(1 - float(v @ features[:, y, x]) for v in vectors)
-    np.testing.assert_allclose(Bank(vectors).distance(features), expected, atol=1e-6)
+    np.testing.assert_allclose(MemoryBank(vectors).distance(features), expected, atol=1e-6)
 
 
 def test_a_patch_of_the_bank_has_distance_zero() -> None:
     features = unit(np.random.default_rng(1), 2, 8, 5, 5, axis=1)
-    bank = build_bank(features, size=1000)
+    bank = build_memory_bank(features, size=1000)
     assert len(bank.vectors) == 50
     assert float(np.abs(bank.distance(features[1])).max()) < 1e-3
 
@@ -43,14 +43,14 @@ def test_the_coreset_keeps_a_rare_patch_that_a_random_choice_would_lose() -> Non
     common[123, 5] = 1
     common /= np.linalg.norm(common, axis=1, keepdims=True)
     features = common.reshape(1, 20, 20, 8).transpose(0, 3, 1, 2)
-    bank = build_bank(features, size=10)
+    bank = build_memory_bank(features, size=10)
     assert len(bank.vectors) == 10
     assert float((bank.vectors @ common[123]).max()) > 0.999
 
 
 def test_building_twice_gives_the_same_bank() -> None:
     features = unit(np.random.default_rng(3), 1, 8, 20, 20, axis=1)
-    np.testing.assert_array_equal(build_bank(features, 30).vectors, build_bank(features, 30).vectors)
+    np.testing.assert_array_equal(build_memory_bank(features, 30).vectors, build_memory_bank(features, 30).vectors)
 
 
 def test_the_distance_to_its_own_photo_is_a_quantile_of_cosines() -> None:
@@ -69,8 +69,8 @@ def test_a_patch_unlike_the_rest_of_its_texture_stands_out_under_a_light_that_th
     new = (base + light)[:, None, None] + grain[1]
     new[:, 6, 6] = base + 0.3 * light + 0.35 * defect  # nearer to the bank than its neighbours are
     seen, new = (f / np.linalg.norm(f, axis=0) for f in (seen, new))
-    bank = build_bank(seen[None], 1000)
-    alone, both = prototype_distance(bank, new), prototype_distance(bank, new, own_share=0.1)
+    bank = build_memory_bank(seen[None], 1000)
+    alone, both = prototype_distance(bank, new), prototype_distance(bank, new, self_share_of=0.1)
     assert alone.argmax() != 6 * 12 + 6
     assert both.argmax() == 6 * 12 + 6
 
@@ -87,11 +87,11 @@ def test_views_that_matter_less_are_thinned_never_the_others(monkeypatch: pytest
 
     monkeypatch.setattr(memory_bank, "_CANDIDATES", 70)
     views, more = unit(rng, 2, 6, 5, 5, axis=1), unit(rng, 4, 6, 5, 5, axis=1)
-    bank = build_bank(views, size=1000, more=more)
+    bank = build_memory_bank(views, size=1000, more=more)
     assert 50 < len(bank.vectors) <= 70
     for photo in views:
         assert bank.distance(photo).max() < 1e-3
-    assert len(build_bank(unit(rng, 8, 6, 5, 5, axis=1), size=1000, more=more).vectors) == 200 + 50, (
+    assert len(build_memory_bank(unit(rng, 8, 6, 5, 5, axis=1), size=1000, more=more).vectors) == 200 + 50, (
         "never fewer than a fourth"
     )
-    assert len(build_bank(views, size=1000, more=more[:0]).vectors) == 50
+    assert len(build_memory_bank(views, size=1000, more=more[:0]).vectors) == 50

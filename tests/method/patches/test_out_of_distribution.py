@@ -7,43 +7,45 @@ import pytest
 
 from anomalysd_edge.bundle.detector_factory import class_record
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.patches.out_of_distribution import Limits, contrast, raised
-from anomalysd_edge.method.patches.patch_scorer import Reading
+from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast, raised_score
+from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from tests.support.calibration import INSPECT, SETTINGS, calibrated
 from tests.support.detectors import SCHEDULE, photo
 from tests.support.fake_networks import FakeNetworks
 
 SPEC = ClassSpec("part", "part", "texture", (), ())
-DEAF = Reading((7,), (np.zeros((1, 1, 7, 1, 1), np.float32),), (np.zeros((1, 1), np.float32),), (1,))
+DEAF = PatchScorer((7,), (np.zeros((1, 1, 7, 1, 1), np.float32),), (np.zeros((1, 1), np.float32),), (1,))
 """Reads FakeNetworks' seven channels and finds every patch as likely as the next: what is left is the distance."""
 
 
-def scored(networks: FakeNetworks) -> ClassConstants:
+def scored(networks: FakeNetworks) -> ClassModel:
     return calibrated(networks, SPEC, [photo(s) for s in range(3)], INSPECT, SETTINGS, DEAF)
 
 
 def test_limits_follow_the_class_where_its_photos_differ() -> None:
-    alike, unlike = Limits.of([0.01, 0.02], [40.0, 12.0]), Limits.of([0.1, 0.3], [40.0, 12.0])
+    alike, unlike = PhotoLimits.of([0.01, 0.02], [40.0, 12.0]), PhotoLimits.of([0.1, 0.3], [40.0, 12.0])
     assert alike.far == 0.25, "copies of one shot lie close: that says nothing of other good photos"
     assert unlike.far == pytest.approx(0.6)
     assert alike.flat == pytest.approx(3.0)
 
 
 def test_excess_is_the_larger_of_both_and_finite() -> None:
-    limits = Limits(far=0.25, flat=4.0)
+    limits = PhotoLimits(far=0.25, flat=4.0)
     assert limits.excess(0.2, 8.0) == pytest.approx(0.8)
     assert limits.excess(0.5, 8.0) == pytest.approx(2.0)
     assert limits.excess(0.2, 1.0) == pytest.approx(4.0)
     assert limits.excess(0.2, 0.0) == 10.0
-    assert Limits(far=0.25, flat=0.0).excess(0.2, 0.0) == pytest.approx(0.8), "a class whose shots are flat themselves"
+    assert PhotoLimits(far=0.25, flat=0.0).excess(0.2, 0.0) == pytest.approx(0.8), (
+        "a class whose shots are flat themselves"
+    )
 
 
 def test_a_raised_score_is_over_the_threshold_and_grows_with_the_excess() -> None:
-    assert raised(0.3, 0.8, 1.5) == pytest.approx(1.3)
-    assert raised(0.3, 0.8, 3.0) > raised(0.3, 0.8, 2.0)
-    assert raised(9.0, 0.8, 1.5) == 9.0, "what a defect gives is not lowered"
+    assert raised_score(0.3, 0.8, 1.5) == pytest.approx(1.3)
+    assert raised_score(0.3, 0.8, 3.0) > raised_score(0.3, 0.8, 2.0)
+    assert raised_score(9.0, 0.8, 1.5) == 9.0, "what a defect gives is not lowered"
 
 
 def test_contrast_is_of_grey() -> None:

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from anomalysd_edge.errors import BundleError
-from anomalysd_edge.method.class_model import ClassConstants
-from anomalysd_edge.method.patches.memory_bank import Bank, own_distances, prototype_distance
+from anomalysd_edge.method.class_model import ClassModel
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, prototype_distance, self_distances
 from anomalysd_edge.method.patches.patch_scorer import (
     SHIPPED,
-    Reading,
+    PatchScorer,
     convolve,
-    inputs,
     layer_distances,
-    shipped_reading,
+    scorer_inputs,
+    shipped_patch_scorer,
 )
 from anomalysd_edge.method.settings import EDGE, PAPER
 from anomalysd_edge.training.models.features import LAYERS
@@ -29,12 +29,12 @@ def unit_features(seed: int, layers: tuple[int, ...], side: int) -> np.ndarray:
     """(D,side,side): layers of unit length, joined to unit length."""
     rng = np.random.default_rng(seed)
     parts = [rng.standard_normal((depth, side, side)) for depth in layers]
-    joined = np.concatenate([p / np.linalg.norm(p, axis=0) for p in parts])
-    return np.asarray(joined / np.linalg.norm(joined, axis=0), np.float32)
+    ensemble = np.concatenate([p / np.linalg.norm(p, axis=0) for p in parts])
+    return np.asarray(ensemble / np.linalg.norm(ensemble, axis=0), np.float32)
 
 
-def bank_of(features: np.ndarray) -> Bank:
-    return Bank(np.ascontiguousarray(features.reshape(len(features), -1).T))
+def bank_of(features: np.ndarray) -> MemoryBank:
+    return MemoryBank(np.ascontiguousarray(features.reshape(len(features), -1).T))
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2)])
@@ -61,26 +61,30 @@ def test_the_numpy_reading_is_the_taught_network() -> None:
     torch.manual_seed(0)
     features, seen = unit_features(1, LAYERS, 8), unit_features(2, LAYERS, 8)
     model = Convolution(19).eval()
-    reading = model.reading()
+    patch_scorer = model.patch_scorer()
     distances = layer_distances(bank_of(seen), features, LAYERS)
     with torch.inference_mode():
-        odds = np.log1p(np.exp(model(torch.from_numpy(inputs(distances, textured=True))[None])[0].numpy()))
-    np.testing.assert_allclose(reading.odds(distances, True), odds, atol=1e-4)
-    wanted = np.cbrt(odds * distances[::3].mean(axis=0) * distances[1::3].mean(axis=0))
-    np.testing.assert_allclose(reading.judge(distances, True), wanted, atol=1e-4)
-    part = np.cbrt(reading.odds(distances, False) * distances[::3].mean(axis=0) ** 2)
-    np.testing.assert_allclose(reading.judge(distances, False), part, atol=1e-4)
+        defect_odds = np.log1p(
+            np.exp(model(torch.from_numpy(scorer_inputs(distances, textured=True))[None])[0].numpy())
+        )
+    np.testing.assert_allclose(patch_scorer.defect_odds(distances, True), defect_odds, atol=1e-4)
+    wanted = np.cbrt(defect_odds * distances[::3].mean(axis=0) * distances[1::3].mean(axis=0))
+    np.testing.assert_allclose(patch_scorer.score(distances, True), wanted, atol=1e-4)
+    part = np.cbrt(patch_scorer.defect_odds(distances, False) * distances[::3].mean(axis=0) ** 2)
+    np.testing.assert_allclose(patch_scorer.score(distances, False), part, atol=1e-4)
 
 
 def test_several_convolutions_average_their_log_odds() -> None:
     torch.manual_seed(1)
     distances = np.random.default_rng(0).uniform(0.05, 0.4, (9, 8, 8)).astype(np.float32)
-    alone = [Convolution(19).eval().reading() for _ in range(3)]
-    together = Reading.joined(alone)
+    alone = [Convolution(19).eval().patch_scorer() for _ in range(3)]
+    together = PatchScorer.ensemble(alone)
     assert (together.members, together.layers) == (3, LAYERS)
-    log_odds = [np.log(np.expm1(reading.odds(distances, True))) for reading in alone]
+    log_odds = [np.log(np.expm1(patch_scorer.defect_odds(distances, True))) for patch_scorer in alone]
     assert np.abs(log_odds[0] - log_odds[1]).max() > 0.01
-    np.testing.assert_allclose(np.log(np.expm1(together.odds(distances, True))), np.mean(log_odds, axis=0), atol=1e-4)
+    np.testing.assert_allclose(
+        np.log(np.expm1(together.defect_odds(distances, True))), np.mean(log_odds, axis=0), atol=1e-4
+    )
 
 
 def test_distances_are_each_layers_own() -> None:
@@ -96,32 +100,32 @@ def test_distances_are_each_layers_own() -> None:
 
 def test_several_shares_at_once_are_those_one_by_one() -> None:
     features = unit_features(3, (8,), 12)
-    both = own_distances(features, (0.1, 0.02), 64)
+    both = self_distances(features, (0.1, 0.02), 64)
     for share, together in zip((0.1, 0.02), both, strict=True):
-        np.testing.assert_array_equal(own_distances(features, (share,), 64)[0], together)
+        np.testing.assert_array_equal(self_distances(features, (share,), 64)[0], together)
 
 
 def test_the_light_of_a_whole_photo_is_told_apart_from_one_patch() -> None:
     """All distances doubled move the photo's own median with them; half of the inputs do not see it."""
     distances = np.random.default_rng(0).uniform(0.05, 0.4, (9, 8, 8)).astype(np.float32)
-    plain, doubled = inputs(distances, True), inputs(2 * distances, True)
-    np.testing.assert_allclose(plain[:9], doubled[:9], atol=1e-5)
-    np.testing.assert_allclose(plain[9:18] + np.log(2), doubled[9:18], atol=1e-5)
-    assert plain[18].max() == 0
-    assert inputs(distances, False)[18].min() == 1
+    mean_layer_distance, doubled = scorer_inputs(distances, True), scorer_inputs(2 * distances, True)
+    np.testing.assert_allclose(mean_layer_distance[:9], doubled[:9], atol=1e-5)
+    np.testing.assert_allclose(mean_layer_distance[9:18] + np.log(2), doubled[9:18], atol=1e-5)
+    assert mean_layer_distance[18].max() == 0
+    assert scorer_inputs(distances, False)[18].min() == 1
 
 
 def test_what_ships_reads_efficientnet_lite2() -> None:
-    reading = shipped_reading("efficientnet_lite2")
-    assert reading is not None
-    assert reading.layers == LAYERS
+    patch_scorer = shipped_patch_scorer("efficientnet_lite2")
+    assert patch_scorer is not None
+    assert patch_scorer.layers == LAYERS
     assert SHIPPED["efficientnet_lite2"].stat().st_size < 500_000
-    assert shipped_reading("dinov2") is None, "other features keep the plain distance"
+    assert shipped_patch_scorer("dinov2") is None, "other features keep the plain distance"
 
 
 def test_a_foreign_patch_is_read_higher_than_its_surroundings() -> None:
-    reading = shipped_reading("efficientnet_lite2")
-    assert reading is not None
+    patch_scorer = shipped_patch_scorer("efficientnet_lite2")
+    assert patch_scorer is not None
     rng = np.random.default_rng(0)
     base = unit_features(1, LAYERS, 1)
     grain = 0.15 * rng.standard_normal((sum(LAYERS), 32, 32)).astype(np.float32)
@@ -130,40 +134,42 @@ def test_a_foreign_patch_is_read_higher_than_its_surroundings() -> None:
     features /= np.linalg.norm(features, axis=0)
     normal = base + 0.15 * rng.standard_normal((sum(LAYERS), 32, 32)).astype(np.float32) * np.abs(base).mean()
     bank = bank_of(normal / np.linalg.norm(normal, axis=0))
-    found = reading.judge(layer_distances(bank, features.astype(np.float32), LAYERS), True)
+    found = patch_scorer.score(layer_distances(bank, features.astype(np.float32), LAYERS), True)
     assert found[11:13, 19:21].min() > 5 * np.median(found)
 
 
 def test_tensors_there_and_back(tmp_path: Path) -> None:
-    reading = Convolution(19).reading()
-    again = Reading.of_tensors(reading.tensors(), tmp_path)
+    patch_scorer = Convolution(19).patch_scorer()
+    again = PatchScorer.of_tensors(patch_scorer.tensors(), tmp_path)
     assert again is not None
-    assert (again.layers, again.dilations) == (reading.layers, reading.dilations)
-    assert all(np.array_equal(a, b) for a, b in zip(again.kernels, reading.kernels, strict=True))
-    assert Reading.of_tensors({}, tmp_path) is None
-    broken = reading.tensors()
+    assert (again.layers, again.dilations) == (patch_scorer.layers, patch_scorer.dilations)
+    assert all(np.array_equal(a, b) for a, b in zip(again.kernels, patch_scorer.kernels, strict=True))
+    assert PatchScorer.of_tensors({}, tmp_path) is None
+    broken = patch_scorer.tensors()
     del broken["reading/1/bias"]
     with pytest.raises(BundleError, match="reading/1/bias"):
-        Reading.of_tensors(broken, tmp_path)
-    single = {key: value[0] if key.endswith(("kernel", "bias")) else value for key, value in reading.tensors().items()}
-    of_old = Reading.of_tensors(single, tmp_path)
+        PatchScorer.of_tensors(broken, tmp_path)
+    single = {
+        key: value[0] if key.endswith(("kernel", "bias")) else value for key, value in patch_scorer.tensors().items()
+    }
+    of_old = PatchScorer.of_tensors(single, tmp_path)
     assert of_old is not None
     assert of_old.members == 1, "the first releases wrote one convolution without an axis for it"
-    assert np.array_equal(of_old.kernels[0], reading.kernels[0])
-    bent = reading.tensors()
+    assert np.array_equal(of_old.kernels[0], patch_scorer.kernels[0])
+    bent = patch_scorer.tensors()
     bent["reading/0/kernel"] = bent["reading/0/kernel"][:, :, :7]
     with pytest.raises(BundleError, match="reading/0/kernel"):
-        Reading.of_tensors(bent, tmp_path)
+        PatchScorer.of_tensors(bent, tmp_path)
 
 
 def test_a_preset_says_how_prototypes_judge() -> None:
     features, seen = unit_features(1, LAYERS, 8), unit_features(2, LAYERS, 8)
     bank = bank_of(seen)
-    known = ClassConstants({}, bank=bank, reading=shipped_reading("efficientnet_lite2"))
+    known = ClassModel({}, bank=bank, patch_scorer=shipped_patch_scorer("efficientnet_lite2"))
     assert known.map_kind(EDGE) == "reading"
     assert known.map_kind(PAPER) == "distance"
     np.testing.assert_array_equal(known.by_prototypes(features, PAPER)[0], prototype_distance(bank, features))
-    bare = ClassConstants({}, bank=bank)
+    bare = ClassModel({}, bank=bank)
     assert bare.map_kind(EDGE) == "own"
     np.testing.assert_array_equal(bare.by_prototypes(features, EDGE)[0], prototype_distance(bank, features, 0.1))
 

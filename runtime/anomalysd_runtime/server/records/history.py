@@ -136,8 +136,8 @@ def threshold_from_corrections(
         alarms = sum(not bad and score >= limit for score, bad in zip(scores, ng, strict=True))
         return alarms + missed_cost * missed
 
-    middles = [((low + high) / 2, high - low) for low, high in pairwise(edges)]
-    best = min(middles, key=lambda middle: (cost(middle[0]), -middle[1]))
+    median_distances = [((low + high) / 2, high - low) for low, high in pairwise(edges)]
+    best = min(median_distances, key=lambda middle: (cost(middle[0]), -middle[1]))
     if current is not None and cost(current) <= cost(best[0]):
         return current
     return best[0]
