@@ -280,6 +280,7 @@ def test_a_greedy_client_does_not_starve_another(bundle: Path) -> None:
     assert waited < 1.6, f"waited {waited:.1f} s behind the greedy client's 3.2 s"
 
 
+@pytest.mark.slow
 def test_a_deadline_that_cannot_be_kept_is_504_and_not_recorded(bundle: Path, tmp_path: Path) -> None:
     settings = replace(touchy_settings(bundle, group=1), record=RecordSettings(tmp_path / "r.sqlite"))
     with running_box(settings, open_touchy) as box:
@@ -309,6 +310,7 @@ def test_a_deadline_counts_from_when_the_photo_is_asked_for(bundle: Path) -> Non
         assert box.service.inspect(ask).result(30).verdict.pred_score > 0
 
 
+@pytest.mark.slow
 def test_a_fallback_is_told(bundle: Path) -> None:
     settings = touchy_settings(bundle, backend="cuda", fallback="cpu")
     with running_box(settings, open_without_cuda) as box:
@@ -318,6 +320,7 @@ def test_a_fallback_is_told(bundle: Path) -> None:
         assert box.inspect(png(1)).json["backend"] == "onnxruntime CPUExecutionProvider"
 
 
+@pytest.mark.slow
 def test_without_a_fallback_the_box_refuses_to_start(bundle: Path) -> None:
     with (
         pytest.raises(Unavailable, match="CUDAExecutionProvider"),
@@ -326,6 +329,7 @@ def test_without_a_fallback_the_box_refuses_to_start(bundle: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_bundle_deleted_while_serving_is_told_and_costs_no_other(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "gone")
     settings = replace(touchy_settings(bundle), bundles=(bundle, tmp_path / "gone"))
@@ -357,6 +361,7 @@ def test_a_stop_does_not_wait_for_a_stuck_worker(bundle: Path, monkeypatch: pyte
     assert isinstance(stuck.exception(), (OSError, HTTPException)) or stuck.result().status in (500, 503)
 
 
+@pytest.mark.slow
 def test_bundles_beyond_the_memory_limit_are_opened_when_asked_for(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "line2")
     settings = replace(touchy_settings(bundle, memory_bytes=1), bundles=(bundle, tmp_path / "line2"))

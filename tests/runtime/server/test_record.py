@@ -100,6 +100,7 @@ def test_a_locked_database_is_waited_for_then_told(record: VerdictStore, monkeyp
     assert record.failing is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_acknowledged(tmp_path: Path) -> None:
     """SQLite's own limit of pages stands in for the disk: the same error at the same place."""
     bundle = small_bundle(tmp_path / "line1").path

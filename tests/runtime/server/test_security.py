@@ -97,6 +97,7 @@ def test_no_path_of_a_client_reaches_the_file_system(box: Box, name: str) -> Non
     assert box.ask("GET", f"/static/{name}", None, token).status == 404
 
 
+@pytest.mark.slow
 def test_a_rate_is_a_clients_own(bundle: Path) -> None:
     security = s.SecuritySettings(tokens={"a": SECRET, "b": OTHER}, rate_per_s=0.01, rate_burst=3)
     with running_box(replace(small_settings(bundle), security=security)) as box:
@@ -195,6 +196,7 @@ def test_tls_with_own_files(bundle: Path, tmp_path: Path) -> None:
         replace(small_settings(bundle), tls_cert=cert)
 
 
+@pytest.mark.slow
 def test_a_bundle_must_be_signed_where_that_is_asked(bundle: Path, tmp_path: Path) -> None:
     """Signed by the command that docs/serve.md names."""
     signed, key = tmp_path / "line1", tmp_path / "line.pem"
@@ -216,6 +218,7 @@ def test_a_bundle_must_be_signed_where_that_is_asked(bundle: Path, tmp_path: Pat
         pass
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_refused_before_it_is_opened(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "line1")
     with running_box(small_settings(tmp_path / "line1")) as box:

@@ -162,6 +162,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(ENTRY, max_size=3) | SOME, st.binary(max_size=48), st.integers(-1, 3))
 def test_the_parser_says_bad_request_or_gives_what_the_shapes_say(inputs: Any, tail: bytes, off: int) -> None:
