@@ -79,7 +79,7 @@ class ClassRecord:
     kind: str
     """object or texture."""
     noun: str
-    """The word in its prompts."""
+    """The noun in its prompts."""
     prompts: PromptPair
     """Their text; the states are in constants.safetensors."""
     shots: int
@@ -97,7 +97,7 @@ class ClassRecord:
     tiles: int = 1
     """Windows along a side through which its prototypes see a photo."""
     guided: dict[str, float] = field(default_factory=dict)
-    """By kind of prototype map (distance, own, reading), the value from which a patch goes into the guided mask; empty
+    """By kind of prototype map (distance, own, reading: map_kind), the value from which a patch goes into the guided mask; empty
     for a class without prototypes."""
 
 

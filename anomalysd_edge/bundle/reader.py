@@ -5,7 +5,7 @@
     precisions/KIND-.../NETWORK.onnx, engines/FINGERPRINT/NETWORK.plan    optional, see engine_records.py
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
                             prototypes/CLASS: (B,Df) float16, absent for a class without photos;
-                            reading/...: what reads their distances (patch_scorer.py), absent for features without one
+                            reading/...: weights of the patch scorer (patch_scorer.py), absent for features without one
 
 Class names are percent-encoded in tensor names. There is no pickle anywhere.
 """

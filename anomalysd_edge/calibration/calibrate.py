@@ -140,7 +140,7 @@ def _expected(
     """Fused score that a further good photo exceeds with probability `rate`; None where nothing but the class's says.
 
     From the prototype scores of the shots, each judged without itself, and what the drawn classes' good photos tell of
-    how such scores spread (reading.Usual); `fused` are the fused scores of all held-out photos, and the most that the
+    how such scores spread (patch_scorer.NormalScorePrior); `fused` are the fused scores of all held-out photos, and the most that the
     other maps added to one of them is added here. Disturbed copies are no further photos and do not enter the bound.
     A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry gives a
     threshold that misses every other defect: there it is _ALONE.
@@ -168,7 +168,7 @@ def _by_prototypes(
     """What prototypes say of held-out normals; nothing without prototypes.
 
     By kind of prototype map, the value that they hardly reach, above which a patch goes into the guided mask; and under
-    `inspect`, where a reading judges, the foreign.middle_distance of each.
+    `inspect`, where a patch scorer scores, the median_patch_distance of each.
     """
     kinds = {bare.map_kind(preset): preset for preset in (*PRESETS.values(), inspect)}
     found: dict[str, list[F32]] = {kind: [] for kind in kinds}

@@ -1,4 +1,4 @@
-"""The detector: the method's inspection, written once, against the door called Networks."""
+"""The detector: the method's inspection, written once, against the protocol networks.Networks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Detector:
         self.group = max(1, group)
         self._schedule, self._negative_states = schedule, negative_states
         self.label = ""
-        """Name of the mode, where one was picked; told with `mode`."""
+        """Name of the operating point, where one was picked; reported with `mode`."""
         self._default = InspectionPipeline(networks, schedule, settings, negative_states)
         # Classes with settings of their own; those that agree share a plan, and so their photos share batches.
         ways = {settings: self._default}

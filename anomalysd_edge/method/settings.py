@@ -30,7 +30,7 @@ class InspectSettings:
     guidance_scale: float = 1.0
     """1 = no second pass."""
     prompt: str = "whole"
-    """Prompt level told to the UNet: 'whole' or 'detail'."""
+    """Prompt level that conditions the UNet: 'whole' or 'detail'."""
     reference: str = "round_trip"
     """What a repaint is compared with: the 'photo', its own 'round_trip' through the autoencoder, or 'both'.
 
@@ -48,7 +48,7 @@ class InspectSettings:
     the rest counts as the normals' centre; 'none', a verdict from prototypes alone. Without prototypes always all.
     """
     cascade: bool = False
-    """A photo whose prototypes score below what the class's normals hardly fall short of (`ClassConstants.clear`) is
+    """A photo whose prototypes score below what the class's normals hardly fall short of (`Calibration.clear`) is
     called good without a repaint."""
     settle: bool = False
     """Coarse scales first, and no further repaint of a photo whose verdict no further repaint can change."""
@@ -70,8 +70,8 @@ class InspectSettings:
     guided_weight: float = 0.0
     """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
     prototype_map: str = "reading"
-    """How prototypes judge a patch: 'distance', or 'reading', what the bundle's learned reading makes of the distances
-    of all layers (patch_scorer.py). Features that no reading was taught on, DINOv2's for instance, keep the distance.
+    """How a patch is scored: 'distance' to the memory bank, or 'reading', what the bundle's patch scorer makes of the
+    distances of all layers (patch_scorer.py). Features without a patch scorer, DINOv2's for instance, keep the distance.
     """
     self_share: float = 0.1
     """Textures: the distance counts with the distance to this share of the photo's own patches; 0 = alone."""
@@ -84,7 +84,7 @@ class InspectSettings:
     top_share: float = 0.01
     """Share of highest pixels whose mean is the image score; 0 = the maximum."""
     seed: int = 0
-    """Of the noise; a slot's noise is a function of (seed, slot)."""
+    """Random seed of the noise; a slot's noise is a function of (seed, slot)."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -159,6 +159,6 @@ PAPER = InspectSettings(
 """The method as published, with its open settings at their documented defaults."""
 
 EDGE = InspectSettings()
-"""What the box runs unless told otherwise."""
+"""The default preset."""
 
 PRESETS = {"paper": PAPER, "edge": EDGE}

@@ -71,7 +71,7 @@ def _evidence(photo: PhotoState, fused: F32, sizes: NetworkSizes) -> tuple[Evide
 
     candidates = {scale: found for scale in photo.repaints if (found := covers(scale)) is not None}
     if not candidates:
-        # No repaint there: the prototypes' word, with the latent cells around their highest patch.
+        # No repaint there: the memory bank's evidence, with the latent cells around its highest patch.
         around = np.zeros(fused.shape, np.bool_)
         around[max(0, y - factor) : y + factor + 1, max(0, x - factor) : x + factor + 1] = True
         shown = np.stack([photo.frame.cut(plane) for plane in images.to_array(photo.seen)[0]])

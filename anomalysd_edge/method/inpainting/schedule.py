@@ -20,7 +20,7 @@ from anomalysd_edge.errors import SettingsError
 
 @dataclass(frozen=True)
 class StepTable:
-    """A truncated loop, ready for the networks' door."""
+    """A truncated loop, as networks.InpaintJob takes it."""
 
     timesteps: npt.NDArray[np.int64]
     """(S,) falling training timesteps at which the UNet is asked."""

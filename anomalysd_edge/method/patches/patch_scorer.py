@@ -1,4 +1,4 @@
-"""The learned reading of prototype distances: which pattern of them is a defect, and which a good part in other light.
+"""The patch scorer: a learned map from distances to the memory bank to defect scores.
 
 A single distance cannot tell a crack from a border that the shots did not show: both are far. What differs is the
 pattern, over the layers of the feature network, over the photo's own patches and over the neighbourhood. Convolutions
@@ -29,7 +29,7 @@ from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_distances
 from anomalysd_edge.method.patches.prediction_bounds import student_t
 
 SHIPPED = {"efficientnet_lite2": Path(__file__).parents[2] / "assets/patch_scorer/efficientnet_lite2.safetensors"}
-"""By kind of feature network: the reading that was taught on its distances."""
+"""By kind of feature network: the patch scorer that was taught on its distances."""
 SELF_SHARES = (0.1, 0.0125)
 """Shares of the photo's own patches to whose farthest a patch is compared: a texture repeats itself."""
 _SELF_PATCHES = 256
@@ -79,7 +79,7 @@ class NormalScorePrior:
 
 @dataclass(frozen=True)
 class PatchScorer:
-    """The weights of one reading: those of M convolutions of the same shape."""
+    """The weights of a patch scorer: those of M convolutional networks of the same shape."""
 
     layers: tuple[int, ...]
     """Channels of each layer that the features join, in order."""
@@ -135,7 +135,7 @@ class PatchScorer:
         )
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """For a bundle or a file: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
+        """For a bundle or a file, under the names of the format: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
         found: dict[str, npt.NDArray[Any]] = {
             "reading/layers": np.array(self.layers, np.int64),
             "reading/dilations": np.array(self.dilations, np.int64),
@@ -148,7 +148,7 @@ class PatchScorer:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], where: Path) -> PatchScorer | None:
-        """The inverse of `tensors`; None where there is no reading. Raises BundleError where a part is missing."""
+        """The inverse of `tensors`; None where there is none. Raises BundleError where a part is missing."""
         if "reading/layers" not in tensors:
             return None
         try:
@@ -165,20 +165,20 @@ class PatchScorer:
                 None if prior is None else _prior_of(prior),
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise BundleError(f"{where} has a reading without {error}: export the bundle again") from error
+            raise BundleError(f"{where} has a patch scorer without {error}: export the bundle again") from error
         inputs_wanted = [_channels(len(found.layers)), *(bias.shape[-1] for bias in found.biases[:-1])]
         for number, (kernel, bias) in enumerate(zip(found.kernels, found.biases, strict=True)):
             wrong = kernel.ndim != 5 or kernel.shape[:3] != (found.members, bias.shape[-1], inputs_wanted[number])
             wrong = wrong or bias.shape != kernel.shape[:2] or kernel.shape[3] != kernel.shape[4]
             if wrong or (number == len(dilations) - 1 and bias.shape[-1] != 1):
                 raise BundleError(
-                    f"{where}: reading/{number}/kernel is {kernel.shape}, which fits no reading: export again"
+                    f"{where}: reading/{number}/kernel is {kernel.shape}, which fits no patch scorer: export again"
                 )
         return found
 
 
 def shipped_patch_scorer(features_kind: str) -> PatchScorer | None:
-    """The reading for a kind of feature network; None where none was taught, and plain distances serve."""
+    """The patch scorer for a kind of feature network; None where none was taught, and plain distances serve."""
     file = SHIPPED.get(features_kind)
     if file is None:
         return None
