@@ -134,7 +134,7 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassMode
 
 
 def constant_tensors(classes: Mapping[str, ClassModel], negative_states: F32) -> dict[str, Array]:
-    """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, the patch scorer's weights."""
+    """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, a patch scorer."""
     tensors: dict[str, Array] = {NEGATIVE_PROMPT: negative_states}
     for patch_scorer in {id(found.patch_scorer): found.patch_scorer for found in classes.values()}.values():
         tensors |= {} if patch_scorer is None else patch_scorer.tensors()

@@ -97,8 +97,8 @@ class ClassRecord:
     tiles: int = 1
     """Windows along a side through which its prototypes see a photo."""
     guided: dict[str, float] = field(default_factory=dict)
-    """By kind of prototype map (distance, own, reading: map_kind), the value from which a patch goes into the guided mask; empty
-    for a class without prototypes."""
+    """By kind of prototype map (ClassModel.map_kind), the value from which a patch goes into the guided mask; empty for
+    a class without prototypes."""
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class ClassModel:
     ) -> tuple[F32, float | None]:
         """(D,f,f) unit features -> (f,f): how far each patch is from good ones, as `settings.prototype_map` says.
 
-        And the photo's out_of_distribution.median_patch_distance where a patch scorer made the map. `bank` takes the place of the class's own:
-        held-out normals are judged by one that has not seen them.
+        And the photo's out_of_distribution.median_patch_distance where a patch scorer made the map. `bank` takes the
+        place of the class's own: held-out normals are scored by one that has not seen them.
         """
         bank = bank or self.bank
         assert bank is not None
@@ -85,8 +85,8 @@ class ClassModel:
         return self.guided.get(self.map_kind(settings))
 
     def map_kind(self, settings: InspectSettings) -> str:
-        """What the prototype map holds: 'reading' (a patch scorer's map), 'distance', or 'own' where the photo's own patches
-        count too. Bundles store these words."""
+        """What the prototype map holds, in the words that bundles store: 'reading' is a patch scorer's map, 'distance' the
+        distance to the bank, 'own' the same with the distance to the photo's own patches."""
         if settings.prototype_map == "reading" and self.patch_scorer is not None:
             return "reading"
         return "own" if self.self_share_of(settings) else "distance"

@@ -71,7 +71,7 @@ class InspectSettings:
     """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
     prototype_map: str = "reading"
     """How a patch is scored: 'distance' to the memory bank, or 'reading', what the bundle's patch scorer makes of the
-    distances of all layers (patch_scorer.py). Features without a patch scorer, DINOv2's for instance, keep the distance.
+    distances of all layers (patch_scorer.py). Features without a patch scorer, DINOv2's say, keep the distance.
     """
     self_share: float = 0.1
     """Textures: the distance counts with the distance to this share of the photo's own patches; 0 = alone."""
