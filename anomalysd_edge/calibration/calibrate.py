@@ -139,11 +139,11 @@ def _expected(
 ) -> float | None:
     """Fused score that a further good photo exceeds with probability `rate`; None where nothing but the class's says.
 
-    From the prototype scores of the shots, each judged without itself, and what the drawn classes' good photos tell of
-    how such scores spread (patch_scorer.NormalScorePrior); `fused` are the fused scores of all held-out photos, and the
-    most that the other maps added to one of them is added here. Disturbed copies are no further photos and do not enter the bound.
-    A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry gives a
-    threshold that misses every other defect: there it is _ALONE.
+    From the prototype scores of the shots, each judged without itself, and from how such scores spread on the drawn
+    classes' good photos (patch_scorer.NormalScorePrior). `fused` are the fused scores of all held-out photos; the most
+    that the other maps added to one of them is added here. Perturbed copies are no further photos and do not enter the
+    bound. A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry
+    gives a threshold that misses every other defect: there it is _ALONE.
     """
     patch_scorer, weight = bare.patch_scorer, settings.prototypes_weight
     if bare.map_kind(settings) != "reading" or patch_scorer is None or patch_scorer.prior is None:

@@ -85,8 +85,11 @@ class ClassModel:
         return self.guided.get(self.map_kind(settings))
 
     def map_kind(self, settings: InspectSettings) -> str:
-        """What the prototype map holds, in the words that bundles store: 'reading' is a patch scorer's map, 'distance' the
-        distance to the bank, 'own' the same with the distance to the photo's own patches."""
+        """What the prototype map holds, in the words that bundles store.
+
+        'reading' is a patch scorer's map, 'distance' the distance to the bank, 'own' the same with the distance to the
+        photo's own patches.
+        """
         if settings.prototype_map == "reading" and self.patch_scorer is not None:
             return "reading"
         return "own" if self.self_share_of(settings) else "distance"

@@ -135,7 +135,7 @@ class PatchScorer:
         )
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """For a bundle or a file, by the format's names: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
+        """By the names of bundles: reading/layers, reading/dilations, reading/N/kernel, reading/N/bias."""
         found: dict[str, npt.NDArray[Any]] = {
             "reading/layers": np.array(self.layers, np.int64),
             "reading/dilations": np.array(self.dilations, np.int64),
