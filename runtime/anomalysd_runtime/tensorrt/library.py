@@ -69,7 +69,7 @@ class Library:
             raise SettingsError(f"'{PORTABLE}' stands alone, got {', '.join(targets)}: build twice for both")
 
     def config_loader(self, targets: Sequence[str], **settings: Any) -> Any:
-        """polygraphy's configuration loader for these targets; call tell_polygraphy first."""
+        """polygraphy's configuration loader for these targets; call select_polygraphy_library first."""
         if not self.ahead_of_time:
             from polygraphy.backend.trt import CreateConfig
 
