@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.training.run import read_run
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.export import export_to
 from anomalysd_runtime.loading import open_detector
 from tests.support.command import ROOT, sd_edge
-from tests.support.progress import quiet
 
 OLD = ROOT / "tests/data/version_0_1_0"
 PHOTO = OLD / "run/shots/nut/0.png"
@@ -53,7 +52,12 @@ def test_a_run_is_read() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_exported_and_its_bundle_inspects(tmp_path: Path) -> None:
-    export_to(OLD / "run", tmp_path / "bundle", None, 1, quiet)
+    from anomalysd_export.export_source import trained_of
+    from anomalysd_export.exporting import export_trained
+
+    # The shipped presets repaint a 16 x 16 grid, and this run's latents have 8 x 8 cells.
+    fitting = {"edge": InspectSettings(scales=(2, 4))}
+    export_trained(trained_of(read_run(OLD / "run")), tmp_path / "bundle", presets=fitting, threads=1)
     assert read_bundle(tmp_path / "bundle").manifest.classes["nut"].shots == 1
     with open_detector(tmp_path / "bundle", threads=1) as detector:
         (found,) = detector.inspect([load_rgb(PHOTO)], "nut")
