@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,50 @@ def check_name(name: str) -> None:
         )
 
 
+def find_class(name: str, known: Iterable[str]) -> str | None:
+    """The class of `known` that `name` means: written alike, or alike in Unicode's composed form (NFC); else None.
+
+    macOS hands out folder names decomposed (NFD), keyboards type them composed.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    form = unicodedata.normalize("NFC", name)
+    return next((other for other in known if unicodedata.normalize("NFC", other) == form), None)
+
+
+def choose_classes(wanted: Sequence[str], known: Iterable[str], where: str) -> list[str]:
+    """The classes of `known` that `wanted` names, in its order; `where` holds them, in errors.
+
+    A name with commas may come in the pieces that splitting at commas made of it. Raises ClassError, which lists what
+    there is, for a name that is none of them.
+    """
+    known, found, at = list(known), [], 0
+    by_pieces = {tuple(part.strip() for part in other.split(",")): other for other in known if "," in other}
+    pieces = [part.strip() for name in wanted for part in ([name] if find_class(name, known) else name.split(","))]
+    while at < len(pieces):
+        name, taken = find_class(pieces[at], known), 1
+        if name is None:
+            for length in range(2, len(pieces) - at + 1):
+                words = tuple(unicodedata.normalize("NFC", piece) for piece in pieces[at : at + length])
+                match = [n for p, n in by_pieces.items() if tuple(unicodedata.normalize("NFC", w) for w in p) == words]
+                if match:
+                    name, taken = match[0], length
+        if name is None:
+            raise ClassError(f"{where} has no class {pieces[at]!r}; it has {', '.join(sorted(known))}")
+        found.append(name)
+        at += taken
+    return list(dict.fromkeys(found))
+
+
 def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassSpec:
     """The class called `name`: from the user's classes, else the shipped tables, else from the name alone.
 
     The last gives an object without known parts or symmetries: "steel_bracket" is told as "A perfect steel bracket.".
     Its photos may say more (class_inference.py).
     """
-    if user is not None and name in user:
-        return user[name]
+    if user is not None and (described := find_class(name, user)) is not None:
+        return replace(user[described], name=name)
     shipped = shipped_classes()
     if name in shipped:
         return shipped[name]
@@ -112,7 +149,7 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
 
 def is_described(name: str, user: Mapping[str, ClassSpec] | None = None) -> bool:
     """Whether anything but the name tells of a class."""
-    return (user is not None and name in user) or name in shipped_classes()
+    return (user is not None and find_class(name, user) is not None) or name in shipped_classes()
 
 
 @cache
@@ -127,7 +164,7 @@ def load_classes(path: Path) -> dict[str, ClassSpec]:
     Raises ClassError, naming the file, the class and the key, for anything that is not of that form.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ClassError(f"class file {path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalysd_edge.core.types import U8
@@ -32,6 +34,7 @@ METADATA_IGNORED = "damaged or oversized metadata (EXIF, text, colour profile) i
 # process, and setting it once is safe with threads, unlike silencing its warning around every read.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
+_ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 """The chunks that make the picture."""
@@ -39,27 +42,63 @@ _JPEG_PICTURE = frozenset({0xE0, 0xEE})
 """Of the application segments those that say how colours are coded: JFIF and Adobe."""
 
 
-def decode(source: Source, name: str) -> tuple[U8, tuple[str, ...]]:
-    """((H,W,3) uint8 turned upright, notes on what was assumed). Raises ImageError with `name`."""
+@dataclass(frozen=True)
+class Decoded:
+    """An image file as pixels."""
+
+    pixels: U8
+    """(H,W,3), turned upright."""
+    notes: tuple[str, ...]
+    """What was assumed about the pixels, a sentence each."""
+    bits: int
+    """Bits a channel that were taken for the camera's; 8 where the file has 8 or less."""
+
+
+def decode(source: Source, name: str, neighbours: Callable[[], int] | None = None) -> Decoded:
+    """Read an image. Raises ImageError with `name`.
+
+    `neighbours` gives the bits that other photos of the same camera use; it is asked only where a file does not tell.
+    """
     notes: list[str] = []
     with opened(source, name, notes) as image:
-        turn_upright(image, notes)
-        if image.format == "TIFF" and tiff_planes.garbled_by_pillow(image):
-            values = tiff_planes.read(image, _bytes_of(source))
-            if values.shape[2] < 3:
-                raise ImageError(f"{name} has {values.shape[2]} planes of 16 bits; save it with 1 or 3 channels")
-            return deep_pixels.to_8_bit(values[..., :3], None, notes), tuple(notes)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            gray = np.asarray(image)
-            eight = deep_pixels.to_8_bit(deep_pixels.upright(gray, image), deep_pixels.stated_bits(image), notes)
-            return np.repeat(eight[..., None], 3, axis=2), tuple(notes)
-        if image.mode in ("I", "F"):
-            raise ImageError(f"{name} has 32-bit pixels of unknown range; convert it to 8 or 16 bits a channel")
-        low = _low_bytes(source, image, name)
-        if low is not None:
-            high = np.asarray(image.convert("RGB"), dtype=np.uint16) << 8
-            return deep_pixels.to_8_bit(high | low, None, notes), tuple(notes)
-        return np.array(_flattened(image, notes)), tuple(notes)
+        values, stated = _deep_values(source, image, name, notes)
+        if values is None:
+            return Decoded(np.array(_flattened(image, notes)), tuple(notes), stated or 8)
+        bits = stated or deep_pixels.bits_of(values, neighbours, notes)
+        eight = deep_pixels.to_8_bit(values, bits)
+        pixels = np.repeat(eight, 3, axis=2) if eight.shape[2] == 1 else eight
+        if tiff_planes.not_for_pillow(image):
+            picture = Image.fromarray(pixels)
+            picture.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+            turn_upright(picture, notes)
+            pixels = np.array(picture)
+        return Decoded(pixels, tuple(notes), bits)
+
+
+def _deep_values(
+    source: Source, image: Image.Image, name: str, notes: list[str]
+) -> tuple[npt.NDArray[np.uint16] | None, int | None]:
+    """((H,W,1 or 3), the bits that its file states) of an image with more than 8 bits a channel; turns it upright.
+
+    None for values that Pillow's 8 bits show as well.
+    """
+    if tiff_planes.not_for_pillow(image):
+        values = tiff_planes.read(image, _bytes_of(source))
+        if values.shape[2] not in (1, 3):
+            raise ImageError(f"{name} has {values.shape[2]} planes of 16 bits; save it as gray or RGB, without alpha")
+        return values, None
+    turn_upright(image, notes)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return deep_pixels.upright(np.asarray(image), image)[..., None], deep_pixels.stated_bits(image)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name} has 32-bit pixels of unknown range; convert it to 8 or 16 bits a channel")
+    if image.mode not in ("RGB", "RGBA") or image.format not in ("PNG", "TIFF"):
+        return None, None
+    if not deep_pixels.are_16_bit(source if isinstance(source, Path) else source.getbuffer(), image):
+        return None, None
+    if np.asarray(image)[..., :3].max(initial=0) >= deep_pixels.QUARTER >> 8:
+        return None, 16
+    return np.asarray(image.convert("RGB"), dtype=np.uint16) << 8 | _low_bytes(source, name), None
 
 
 def turn_upright(image: Image.Image, notes: list[str]) -> None:
@@ -86,18 +125,12 @@ def _flattened(image: Image.Image, notes: list[str]) -> Image.Image:
     return over.convert("RGB")
 
 
-def _low_bytes(source: Source, image: Image.Image, name: str) -> U8 | None:
-    """(H,W,3): the lower bytes of 16-bit colours whose upper ones hold a quarter of the range or less; else None.
+def _low_bytes(source: Source, name: str) -> U8:
+    """(H,W,3): the lower bytes of 16-bit colours, of which Pillow gives the upper ones.
 
-    Pillow keeps the upper byte of 16-bit colour. With 10, 12 or 14 bits in the lower end that is 4, 16 or 64 grey
-    levels. A second decoding that takes the file's bytes in the other order brings the lower byte.
+    With 10, 12 or 14 bits at the lower end those hold 4, 16 or 64 grey levels. A second decoding that takes the
+    file's bytes in the other order brings the rest.
     """
-    if image.mode not in ("RGB", "RGBA") or image.format not in ("PNG", "TIFF"):
-        return None
-    if not deep_pixels.are_16_bit(source if isinstance(source, Path) else source.getbuffer(), image):
-        return None
-    if np.asarray(image)[..., :3].max(initial=0) >= deep_pixels.QUARTER >> 8:
-        return None
     if isinstance(source, io.BytesIO):
         source.seek(0)
     with Image.open(source) as again:
@@ -147,7 +180,8 @@ def _load(source: Source, name: str, stack: ExitStack) -> Image.Image:
     image = stack.enter_context(Image.open(source))
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"{image.width}x{image.height} px")
-    image.load()
+    if not tiff_planes.not_for_pillow(image):
+        image.load()
     return image
 
 

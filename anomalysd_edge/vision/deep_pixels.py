@@ -2,15 +2,17 @@
 
 Cameras write 10, 12 and 14 bits into 16-bit files, aligned to the upper end (the lowest bits are always 0, white is
 near 65535) or to the lower end (white is 1023, 4095 or 16383). Files rarely say which. What they say is taken; else
-the highest bit in use tells: whoever uses the two uppermost bits uses the full range, whichever the alignment.
-Below that the smallest of the usual ranges that holds the values is taken, and noted: no file tells a dark photo of a
-deeper camera from a bright one of a shallower. BITS_VARIABLE states the depth where that guess is wrong.
+the highest bit in use tells: whoever uses one of the two uppermost bits uses the full range, whichever the alignment.
+Below that the smallest of the usual ranges that holds the values is taken, and noted. A dark photo of a deeper camera
+looks like a bright one of a shallower: photos that lie in a folder are therefore read with the range that the deepest
+of them needs, and BITS_VARIABLE states the depth where no bright photo tells.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from anomalysd_edge.errors import ImageError
 
 BITS_VARIABLE = "SD_EDGE_PHOTO_BITS"
 """Environment variable: bits a channel of 16-bit files, aligned to the lower end; 16 = the full range."""
-DEPTHS = (8, 10, 12, 14, 16)
+DEPTHS = (10, 12, 14, 16)
 """Bits a channel that cameras deliver."""
 QUARTER = 1 << 14
 """From this value on a 16-bit file uses its full range."""
@@ -32,18 +34,26 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281
 _WHITE_IS_ZERO = 0
 
 
-def to_8_bit(values: npt.NDArray[Any], stated: int | None, notes: list[str]) -> U8:
-    """Integers in 0..65535, any shape -> uint8, the assumed white as 255, rounded; what was assumed joins `notes`."""
-    values = values.astype(np.uint16) if values.dtype != np.uint16 else values
-    bits = stated or _set_bits() or used_bits(values)
-    if bits != 16 and stated is None:
+def to_8_bit(values: npt.NDArray[np.uint16], bits: int) -> U8:
+    """uint16 of any shape -> uint8: 0..2**bits - 1 onto 0..255, rounded; larger values are white."""
+    white = (1 << bits) - 1
+    scaled = (np.arange(1 << 16, dtype=np.uint32).clip(0, white) * 255 + white // 2) // white
+    return scaled.astype(np.uint8)[values]
+
+
+def bits_of(values: npt.NDArray[np.uint16], neighbours: Callable[[], int] | None, notes: list[str]) -> int:
+    """Bits a channel of a file that states none, one of DEPTHS; what is assumed joins `notes`."""
+    bits = _set_bits()
+    if bits is None:
+        bits = used_bits(values)
+        if bits < 16 and neighbours is not None:
+            bits = max(bits, neighbours())
+    if bits < 16:
         notes.append(
             f"16-bit files that use {bits} bits are read with {(1 << bits) - 1} as white; "
             f"if that is wrong for this camera, set {BITS_VARIABLE} to its bits ({', '.join(map(str, DEPTHS))})"
         )
-    white = (1 << bits) - 1
-    scaled = (np.arange(1 << 16, dtype=np.uint32).clip(0, white) * 255 + white // 2) // white
-    return scaled.astype(np.uint8)[values]
+    return bits
 
 
 def used_bits(values: npt.NDArray[np.uint16]) -> int:
@@ -71,15 +81,16 @@ def stated_bits(image: Image.Image) -> int | None:
         return int(bits)
     largest = tags.get(_MAX_SAMPLE_VALUE)
     largest = largest[0] if isinstance(largest, tuple) else largest
-    return next((depth for depth in DEPTHS[1:-1] if largest == (1 << depth) - 1), None)
+    return next((depth for depth in DEPTHS if largest == (1 << depth) - 1), None)
 
 
-def upright(gray: npt.NDArray[Any], image: Image.Image) -> npt.NDArray[Any]:
-    """The same, dark as 0: 16-bit TIFF may say that white is 0, which Pillow heeds for 8 bits only."""
+def upright(gray: npt.NDArray[Any], image: Image.Image) -> npt.NDArray[np.uint16]:
+    """uint16 with dark as 0: 16-bit TIFF may say that white is 0, which Pillow heeds for 8 bits only."""
+    values = gray if gray.dtype == np.uint16 else gray.clip(0, 65535).astype(np.uint16)
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) != _WHITE_IS_ZERO:
-        return np.clip(gray, 0, 65535) if gray.dtype != np.uint16 else gray
-    stated = stated_bits(image) or 16
-    return ((1 << stated) - 1) - np.minimum(gray, (1 << stated) - 1)
+        return values
+    white = np.uint16((1 << (stated_bits(image) or 16)) - 1)
+    return np.asarray(white - np.minimum(values, white))
 
 
 def _set_bits() -> int | None:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from anomalysd_edge.core.files import printable, write_aside
 from anomalysd_edge.core.threads import spread
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.errors import DatasetError, ImageError, ShapeError
-from anomalysd_edge.vision import decoding
+from anomalysd_edge.vision import decoding, tiff_planes
 from anomalysd_edge.vision.masks import marked
 
 IMAGE_SUFFIXES = frozenset(
@@ -35,6 +36,8 @@ _PLANES = 3
 """Of a batch of planes, those that one thread resizes together: the colours of a repaint."""
 _SAMPLED_PIXELS = 2**16
 """Pixels of a photo that its faults are looked for in."""
+_BESIDE = 16
+"""Photos of a folder that are asked for their bit depth where one does not tell."""
 _LEAST_RANGE = 25.5
 """Grey levels, a tenth of the range, below which a photo hardly shows anything."""
 
@@ -60,17 +63,28 @@ def read_rgb(path: Path | str) -> tuple[U8, tuple[str, ...]]:
     """As :func:`load_rgb`, with a sentence for everything that was assumed about the pixels, none of it logged."""
     path = Path(path)
     _check_file(path)
-    return decoding.decode(path, str(path))
+    found = decoding.decode(path, str(path), lambda: _bits_beside(path.parent))
+    return found.pixels, found.notes
+
+
+@lru_cache(maxsize=256)
+def _bits_beside(folder: Path) -> int:
+    """The most bits a channel that photos of `folder` use; the first of them are looked at, once."""
+    bits = 8
+    for path in list_images(folder)[:_BESIDE]:
+        with suppress(ImageError):  # Damaged ones are named when it is their turn.
+            bits = max(bits, decoding.decode(path, str(path)).bits)
+    return bits
 
 
 def decode_rgb(data: bytes, name: str = "the photo") -> U8:
     """As :func:`load_rgb`, from the bytes of an image file; `name` stands in error messages."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes), expected an image; take or copy the photo again")
-    photo, notes = decoding.decode(io.BytesIO(data), name)
-    for note in notes:
+    found = decoding.decode(io.BytesIO(data), name)
+    for note in found.notes:
         _log_once("photos sent", note)
-    return photo
+    return found.pixels
 
 
 @lru_cache(maxsize=1024)
@@ -108,6 +122,8 @@ def load_mask(path: Path, shape_hw: tuple[int, int]) -> Mask:
     _check_file(path)
     notes: list[str] = []
     with decoding.opened(path, str(path), notes) as image:
+        if tiff_planes.not_for_pillow(image):
+            raise ImageError(f"mask {path} is a TIFF of 16-bit planes; save it as PNG")
         decoding.turn_upright(image, notes)
         found = marked(image)
     if found.shape != tuple(shape_hw):

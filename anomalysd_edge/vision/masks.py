@@ -45,14 +45,23 @@ def _values(image: Image.Image) -> npt.NDArray[np.generic]:
 
 
 def _is_soft(values: npt.NDArray[np.generic], highest: int) -> bool:
-    """Whether low values are a mark's blurred edge, not numbers of kinds: too many, or all close to high ones."""
+    """Whether low values are traces of a mark's blurred edge, not numbers of kinds of defects."""
     if highest <= LARGEST_LABEL:
         return False
     high = values > highest / 2
     low = (values > 0) & ~high
-    if not low.any():
-        return False
-    if len(np.unique(values[low])) > _FEW_VALUES:
-        return True
+    found = np.unique(values[low])
+    if len(found) == 0 or len(found) > _FEW_VALUES:
+        return len(found) > 0
+    if found[-1] <= highest / 8:  # As JPEG and WebP leave them, or 1, 2, 3 beside a 255: numbers fill areas.
+        return len(found) > 3 or _share_of_areas(values, low) < 0.5
     inside = np.asarray(Image.fromarray(high.astype(np.uint8)).filter(ImageFilter.MaxFilter(_EDGE_PX)))
     return not bool((low & (inside == 0)).any())
+
+
+def _share_of_areas(values: npt.NDArray[np.generic], low: Mask) -> float:
+    """Of the pixels `low` those whose four neighbours have their value."""
+    same = low[1:-1, 1:-1].copy()
+    for axis, step in ((0, -1), (0, 1), (1, -1), (1, 1)):
+        same &= (np.roll(values, step, axis) == values)[1:-1, 1:-1]
+    return float(same.sum() / low.sum())

@@ -19,14 +19,15 @@ _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
 _UNCOMPRESSED, _APART = 1, 2
 
 
-def garbled_by_pillow(image: Image.Image) -> bool:
-    """Whether an opened TIFF is of this kind. Compressed ones go through libtiff, which reads them right."""
+def not_for_pillow(image: Image.Image) -> bool:
+    """Whether an opened image is a TIFF of this kind. Compressed ones go through libtiff, which reads them right."""
     tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS, (8,))
     return (
-        tags.get(_PLANAR, 1) == _APART and len(bits) > 1 and max(bits) > 8
+        image.format == "TIFF"
+        and tags.get(_PLANAR, 1) == _APART
+        and max(tags.get(_BITS, (8,))) > 8
         and tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
-    )  # fmt: skip
+    )
 
 
 def read(image: Image.Image, data: bytes) -> npt.NDArray[np.uint16]:
