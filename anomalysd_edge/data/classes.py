@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.core.files import printable
 from anomalysd_edge.errors import ClassError
 
 if sys.version_info >= (3, 11):
@@ -29,6 +31,8 @@ MAX_TILES = 8
 """Windows along a side through which prototypes may see a photo."""
 KINDS = ("object", "texture")
 SYMMETRIES = ("rotate90", "rotate180", "flip_x", "flip_y")
+_ESCAPED_BYTES = 240
+"""Of a class's name in file names; file systems take 255 with an ending."""
 _KEYS = ("noun", "kind", "parts", "symmetries", "tiles")
 
 # What the ear hears, not the letter: a unit, an hour, an LED, a PCB.
@@ -94,6 +98,11 @@ def check_name(name: str) -> None:
         raise ClassError(
             f"{name!r} cannot name a class; expected 1 to 100 characters without slashes, and no dot in front"
         )
+    if len(quote(name, errors="surrogateescape")) > _ESCAPED_BYTES:
+        raise ClassError(
+            f"{name!r} is too long to name a class: files are named after it with percent signs, three characters a "
+            f"byte of other letters than a to z; expected {_ESCAPED_BYTES} then"
+        )
 
 
 def find_class(name: str, known: Iterable[str]) -> str | None:
@@ -144,7 +153,7 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
     if name in shipped:
         return shipped[name]
     check_name(name)
-    return ClassSpec(name=name, noun=" ".join(re.split(r"[_\s]+", name)).strip() or name)
+    return ClassSpec(name=name, noun=" ".join(re.split(r"[_\s]+", printable(name))).strip() or name)
 
 
 def is_described(name: str, user: Mapping[str, ClassSpec] | None = None) -> bool:

@@ -73,11 +73,11 @@ def open_dataset(root: Path, classes: Sequence[str] | None = None, layout: str =
             _refuse_mixed(root, found)
         if not found:
             raise DatasetError(_nothing(root, chosen))
-        names = sorted(found) if classes is None else choose_classes(classes, found, str(root))
-        picked = {name: found[name] for name in names}
+        chosen_names = sorted(found) if classes is None else choose_classes(classes, found, str(root))
+        picked = {name: found[name] for name in chosen_names}
         _check_names(root, picked)
-        whole = classes is None or lone
-        unused = left_out([root] if whole else [root / name for name in names], _files(picked), root)
+        folders = [root] if classes is None or lone else [root / name for name in chosen_names]
+        unused = left_out(folders, _files(picked), root)
     except OSError as error:
         raise DatasetError(
             f"{error.filename or root} cannot be read ({error.strerror}); mend its permissions"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +78,14 @@ class Dataset:
     """Whether `root` is itself the folder of its only class, so that the class's name is the folder's by chance."""
     left_out: tuple[str, ...] = ()
     """A sentence for each group of files that was not understood."""
+
+    def renamed(self, new_name: Callable[[str], str]) -> Dataset:
+        """The same with other names for classes, as a bundle writes them."""
+        classes = {}
+        for old, part in self.classes.items():
+            name = new_name(old)
+            classes[name] = replace(part, name=name, test=tuple(replace(s, class_name=name) for s in part.test))
+        return replace(self, classes=classes)
 
     def described(self) -> list[str]:
         """A few lines for people: layout, classes, counts, what was read in another sense, what was left out."""

@@ -98,7 +98,8 @@ def _deep_values(
         return None, None
     if np.asarray(image)[..., :3].max(initial=0) >= deep_pixels.QUARTER >> 8:
         return None, 16
-    return np.asarray(image.convert("RGB"), dtype=np.uint16) << 8 | _low_bytes(source, name), None
+    high = np.asarray(image.convert("RGB"), dtype=np.uint16) << np.uint16(8)
+    return np.asarray(high | _low_bytes(source, name), dtype=np.uint16), None
 
 
 def turn_upright(image: Image.Image, notes: list[str]) -> None:

@@ -103,7 +103,7 @@ def _set_bits() -> int | None:
 def are_16_bit(source: Path | memoryview, image: Image.Image) -> bool:
     """Whether the colours of a PNG or TIFF, which Pillow gives as 8 bits, have 16 in the file."""
     if image.format == "TIFF":
-        return max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) == 16
+        return bool(max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) == 16)
     if isinstance(source, Path):
         with source.open("rb") as file:
             return file.read(25)[24:] == b"\x10"

@@ -34,7 +34,7 @@ _LARGE = 2**20
 """Pixels from which shrinking takes longer than starting a thread."""
 _PLANES = 3
 """Of a batch of planes, those that one thread resizes together: the colours of a repaint."""
-_SAMPLED_PIXELS = 2**16
+_SAMPLED_PIXELS = 2**14
 """Pixels of a photo that its faults are looked for in."""
 _BESIDE = 16
 """Photos of a folder that are asked for their bit depth where one does not tell."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
@@ -29,7 +31,7 @@ def marked(image: Image.Image) -> Mask:
     return np.asarray(values > 0)
 
 
-def _values(image: Image.Image) -> npt.NDArray[np.generic]:
+def _values(image: Image.Image) -> npt.NDArray[Any]:
     """(H,W): the strongest channel; 0 where transparent. A mark that is drawn in alpha alone is that alpha."""
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -44,7 +46,7 @@ def _values(image: Image.Image) -> npt.NDArray[np.generic]:
     return np.where(alpha > 0, colours, 0)
 
 
-def _is_soft(values: npt.NDArray[np.generic], highest: int) -> bool:
+def _is_soft(values: npt.NDArray[Any], highest: int) -> bool:
     """Whether low values are traces of a mark's blurred edge, not numbers of kinds of defects."""
     if highest <= LARGEST_LABEL:
         return False
@@ -59,7 +61,7 @@ def _is_soft(values: npt.NDArray[np.generic], highest: int) -> bool:
     return not bool((low & (inside == 0)).any())
 
 
-def _share_of_areas(values: npt.NDArray[np.generic], low: Mask) -> float:
+def _share_of_areas(values: npt.NDArray[Any], low: Mask) -> float:
     """Of the pixels `low` those whose four neighbours have their value."""
     same = low[1:-1, 1:-1].copy()
     for axis, step in ((0, -1), (0, 1), (1, -1), (1, 1)):

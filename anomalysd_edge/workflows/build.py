@@ -14,10 +14,11 @@ from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import writing
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import few_shot, open_dataset
+from anomalysd_edge.data.datasets import few_shot
 from anomalysd_edge.errors import BackendError, DatasetError, SettingsError
 from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.datasets import of_bundle, open_described
 
 ENGINE_KINDS = ("onnx", *ENGINES)
 """onnx makes the precision's graphs and stops there: ONNX Runtime runs them as they are."""
@@ -183,15 +184,12 @@ def _graphs(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bundle
 
 def calibration_photos(bundle: Bundle, folder: Path) -> list[tuple[str, Path]]:
     """The shots of every class of the bundle that `folder` holds: its first good photos, as training takes them."""
-    data = open_dataset(folder)
+    data = of_bundle(open_described(folder), bundle.manifest.classes)
     found: list[tuple[str, Path]] = []
     for name, part in data.classes.items():
-        known = name if name in bundle.manifest.classes else None
-        if known is None and len(data.classes) == 1 and len(bundle.manifest.classes) == 1:
-            known = next(iter(bundle.manifest.classes))
-        if known is not None and part.train:
-            count = min(bundle.manifest.classes[known].shots or CALIBRATION_SHOTS, len(part.train))
-            found += [(known, path) for path in few_shot(part.train, count, None, name)]
+        if name in bundle.manifest.classes and part.train:
+            count = min(bundle.manifest.classes[name].shots or CALIBRATION_SHOTS, len(part.train))
+            found += [(name, path) for path in few_shot(part.train, count, None, name)]
     if not found:
         raise DatasetError(
             f"{folder} holds no good photos of the bundle's classes ({', '.join(bundle.manifest.classes)}): int8 "

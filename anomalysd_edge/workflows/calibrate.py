@@ -29,7 +29,7 @@ from anomalysd_edge.core.files import read_json, sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.data.datasets import few_shot, open_dataset
+from anomalysd_edge.data.datasets import few_shot
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.method.class_model import ClassConstants
 from anomalysd_edge.vision.images import load_rgb
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 from anomalysd_edge.calibration.outcome import Calibrated, Seen
 from anomalysd_edge.data.datasets import Dataset
+from anomalysd_edge.workflows.datasets import of_bundle, open_described, say_faults
 from anomalysd_edge.workflows.open_options import Opening
 
 RUN_RECORD = "run.json"
@@ -71,6 +72,7 @@ def recalibrate(asked: CalibrateRequest, progress: Progress) -> Calibrated:
     inspect = preset_settings(bundle, asked.preset)
     records = bundle.manifest.classes
     files = good_photos(asked.photos, records, asked.shots)
+    say_faults(files)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     with _networks(bundle, asked.threads) as networks:
         found = calibrate(calibration_task(bundle, networks, shots, inspect, asked.settings), progress)
@@ -97,9 +99,8 @@ def good_photos(source: Path, records: dict[str, ClassRecord], shots: int | None
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
     else:
-        found = {name: list(part.train) for name, part in open_dataset(source).classes.items()}
-        if len(records) == 1 and len(found) == 1:  # a lone folder of photos is the bundle's only class
-            found = {next(iter(records)): next(iter(found.values()))}
+        data = of_bundle(open_described(source), records)
+        found = {name: list(part.train) for name, part in data.classes.items()}
     missing = [name for name in records if not found.get(name)]
     if missing:
         raise DatasetError(
@@ -162,7 +163,7 @@ def false_alarms(found: Calibrated, photos: Path, how: Opening, progress: Progre
 
     Raises DatasetError where no class of the bundle has any.
     """
-    data = open_dataset(photos)
+    data = of_bundle(open_described(photos), found.after)
     others = {name: _others(data, name, set(found.shots[name])) for name in found.after if name in data.classes}
     others = {name: files for name, files in others.items() if files}
     if not others:

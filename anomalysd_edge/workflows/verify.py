@@ -19,7 +19,6 @@ from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
-from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import DatasetError, SettingsError
 from anomalysd_edge.evaluation import agreement
 from anomalysd_edge.evaluation.backend_parity import FIGURES, GateSettings, Judgement, judge
@@ -28,6 +27,7 @@ from anomalysd_edge.reports.console import show_table
 from anomalysd_edge.reports.html import HEAD, STYLE
 from anomalysd_edge.reports.inspection import heat_range
 from anomalysd_edge.vision import heatmap, images
+from anomalysd_edge.workflows.datasets import of_bundle, open_described
 
 UNLABELLED_LIMIT = 20
 """Photos judged where no labels are asked for: maps and verdicts show a fault after a few."""
@@ -238,13 +238,11 @@ def samples_of(photos: Path, bundle: Bundle) -> list[Any]:
     """Test photos of a data set; where it has none, its good ones. A lone folder is the bundle's only class."""
     from anomalysd_edge.data.datasets import GOOD, Sample
 
-    data = open_dataset(photos)
     names = list(bundle.manifest.classes)
-    found = []
+    data = of_bundle(open_described(photos), names)
+    found: list[Any] = []
     for name, part in data.classes.items():
-        known = name if name in names else (names[0] if len(names) == 1 else name)
-        pool = part.test or tuple(Sample(path, known, GOOD, None) for path in part.train)
-        found += [Sample(s.path, known, s.defect, s.mask_path) for s in pool]
+        found += part.test or [Sample(path, name, GOOD, None) for path in part.train]
     if not any(s.class_name in names for s in found):
         raise DatasetError(
             f"{photos} holds photos of {', '.join(data.classes)}; the bundle's classes are {', '.join(names)}"

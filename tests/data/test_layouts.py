@@ -23,8 +23,8 @@ def counts(data: ClassData) -> tuple[int, int, int, int]:
 
 def test_good_and_bad_photos_of_one_part_are_not_classes(tmp_path: Path) -> None:
     for number, names in enumerate((
-        ("OK", "NG", "MASK"), ("gut", "n.i.O."), ("Normal images", "Abnormal"), ("NG",), ("良品", "不良品"), ("good", "NG"),
-        ("OK", "bad"), ("bueno", "défaut"),
+        ("OK", "NG", "MASK"), ("gut", "n.i.O."), ("Normal images", "Abnormal"), ("NG",), ("良品", "不良品"),
+        ("good", "NG"), ("OK", "bad"), ("bueno", "défaut"),
     )):  # fmt: skip
         root = tmp_path / str(number)
         touch(root, *(f"{name}/0.png" for name in names))

@@ -70,7 +70,7 @@ def read_named(root: Path, named: NamedFolders) -> ClassData:
     for folder in (*named.normal_dir, *named.abnormal_dir, *named.normal_test_dir, *named.mask_dir):
         if not (root / folder).is_dir():
             raise DatasetError(f"{root / folder} is no folder; check the name, which is relative to {root}")
-    masks = [root / folder for folder in named.mask_dir]
+    masks: list[Path | None] = [root / folder for folder in named.mask_dir]
     good = [path for folder in named.normal_dir for path in list_images(root / folder)]
     held_out = [path for folder in named.normal_test_dir for path in list_images(root / folder)]
     bad = [root / folder for folder in named.abnormal_dir]
