@@ -42,12 +42,12 @@ GOLDEN_IMAGES = ((1, 97, 131), (2, 40, 56), (3, 301, 203))
 
 def prompt_key(class_name: str, level: str) -> str:
     """Tensor name of a class's prompt states; level is 'whole' or 'detail'."""
-    return f"prompts/{quote(class_name, safe='')}/{level}"
+    return f"prompts/{quote(class_name, safe='', errors='surrogateescape')}/{level}"
 
 
 def prototypes_key(class_name: str) -> str:
     """Tensor name of a class's bank of normal features."""
-    return f"prototypes/{quote(class_name, safe='')}"
+    return f"prototypes/{quote(class_name, safe='', errors='surrogateescape')}"
 
 
 @dataclass(frozen=True)

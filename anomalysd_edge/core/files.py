@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import numpy as np
 from anomalysd_edge.errors import InputError, SDEdgeError
 
 _CHUNK_BYTES = 1 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -121,9 +123,23 @@ def write_json(path: Path, value: Any) -> None:
 
     Takes what :func:`json_ready` takes. A number that JSON does not have (NaN, infinity) is written as null.
     """
-    text = json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(value) + "\n"
     with write_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """`value` as JSON that every UTF-8 stream takes. File names that are not UTF-8 come back exactly.
+
+    Python holds their bytes as lone surrogates (PEP 383), which UTF-8 has no form for; JSON has: the escape \\udcXX.
+    """
+    text = json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def printable(text: str) -> str:
+    """`text` for people: bytes of file names that are not UTF-8 as U+FFFD, the replacement character."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def json_ready(value: Any) -> Any:

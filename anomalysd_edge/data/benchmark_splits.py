@@ -1,14 +1,17 @@
-"""The published protocols of MVTec AD and VisA: which classes, and how many photos of each in which split.
+"""The published protocols of benchmark data sets: which classes, and how many photos of each in which split.
 
 Counts let a reader see whether a folder is the data set that published figures were measured on. MVTec AD: Bergmann et
 al., IJCV 129 (2021), table 1. VisA: Zou et al., "SPot-the-Difference", ECCV 2022, the one-class split of its 1cls.csv.
-Few-shot results choose their shots from the training split and are measured on the whole test split.
+MVTec LOCO AD: Bergmann et al., IJCV 130 (2022); its validation photos neither train nor test. MVTec AD 2: Heckler-Kram
+et al., arXiv 2503.21622, the public test set. BTAD: Mishra et al., ISIE 2021. MPDD: Jezek et al., ICUMT 2021. Real-IAD:
+Wang et al., CVPR 2024, by its JSON files. Few-shot results choose their shots from the training split and are measured
+on the whole test split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalysd_edge.data.datasets import ClassData, Dataset, open_dataset
@@ -24,10 +27,8 @@ class Published:
 
     title: str
     """As the literature calls it."""
-    layout: str
-    """Of datasets.open_dataset."""
-    counts: Mapping[str, Counts]
-    """By class."""
+    counts: Mapping[str, Counts | None]
+    """By class; None where its authors give no counts by class to compare with."""
     needs: str = ""
     """A file without which the split would be another."""
 
@@ -35,7 +36,6 @@ class Published:
 PUBLISHED: Mapping[str, Published] = {
     "mvtec-ad": Published(
         "MVTec AD",
-        "mvtec",
         {
             "bottle": (209, 20, 63),
             "cable": (224, 58, 92),
@@ -56,7 +56,6 @@ PUBLISHED: Mapping[str, Published] = {
     ),
     "visa": Published(
         "VisA",
-        "visa",
         {
             "candle": (900, 100, 100),
             "capsules": (542, 60, 100),
@@ -73,8 +72,71 @@ PUBLISHED: Mapping[str, Published] = {
         },
         needs="split_csv/1cls.csv",
     ),
+    "mvtec-loco": Published(
+        "MVTec LOCO AD",
+        {
+            "breakfast_box": (351, 102, 173),
+            "juice_bottle": (335, 94, 236),
+            "pushpins": (372, 138, 172),
+            "screw_bag": (360, 122, 219),
+            "splicing_connectors": (354, 119, 193),
+        },
+    ),
+    "mvtec-ad2": Published(
+        "MVTec AD 2",
+        dict.fromkeys(("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts")),
+    ),
+    "btad": Published("BTAD", {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}),
+    "mpdd": Published(
+        "MPDD",
+        {
+            "bracket_black": (289, 32, 47),
+            "bracket_brown": (185, 26, 51),
+            "bracket_white": (110, 30, 30),
+            "connector": (128, 30, 14),
+            "metal_plate": (54, 26, 71),
+            "tubes": (122, 32, 69),
+        },
+    ),
+    "real-iad": Published(
+        "Real-IAD",
+        dict.fromkeys(
+            (
+                "audiojack",
+                "bottle_cap",
+                "button_battery",
+                "end_cap",
+                "eraser",
+                "fire_hood",
+                "mint",
+                "mounts",
+                "pcb",
+                "phone_battery",
+                "plastic_nut",
+                "plastic_plug",
+                "porcelain_doll",
+                "regulator",
+                "rolled_strip_base",
+                "sim_card_set",
+                "switch",
+                "tape",
+                "terminalblock",
+                "toothbrush",
+                "toy",
+                "toy_brick",
+                "transistor1",
+                "u_block",
+                "usb",
+                "usb_adaptor",
+                "vcpill",
+                "wooden_beads",
+                "woodstick",
+                "zipper",
+            )
+        ),
+    ),
 }
-"""By the name that `sd-edge protocol --dataset` takes."""
+"""By the name that `--dataset` takes."""
 
 
 def open_published(root: Path, name: str, classes: Sequence[str] | None = None) -> tuple[Dataset, list[str]]:
@@ -92,15 +154,16 @@ def open_published(root: Path, name: str, classes: Sequence[str] | None = None) 
         raise ClassError(f"{known.title} has no class {strange[0]!r}; it has {', '.join(known.counts)}")
     if known.needs and root.is_dir() and not (root / known.needs).is_file():
         raise DatasetError(f"{root} lacks {known.needs}, {known.title}'s published split; unpack it beside the photos")
-    found = open_dataset(root, None, known.layout)
+    found = open_dataset(root, None, name)
     absent = [c for c in wanted if c not in found.classes]
     if absent:
         raise DatasetError(
             f"{root} lacks {known.title}'s {', '.join(absent)}; unpack the whole data set, or name some with --classes"
         )
-    chosen = Dataset(found.root, found.layout, {c: found.classes[c] for c in wanted})
+    chosen = replace(found, classes={c: found.classes[c] for c in wanted})
     notes = [] if classes is None else [f"{len(wanted)} of {known.title}'s {len(known.counts)} classes"]
-    return chosen, notes + [n for c in wanted if (n := _differs(c, chosen.classes[c], known.counts[c]))]
+    differences = (_differs(c, chosen.classes[c], known.counts[c]) for c in wanted)
+    return chosen, notes + [words for words in differences if words]
 
 
 def counts(data: ClassData) -> Counts:
@@ -109,9 +172,9 @@ def counts(data: ClassData) -> Counts:
     return len(data.train), len(data.test) - bad, bad
 
 
-def _differs(name: str, data: ClassData, published: Counts) -> str:
+def _differs(name: str, data: ClassData, published: Counts | None) -> str:
     found = counts(data)
-    if found == published:
+    if published is None or found == published:
         return ""
     words = ("good to train with", "good to test on", "bad to test on")
     apart = (f"{f} {w} in place of {p}" for f, p, w in zip(found, published, words, strict=True) if f != p)

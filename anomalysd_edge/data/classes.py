@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.core.files import printable
 from anomalysd_edge.errors import ClassError
 
 if sys.version_info >= (3, 11):
@@ -28,6 +31,8 @@ MAX_TILES = 8
 """Windows along a side through which prototypes may see a photo."""
 KINDS = ("object", "texture")
 SYMMETRIES = ("rotate90", "rotate180", "flip_x", "flip_y")
+_ESCAPED_BYTES = 240
+"""Of a class's name in file names; file systems take 255 with an ending."""
 _KEYS = ("noun", "kind", "parts", "symmetries", "tiles")
 
 # What the ear hears, not the letter: a unit, an hour, an LED, a PCB.
@@ -93,6 +98,47 @@ def check_name(name: str) -> None:
         raise ClassError(
             f"{name!r} cannot name a class; expected 1 to 100 characters without slashes, and no dot in front"
         )
+    if len(quote(name, errors="surrogateescape")) > _ESCAPED_BYTES:
+        raise ClassError(
+            f"{name!r} is too long to name a class: files are named after it with percent signs, three characters a "
+            f"byte of other letters than a to z; expected {_ESCAPED_BYTES} then"
+        )
+
+
+def find_class(name: str, known: Iterable[str]) -> str | None:
+    """The class of `known` that `name` means: written alike, or alike in Unicode's composed form (NFC); else None.
+
+    macOS hands out folder names decomposed (NFD), keyboards type them composed.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    form = unicodedata.normalize("NFC", name)
+    return next((other for other in known if unicodedata.normalize("NFC", other) == form), None)
+
+
+def choose_classes(wanted: Sequence[str], known: Iterable[str], where: str) -> list[str]:
+    """The classes of `known` that `wanted` names, in its order; `where` holds them, in errors.
+
+    A name with commas may come in the pieces that splitting at commas made of it. Raises ClassError, which lists what
+    there is, for a name that is none of them.
+    """
+    known, found, at = list(known), [], 0
+    by_pieces = {tuple(part.strip() for part in other.split(",")): other for other in known if "," in other}
+    pieces = [part.strip() for name in wanted for part in ([name] if find_class(name, known) else name.split(","))]
+    while at < len(pieces):
+        name, taken = find_class(pieces[at], known), 1
+        if name is None:
+            for length in range(2, len(pieces) - at + 1):
+                words = tuple(unicodedata.normalize("NFC", piece) for piece in pieces[at : at + length])
+                match = [n for p, n in by_pieces.items() if tuple(unicodedata.normalize("NFC", w) for w in p) == words]
+                if match:
+                    name, taken = match[0], length
+        if name is None:
+            raise ClassError(f"{where} has no class {pieces[at]!r}; it has {', '.join(sorted(known))}")
+        found.append(name)
+        at += taken
+    return list(dict.fromkeys(found))
 
 
 def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassSpec:
@@ -101,18 +147,18 @@ def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassS
     The last gives an object without known parts or symmetries: "steel_bracket" is told as "A perfect steel bracket.".
     Its photos may say more (class_inference.py).
     """
-    if user is not None and name in user:
-        return user[name]
+    if user is not None and (described := find_class(name, user)) is not None:
+        return replace(user[described], name=name)
     shipped = shipped_classes()
     if name in shipped:
         return shipped[name]
     check_name(name)
-    return ClassSpec(name=name, noun=" ".join(re.split(r"[_\s]+", name)).strip() or name)
+    return ClassSpec(name=name, noun=" ".join(re.split(r"[_\s]+", printable(name))).strip() or name)
 
 
 def is_described(name: str, user: Mapping[str, ClassSpec] | None = None) -> bool:
     """Whether anything but the name tells of a class."""
-    return (user is not None and name in user) or name in shipped_classes()
+    return (user is not None and find_class(name, user) is not None) or name in shipped_classes()
 
 
 @cache
@@ -127,7 +173,7 @@ def load_classes(path: Path) -> dict[str, ClassSpec]:
     Raises ClassError, naming the file, the class and the key, for anything that is not of that form.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ClassError(f"class file {path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:

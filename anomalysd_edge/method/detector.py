@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from anomalysd_edge.core.types import F32, U8
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import ClassError, InputError
 from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.inpainting.mask_plan import Plan
@@ -67,6 +68,13 @@ class Detector:
         """The slots of a photo whose class has no settings of its own."""
         return self._default.plan
 
+    def class_of(self, name: str) -> str:
+        """The bundle's class that `name` means, in any Unicode form. Raises ClassError, which lists the classes."""
+        found = find_class(name, self.classes)
+        if found is None:
+            raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(self.classes))}")
+        return found
+
     @property
     def steps(self) -> StepTable:
         """The UNet passes of such a photo."""
@@ -93,9 +101,7 @@ class Detector:
         names = [class_names] * len(photos) if isinstance(class_names, str) else list(class_names)
         if len(names) != len(photos):
             raise InputError(f"{len(photos)} photos came with {len(names)} class names; give one each, or one for all")
-        for name in names:
-            if name not in self.classes:
-                raise ClassError(f"class {name!r} is not in this bundle; it holds: {', '.join(sorted(self.classes))}")
+        names = [self.class_of(name) for name in names]
         alike: dict[int, list[int]] = {}
         for i, name in enumerate(names):
             alike.setdefault(id(self._stages[name]), []).append(i)

@@ -52,7 +52,9 @@ def write(found: ProtocolReport, values: Any, out: Path) -> None:
     """results.json with `values`, plots/class-NAME.svg and mean.svg and report.html under `out`."""
     names = [*found.class_names, aggregate.MEAN]
     plots = {name: plot(found.by_shots, name) for name in names}
-    files = {name: f"class-{quote(name, safe=' ')}.svg" for name in found.class_names} | {aggregate.MEAN: "mean.svg"}
+    files = {name: f"class-{quote(name, safe=' ', errors='surrogateescape')}.svg" for name in found.class_names} | {
+        aggregate.MEAN: "mean.svg"
+    }
     with folder_aside(out / "plots", marker=files[aggregate.MEAN]) as folder:
         for name, drawn in plots.items():
             (folder / files[name]).write_text(drawn, encoding="utf-8")

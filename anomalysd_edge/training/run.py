@@ -137,7 +137,7 @@ def copy_shots(
         for number, path in enumerate(paths):
             # Photos of the same file name from several folders get a number in front.
             file = path.name if stems.count(path.name) == 1 else f"{number:02d}-{path.name}"
-            target = folder / "shots" / quote(name, safe=" ") / file
+            target = folder / "shots" / quote(name, safe=" ", errors="surrogateescape") / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             entries.append({"file": target.relative_to(folder).as_posix(), "sha256": sha256_file(target)})

@@ -7,78 +7,131 @@ score cannot change because somebody resized differently; bundles carry test vec
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from anomalysd_edge.core.files import write_aside
+from anomalysd_edge.core.files import printable, write_aside
 from anomalysd_edge.core.threads import map_threads
 from anomalysd_edge.core.types import F32, U8, Mask
-from anomalysd_edge.errors import DatasetError, ImageError, SDEdgeError, ShapeError
+from anomalysd_edge.errors import DatasetError, ImageError, ShapeError
+from anomalysd_edge.vision import decoding, tiff_planes
+from anomalysd_edge.vision.masks import marked
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+)
 """Lower-case suffixes of the files that folders are searched for."""
-
-MAX_PIXELS = 200_000_000
-"""Larger photos are refused before they are decoded: 200 Mpx are 600 MB of memory."""
 
 _LARGE = 2**20
 """Pixels from which shrinking takes longer than starting a thread."""
 _PLANES = 3
 """Of a batch of planes, those that one thread resizes together: the colours of a repaint."""
+_SAMPLED_PIXELS = 2**14
+"""Pixels of a photo that its faults are looked for in."""
+_BESIDE = 16
+"""Photos of a folder that are asked for their bit depth where one does not tell."""
+_LEAST_RANGE = 25.5
+"""Grey levels, a tenth of the range, below which a photo hardly shows anything."""
 
-# Pillow's own guard against decompression bombs warns at 89 Mpx; line scan cameras reach that. Its limit is one per
-# process, and setting it once is safe with threads, unlike silencing its warning around every read.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+log = logging.getLogger("sd-edge.photos")
 
 
 def load_rgb(path: Path | str) -> U8:
     """Read a photo: (H,W,3) uint8, turned upright by its EXIF orientation.
 
-    Gray, palette, CMYK and 1-bit images are converted; 16-bit gray is scaled by its full range (65535 -> 255);
-    transparent pixels are laid over white. Of several frames the first is read; colour profiles are ignored.
+    Gray, palette, CMYK and 1-bit images are converted; more than 8 bits are scaled by the range that the camera meant
+    (deep_pixels.py); transparent pixels are laid over white, unless all are. Of several frames the first is read;
+    colour profiles are ignored. What had to be assumed is logged, once a folder; read_rgb returns it.
     Raises ImageError, which names the file, if it is missing, empty, truncated, no image, larger than 200 Mpx or of
     a pixel format with no known range (32-bit and floating point).
     """
+    photo, notes = read_rgb(path)
+    for note in notes:
+        _log_once(str(Path(path).parent), note)
+    return photo
+
+
+def read_rgb(path: Path | str) -> tuple[U8, tuple[str, ...]]:
+    """As :func:`load_rgb`, with a sentence for everything that was assumed about the pixels, none of it logged."""
     path = Path(path)
     _check_file(path)
-    return _read_rgb(path, str(path))
+    found = decoding.decode(path, str(path), lambda: _bits_beside(path.parent))
+    return found.pixels, found.notes
+
+
+@lru_cache(maxsize=256)
+def _bits_beside(folder: Path) -> int:
+    """The most bits a channel that photos of `folder` use; the first of them are looked at, once."""
+    bits = 8
+    for path in list_images(folder)[:_BESIDE]:
+        with suppress(ImageError):  # Damaged ones are named when it is their turn.
+            bits = max(bits, decoding.decode(path, str(path)).bits)
+    return bits
 
 
 def decode_rgb(data: bytes, name: str = "the photo") -> U8:
     """As :func:`load_rgb`, from the bytes of an image file; `name` stands in error messages."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes), expected an image; take or copy the photo again")
-    return _read_rgb(io.BytesIO(data), name)
+    found = decoding.decode(io.BytesIO(data), name)
+    for note in found.notes:
+        _log_once("photos sent", note)
+    return found.pixels
+
+
+@lru_cache(maxsize=1024)
+def _log_once(source: str, note: str) -> None:
+    log.warning("%s: %s", printable(source), note)
+
+
+def photo_faults(photo: U8) -> list[str]:
+    """What is wrong with (H,W,3) as a shot: all of one colour, or less than a tenth of the range in use.
+
+    A sample of its pixels is looked at, without the outermost thousandth: a black photo with hot pixels is black.
+    """
+    check_photo(photo)
+    step = max(1, math.isqrt(photo.shape[0] * photo.shape[1] // _SAMPLED_PIXELS))
+    sample = photo[::step, ::step].reshape(-1, 3)
+    low, high = np.percentile(sample, (0.1, 99.9), axis=0, method="nearest")
+    if (low == high).all():
+        return [f"it is of one colour, {tuple(map(int, low))}"]
+    if high.max() - low.min() < _LEAST_RANGE:
+        used = f"{int(low.min())} to {int(high.max())}"
+        return [f"it uses the grey levels {used} of 0 to 255, less than a tenth; check light, exposure and bit depth"]
+    return []
 
 
 def load_mask(path: Path, shape_hw: tuple[int, int]) -> Mask:
-    """Read a defect mask: (H,W) bool, True where any colour channel is not 0 (in a JPEG: above 127).
+    """Read a defect mask: (H,W) bool, True where marked (masks.py); of a folder of masks, where any of them marks.
 
-    VisA's masks hold small numbers and MVTec's 255, hence "not 0"; JPEG blurs around edges, hence its threshold.
-    Raises ImageError if the file cannot be read and DatasetError if its size is not `shape_hw`, the photo's.
+    Raises ImageError if a file cannot be read and DatasetError if its size is not `shape_hw`, the photo's.
     """
+    if path.is_dir():
+        parts = [load_mask(part, shape_hw) for part in list_images(path)]
+        if not parts:
+            raise DatasetError(f"{path} holds no masks that can be read; expected image files")
+        return np.asarray(np.logical_or.reduce(parts))
     _check_file(path)
-    with _opened(path, str(path)) as image:
-        lossy = image.format == "JPEG"
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
-            values = np.asarray(image)
-        else:
-            rgba = np.asarray(image.convert("RGBA"))
-            values = rgba[..., :3].max(axis=2) * (rgba[..., 3] > 0)
-    if values.shape != tuple(shape_hw):
-        found, expected = f"{values.shape[1]}x{values.shape[0]}", f"{shape_hw[1]}x{shape_hw[0]}"
+    notes: list[str] = []
+    with decoding.opened(path, str(path), notes) as image:
+        if tiff_planes.not_for_pillow(image):
+            raise ImageError(f"mask {path} is a TIFF of 16-bit planes; save it as PNG")
+        decoding.turn_upright(image, notes)
+        found = marked(image)
+    if found.shape != tuple(shape_hw):
+        size, expected = f"{found.shape[1]}x{found.shape[0]}", f"{shape_hw[1]}x{shape_hw[0]}"
         raise DatasetError(
-            f"mask {path} is {found} px, but its photo is {expected} px; a mask must have its photo's size"
+            f"mask {path} is {size} px, but its photo is {expected} px; a mask must have its photo's size"
         )
-    return np.asarray(values > (127 if lossy else 0))
+    return found
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
@@ -202,50 +255,3 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path} {found}, expected an image file; check the path")
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes), expected an image; take or copy the photo again")
-
-
-def _read_rgb(source: Path | io.BytesIO, name: str) -> U8:
-    with _opened(source, name) as image:
-        png = image.format == "PNG"
-        # In place, and no conversion without need: every copy of a 50 Mpx photo is 200 MB.
-        ImageOps.exif_transpose(image, in_place=True)
-        upright: Image.Image = image
-        if upright.mode.startswith("I;16") or (upright.mode == "I" and png):
-            return _from_16_bit(np.asarray(upright))
-        if upright.mode in ("I", "F"):
-            raise ImageError(f"{name} has 32-bit pixels of unknown range; convert it to 8 or 16 bits a channel")
-        if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-            over = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-
-
-def _from_16_bit(gray: npt.NDArray[np.generic]) -> U8:
-    """(H,W) integers in 0..65535 -> (H,W,3) uint8; 65535 = 255 * 257, so the full range maps onto the full range."""
-    eight = ((np.clip(gray, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(eight[..., None], 3, axis=2)
-
-
-@contextmanager
-def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    """Yield the decoded image; whatever goes wrong with it, in the block too, becomes an ImageError with its name."""
-    try:
-        with Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(name, f"{image.width}x{image.height} px")
-            image.load()
-            yield image
-    except SDEdgeError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, "too large") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that can be read; expected PNG, JPEG, BMP, TIFF or WebP") from error
-    except MemoryError as error:
-        raise ImageError(f"{name} does not fit into memory; scale it down before") from error
-    except Exception as error:  # On a damaged file a decoder may raise anything: OSError, SyntaxError, struct.error ...
-        raise ImageError(f"{name} is damaged or cut off ({error}); take or copy the photo again") from error
-
-
-def _too_large(name: str, found: str) -> ImageError:
-    return ImageError(f"{name} is {found}; expected at most {MAX_PIXELS // 10**6} megapixels: scale it down or tile it")

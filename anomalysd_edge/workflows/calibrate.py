@@ -17,9 +17,10 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import Dataset, open_dataset
+from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.vision.images import load_rgb
+from anomalysd_edge.workflows.datasets import of_bundle, open_described, say_faults
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
 
@@ -52,6 +53,7 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     inspect = preset_settings(bundle, preset)
     records = bundle.manifest.classes
     files = good_photos(request.photos, records, request.shots)
+    say_faults(files)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     use_threads(request.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
@@ -80,7 +82,7 @@ def false_alarms(found: Calibrated, photos: Path, options: InspectOptions, progr
 
     Raises DatasetError where no class of the bundle has any.
     """
-    data = open_dataset(photos)
+    data = of_bundle(open_described(photos), found.after)
     others = {name: _others(data, name, set(found.shots[name])) for name in found.after if name in data.classes}
     others = {name: files for name, files in others.items() if files}
     if not others:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import open_dataset
+from anomalysd_edge.data.classes import find_class
+from anomalysd_edge.data.datasets import NamedFolders
 from anomalysd_edge.errors import ClassError, DatasetError
 from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.reports import gallery, inspection
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.datasets import open_described
 from anomalysd_edge.workflows.open_options import InspectOptions
 
 if TYPE_CHECKING:
@@ -49,14 +51,18 @@ def evaluate_bundle(
     options: InspectOptions,
     progress: Progress,
     cluster: RaySettings | None = None,
+    dataset: str | None = None,
+    named: NamedFolders | None = None,
 ) -> EvalResult:
     """Inspect every test photo; with `out`, write results.json and report.html; with `cluster`, inspect over Ray.
 
     Raises ClassError for a class that the bundle does not hold, DatasetError where no photo is labelled.
     """
-    found = open_dataset(data, classes)
+    found = open_described(data, classes, dataset, named)
     bundle = read_bundle(bundle_path, public_key=options.public_key)
     known = bundle.manifest.classes
+    found = found.renamed(lambda name: find_class(name, known) or name)
+    found = found.renamed(lambda name: find_class(name, known) or name)
     unknown = [name for name in found.classes if name not in known]
     if unknown:
         raise ClassError(f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(known))}")

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from anomalysd_edge.bundle.manifest import ClassRecord
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.files import read_json
-from anomalysd_edge.data.datasets import GOOD, Sample, few_shot, open_dataset
+from anomalysd_edge.data.classes import find_class
+from anomalysd_edge.data.datasets import GOOD, Sample, few_shot
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.datasets import of_bundle, open_described
 
 RUN_RECORD = "run.json"
 DEFAULT_SHOTS = 4
@@ -48,9 +50,8 @@ def good_photos(
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
     else:
-        found = {name: list(part.train) for name, part in open_dataset(source).classes.items()}
-        if len(records) == 1 and len(found) == 1:  # a lone folder of photos is the bundle's only class
-            found = {next(iter(records)): next(iter(found.values()))}
+        data = of_bundle(open_described(source), records)
+        found = {name: list(part.train) for name, part in data.classes.items()}
     missing = [name for name in records if not found.get(name)]
     if missing if not partial else len(missing) == len(records):
         raise DatasetError(
@@ -70,14 +71,12 @@ def samples_of(photos: Path, bundle: Bundle) -> list[Sample]:
 
     A lone folder is the bundle's only class. Raises DatasetError where there is no photo of the bundle's classes.
     """
-    data = open_dataset(photos)
     names = list(bundle.manifest.classes)
-    found = []
-    for name, part in data.classes.items():
-        known = names[0] if len(names) == len(data.classes) == 1 else name
-        if known in names:
-            pool = part.test or tuple(Sample(path, known, GOOD, None) for path in part.train)
-            found += [Sample(s.path, known, s.defect, s.mask_path) for s in pool]
+    data = of_bundle(open_described(photos), names)
+    found: list[Sample] = []
+    for name in (name for name in data.classes if name in names):
+        part = data.classes[name]
+        found += part.test or [Sample(path, name, GOOD, None) for path in part.train]
     if not found:
         raise DatasetError(
             f"{photos} holds photos of {', '.join(data.classes)}; the bundle's classes are {', '.join(names)}"
@@ -92,9 +91,10 @@ def chosen_class(name: str | None, classes: Collection[str]) -> str:
         if len(classes) != 1:
             raise ClassError(f"this bundle holds several classes, say which with --class: {known}")
         return next(iter(classes))
-    if name not in classes:
+    found = find_class(name, classes)
+    if found is None:
         raise ClassError(f"class {name!r} is not in this bundle; it holds: {known}")
-    return name
+    return found
 
 
 def result_folders(places: Sequence[str]) -> list[str]:

@@ -21,11 +21,12 @@ from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
 from anomalysd_edge.core.files import json_ready, read_json, sha256_bytes, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.benchmark_splits import PUBLISHED, counts, open_published
-from anomalysd_edge.data.datasets import Dataset, open_dataset
+from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import ClassError, DatasetError, RunError, SettingsError
 from anomalysd_edge.evaluation import aggregate
 from anomalysd_edge.evaluation.evaluate import METRIC_PX, ClassResult, evaluate, result_of
 from anomalysd_edge.reports.protocol import ProtocolReport
+from anomalysd_edge.workflows.datasets import open_described, tell
 from anomalysd_edge.workflows.export import export_to
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import choose_shots, train_on
@@ -177,8 +178,9 @@ def _open(request: ProtocolRequest) -> tuple[Dataset, list[str]]:
     classes = list(request.classes) if request.classes is not None else None
     if request.dataset is not None:
         data, notes = open_published(request.data, request.dataset, classes)
+        tell(tuple(data.described()))
     else:
-        data, notes = open_dataset(request.data, classes), []
+        data, notes = open_described(request.data, classes), []
     without = [name for name, part in data.classes.items() if not part.test]
     if without:
         raise DatasetError(
@@ -288,7 +290,7 @@ def _key(state: str, data: Dataset, name: str) -> str:
 
 def result_file(folder: Path, name: str) -> Path:
     """The file of a class's figures in a cell's folder."""
-    return folder / "classes" / f"{quote(name, safe=' ')}.json"
+    return folder / "classes" / f"{quote(name, safe=' ', errors='surrogateescape')}.json"
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec, class_spec, is_described, load_classes
-from anomalysd_edge.data.datasets import Dataset, few_shot, open_dataset
+from anomalysd_edge.data.datasets import Dataset, NamedFolders, few_shot
+from anomalysd_edge.errors import RunError
 from anomalysd_edge.vision.images import load_rgb
+from anomalysd_edge.workflows.datasets import check_class_names, open_described, say_faults
 
 if TYPE_CHECKING:
     from anomalysd_edge.training.run import Run
@@ -43,10 +46,16 @@ def train_on(
     class_file: Path | None,
     resume: bool,
     progress: Progress,
+    dataset: str | None = None,
+    named: NamedFolders | None = None,
 ) -> Run:
     """Train on K shots of each class; values of `chosen` that are not None override the base's default settings."""
-    found = open_dataset(data, classes)
+    found = open_described(data, classes, dataset, named)
+    check_class_names(found)
     shots = choose_shots(found, int(chosen["shots"]), shot_seed)
+    say_faults(shots)
+    if resume:
+        _check_finished(out, shots)
     specs = specs_of(shots, class_file, progress)
     from anomalysd_edge.training.settings import TrainSettings
     from anomalysd_edge.training.train import train
@@ -54,3 +63,21 @@ def train_on(
     overrides = {name: value for name, value in chosen.items() if value is not None}
     settings = TrainSettings.for_base(base, **overrides)
     return train(settings, shots, out, specs=specs, resume=resume, progress=progress)
+
+
+def _check_finished(out: Path, shots: Mapping[str, Sequence[Path]]) -> None:
+    """Raise RunError where a finished run, which resuming would return as it is, was made with other photos."""
+    from anomalysd_edge.training.checkpoints import latest, partial_folder
+    from anomalysd_edge.training.run import MARKER, read_run
+
+    if not (out / MARKER).is_file() or latest(partial_folder(out)) is not None:
+        return
+    classes = read_run(out).record["classes"]
+    before = {name: sorted(shot["sha256"] for shot in entry["shots"]) for name, entry in classes.items()}
+    now = {name: sorted(map(sha256_file, files)) for name, files in shots.items()}
+    if before != now:
+        differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        raise RunError(
+            f"the run {out} is finished and was made with other photos of {', '.join(differ)}; train again without "
+            "--resume, or into another folder"
+        )

@@ -8,6 +8,7 @@ import pytest
 
 from anomalysd_edge.data.benchmark_splits import PUBLISHED, open_published
 from anomalysd_edge.data.classes import shipped_classes
+from anomalysd_edge.data.datasets import PUBLISHED_LAYOUTS
 from anomalysd_edge.errors import ClassError, DatasetError
 from tests.support.data_sets import VISA_CSV, touch
 
@@ -20,12 +21,18 @@ def mvtec_class(root: Path, name: str, train: int, good: int, bad: int) -> None:
 
 
 def test_the_tables_add_up_to_the_published_totals_and_have_prompts() -> None:
-    totals = {name: tuple(map(sum, zip(*known.counts.values(), strict=True))) for name, known in PUBLISHED.items()}
-    # MVTec AD: 3629 to train with, 1725 to test on; VisA: 9621 normal and 1200 anomalous photos.
-    assert totals == {"mvtec-ad": (3629, 467, 1258), "visa": (8659, 962, 1200)}
-    assert [len(known.counts) for known in PUBLISHED.values()] == [15, 12]
-    for known in PUBLISHED.values():
-        assert set(known.counts) <= set(shipped_classes())
+    listed = {name: [c for c in known.counts.values() if c is not None] for name, known in PUBLISHED.items()}
+    totals = {name: tuple(map(sum, zip(*found, strict=True))) for name, found in listed.items() if found}
+    # MVTec AD: 3629 to train with, 1725 to test on; VisA: 9621 normal and 1200 anomalous photos. MVTec LOCO: 1772 to
+    # train with, 575 good and 993 bad to test on. BTAD: 2540 photos. MPDD: 888 to train with, 458 to test on.
+    assert totals == {
+        "mvtec-ad": (3629, 467, 1258), "visa": (8659, 962, 1200), "mvtec-loco": (1772, 575, 993),
+        "btad": (1799, 451, 290), "mpdd": (888, 176, 282),
+    }  # fmt: skip
+    assert [len(known.counts) for known in PUBLISHED.values()] == [15, 12, 5, 8, 3, 6, 30]
+    assert list(PUBLISHED) == list(PUBLISHED_LAYOUTS)
+    for name in ("mvtec-ad", "visa"):
+        assert set(PUBLISHED[name].counts) <= set(shipped_classes())
 
 
 def test_the_published_split_is_recognised_to_the_photo(tmp_path: Path) -> None:

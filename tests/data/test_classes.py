@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anomalysd_edge.data.classes import ClassSpec, apply_view, class_spec, load_classes, shipped_classes, symmetry_group
+from anomalysd_edge.data.classes import (
+    ClassSpec,
+    apply_view,
+    class_spec,
+    find_class,
+    is_described,
+    load_classes,
+    shipped_classes,
+    symmetry_group,
+)
 from anomalysd_edge.errors import ClassError
 
 MVTEC_TEXTURES = {"carpet", "grid", "leather", "tile", "wood"}
@@ -121,3 +131,20 @@ def test_symmetries_generate_their_group() -> None:
     assert set(views("flip_x", "flip_y")) == {image.tobytes(), turned, left_right, top_bottom}
     assert views("rotate90") == [np.rot90(image, n).tobytes() for n in range(4)]
     assert len(set(views("rotate90", "flip_y"))) == 8
+
+
+def test_a_class_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "classes.toml"
+    path.write_bytes(b'\xef\xbb\xbf[bracket]\nnoun = "steel bracket"\n')
+    assert load_classes(path)["bracket"].noun == "steel bracket"
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Gehäuse") for form in ("NFC", "NFD"))
+    assert find_class(composed, [decomposed, "x"]) == decomposed
+    assert find_class(decomposed, {composed: 1}) == composed
+    assert find_class(composed, [decomposed, composed]) == composed
+    assert find_class("Gehause", [composed]) is None
+    user = {composed: ClassSpec(composed, "housing")}
+    assert class_spec(decomposed, user) == ClassSpec(decomposed, "housing")
+    assert is_described(decomposed, user)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.core.types import U8
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision.images import encode_png
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, Unavailable
@@ -97,9 +98,10 @@ def class_of(name: str | None, loaded: LoadedBundle) -> str:
                 f"say which class the photo is of; bundle {loaded.name} holds: {', '.join(loaded.classes)}"
             )
         return next(iter(loaded.classes))
-    if name not in loaded.classes:
+    found = find_class(name, loaded.classes)
+    if found is None:
         raise NotFound(f"class {name!r} is not in bundle {loaded.name}; it holds: {', '.join(sorted(loaded.classes))}")
-    return name
+    return found
 
 
 def reject(result: Future[VerdictResult], error: ServeError) -> None:
