@@ -14,6 +14,13 @@ from tests.support.command import Chain, readme_blocks, readme_commands, sd_edge
 from tests.support.small_graphs import small_bundle
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the whole chain is slow, however quick the test itself is."""
+    for item in items:
+        if "chain" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     """A bundle of small graphs that a test may change."""
