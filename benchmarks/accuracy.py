@@ -35,7 +35,7 @@ from anomalysd_edge.workflows.protocol import (
 )
 from anomalysd_edge.workflows.train import choose_shots
 from benchmarks import harness
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
 

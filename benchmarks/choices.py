@@ -36,7 +36,7 @@ from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, r
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
 from benchmarks import harness
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from anomalysd_edge.vision.images import load_rgb, resize_map
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
 from benchmarks import harness
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 
 ALONE = "prototypes alone"
 SETTLING = "settling"

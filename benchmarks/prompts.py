@@ -28,7 +28,7 @@ from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.train import choose_shots, specs_of
 from benchmarks import harness
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 
 WAYS = ("whole", "detail", "both", "none")
 INSPECTED = {"whole": ("whole",), "detail": ("whole",), "both": ("whole", "detail"), "none": ("whole",)}

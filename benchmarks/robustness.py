@@ -27,7 +27,7 @@ from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import InspectOptions
 from benchmarks import harness
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 
 Disturb = Callable[[U8, np.random.Generator], U8]
 

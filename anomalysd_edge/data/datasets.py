@@ -17,12 +17,12 @@ from anomalysd_edge.data.layouts import mvtec, plain, real_iad, visa
 from anomalysd_edge.data.layouts.plain import NamedFolders
 from anomalysd_edge.data.layouts.roles import role
 from anomalysd_edge.data.layouts.tree import child, folder_name, left_out, subfolders
-from anomalysd_edge.data.samples import GOOD, ClassData, Dataset, Sample, few_shot, few_tests
+from anomalysd_edge.data.samples import GOOD, ClassData, Dataset, Sample, few_shot
 from anomalysd_edge.errors import DatasetError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES, list_images
 
 __all__ = [
-    "GOOD", "LAYOUTS", "PUBLISHED_LAYOUTS", "ClassData", "Dataset", "NamedFolders", "Sample", "few_shot", "few_tests",
+    "GOOD", "LAYOUTS", "PUBLISHED_LAYOUTS", "ClassData", "Dataset", "NamedFolders", "Sample", "few_shot",
     "open_dataset", "open_folders",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.vision import images
-from benchmarks.few_tests import few_tests
+from benchmarks.harness import few_tests
 from benchmarks.robustness import COLUMNS, DISTURBANCES, _moved_mask, measure, rows
 from tests.support.data_sets import spot_data_set
 from tests.support.detectors import detector

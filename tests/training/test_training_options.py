@@ -353,5 +353,5 @@ def test_settings_by_word() -> None:
             settings_of([wrong])
     graphs = graphs_of("fp32,fp16", None, "1,4")
     assert (graphs["precisions"], graphs["size_px"], graphs["batches"]) == (("fp32", "fp16"), 0, (1, 4))
-    with pytest.raises(SettingsError, match="expected dynamic or whole numbers"):
+    with pytest.raises(SettingsError, match="expected whole numbers from 1"):
         graphs_of("fp32", None, "many")

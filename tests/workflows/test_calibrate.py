@@ -63,7 +63,7 @@ def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
         assert masks.any(axis=(1, 2)).sum() == 4, "as many synthetic anomalies as asked for"
         return taken, [settings_search.Trial(taken, *settings_search.merit(judged, masks), 0.1, 0.01, True)]
 
-    monkeypatch.setattr(holdout_maps, "choose", choose)
+    monkeypatch.setattr(holdout_maps, "search_settings", choose)
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
     found = recalibrate(
         CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "PHOTOS"), settings=settings), quiet

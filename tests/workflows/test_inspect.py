@@ -84,7 +84,9 @@ def test_photos_by_file_folder_data_set_and_run(tmp_path: Path) -> None:
         good_photos(data, records, 5)
     assert len(good_photos(data, records, 5, partial=True)["bottle"]) == 3
     (data / "bottle").rename(data / "screw")
-    assert {s.class_name for s in samples_of(data, bundle)} == {"bottle"}, "a lone folder is the bundle's only class"
+    with pytest.raises(DatasetError, match="screw"):
+        samples_of(data, bundle)  # a class of a published layout keeps its name
+    assert {s.class_name for s in samples_of(data / "screw/train/good", bundle)} == {"bottle"}, "a lone folder has none"
     data_set(data)
     assert {s.path.parents[2].name for s in samples_of(data, bundle)} == {"bottle"}, "another class's are not"
     assert [file.parents[2].name for file in good_photos(data, records, 1)["bottle"]] == ["bottle"]
