@@ -28,7 +28,7 @@ class Published:
     title: str
     """As the literature calls it."""
     counts: Mapping[str, Counts | None]
-    """By class; None where its authors give no counts by class to compare with."""
+    """By class; None where there are none to compare with."""
     needs: str = ""
     """A file without which the split would be another."""
 
