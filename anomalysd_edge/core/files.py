@@ -45,15 +45,17 @@ def sha256_file(path: Path) -> str:
 def write_aside(path: Path) -> Iterator[Path]:
     """Yield a free name beside `path`; what is written there becomes `path` when the block ends well.
 
-    The name keeps the suffix of `path`, and missing parent folders are made. On any error, Ctrl-C included, the
+    The name keeps the suffix of `path`, and missing parent folders are made. Where `path` is a symbolic link, what it
+    points to is written, and the link stays. On any error, Ctrl-C included, the
     file aside is removed and an older `path` stays as it was. A full disk or a refused write becomes an InputError.
     """
-    aside = _name_aside(path)
+    target = _through_links(path)
+    aside = _name_aside(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         _flush_to_disk(aside)
-        aside.replace(path)
+        aside.replace(target)
     except BaseException as error:
         with suppress(OSError):
             aside.unlink()
@@ -67,13 +69,14 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
 
     An older folder at `path` is replaced: moved away, the new one moved in, the old one removed; should the second
     move fail, the old one comes back. With `marker`, a non-empty folder that does not hold a file of that name is
-    not ours to replace and raises InputError. On any error, Ctrl-C included, the folder aside is removed.
+    not ours to replace and raises InputError. Where `path` is a symbolic link, the folder that it points to is written,
+    and the link stays. On any error, Ctrl-C included, the folder aside is removed.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")
     if marker is not None and path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
         raise InputError(f"{path} is not empty and holds no {marker}, so it is not replaced; choose another folder")
-    target = path.absolute()
+    target = _through_links(path)
     aside, old = _name_aside(target), _name_aside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,11 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
     finally:
         if old.exists() and target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _through_links(path: Path) -> Path:
+    """The absolute path that is written where `path` is asked for: of a symbolic link, what it points to."""
+    return path.resolve() if path.is_symlink() else path.absolute()
 
 
 def read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from http.client import HTTPException
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from anomalysd_edge import __version__
 from anomalysd_runtime.server.records.tables import verdict_of
 from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
-from anomalysd_runtime.server.settings import WebhookSettings
+from anomalysd_runtime.server.settings import WebhookSettings, is_loopback
 from anomalysd_runtime.server.verdicts import Verdict
 
 log = logging.getLogger("sd-edge.webhook")
@@ -40,7 +41,12 @@ class Webhook:
 
     def __init__(self, store: VerdictStore, settings: WebhookSettings) -> None:
         self._store, self._settings = store, settings
-        self._open = urllib.request.build_opener(_NoRedirect)
+        self._proxy = proxy_of(settings.url)
+        handlers: list[Any] = [_NoRedirect]
+        handlers += [urllib.request.ProxyHandler({})] if self._proxy is None else []
+        self._open = urllib.request.build_opener(*handlers)
+        if self._proxy is not None:
+            log.info("webhook calls go through the proxy %s of the environment", self._proxy)
         self._end = threading.Event()
         self._news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sd-edge-webhook", daemon=True)
@@ -132,7 +138,21 @@ class Webhook:
             with error:
                 return f"status {error.code}"
         except (OSError, HTTPException) as error:
-            return f"{type(error).__name__}: {error}"
+            through = f" (through the proxy {self._proxy} of the environment)" if self._proxy else ""
+            return f"{type(error).__name__}: {error}{through}"
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment (http_proxy, https_proxy, no_proxy) names for `url`, without its password.
+
+    None for a host that no_proxy exempts, and always for this machine itself: no proxy can reach our loopback.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    return None if proxy is None else proxy.rpartition("@")[2]
 
 
 def signature(secret: str, stamp: str, body: bytes) -> str:

@@ -60,7 +60,7 @@ def _inspections(service: Service) -> APIRouter:
             "deadline_ms": deadline_ms, "request_key": request_key,
         }  # fmt: skip
         began = time.monotonic()
-        photos, fields = await _read(request, 1)
+        photos, fields = await _read(request, 1, service.settings.security.max_body_bytes)
         given = {**{k: v for k, v in query.items() if v is not None}, **{k: v[-1] for k, v in fields.items()}}
         wanted = wanted_outputs(given.get("outputs"))
         photo_request = _photo_request(service, request, photos[0], given, given.get("class"), began)
@@ -74,7 +74,9 @@ def _inspections(service: Service) -> APIRouter:
     async def batch(request: Request) -> Any:
         """Inspect several photos: repeated field `photo`, and `class` once for all or once each, in order."""
         began = time.monotonic()
-        photos, fields = await _read(request, service.settings.security.max_photos)
+        photos, fields = await _read(
+            request, service.settings.security.max_photos, service.settings.security.max_body_bytes
+        )
         classes = fields.pop("class", [])
         if len(classes) not in (0, 1, len(photos)):
             raise BadRequest(f"{len(photos)} photos came with {len(classes)} classes; give one for all, or one each")
@@ -201,8 +203,13 @@ def _state(service: Service) -> APIRouter:
     return router
 
 
-async def _read(request: Request, most: int) -> tuple[list[tuple[str, bytes]], dict[str, list[str]]]:
-    """Photos (name, bytes) and text fields of a body, of either kind. Raises WrongType, BadRequest."""
+async def _read(
+    request: Request, most: int, max_bytes: int
+) -> tuple[list[tuple[str, bytes]], dict[str, list[str]]]:
+    """Photos (name, bytes) and text fields of a body, of either kind. Raises WrongType, BadRequest.
+
+    A part `photo` without a filename is a photo as well: many a PLC's and C#'s client sends none.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if "content-encoding" in request.headers:
         raise WrongType("compressed bodies are not taken; send the image file as it is")
@@ -212,12 +219,14 @@ async def _read(request: Request, most: int) -> tuple[list[tuple[str, bytes]], d
         raise WrongType(f"the content type is {kind[:80]!r}; send multipart/form-data with a field 'photo', or image/*")
     photos: list[tuple[str, bytes]] = []
     fields: dict[str, list[str]] = {}
-    async with request.form(max_files=most, max_fields=most + 16, max_part_size=64 * 1024) as form:
+    async with request.form(max_files=most, max_fields=most + 16, max_part_size=max_bytes) as form:
         for key, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if key != "photo":
                     raise BadRequest(f"the field {key[:80]!r} holds a file; photos go into the field 'photo'")
                 photos.append((value.filename or "", await value.read()))
+            elif key == "photo":
+                photos.append(("", _bytes_of(value)))
             elif key in ("class", "bundle", "outputs", "deadline_ms", "request_key"):
                 fields.setdefault(key, []).append(value)
             else:
@@ -225,6 +234,14 @@ async def _read(request: Request, most: int) -> tuple[list[tuple[str, bytes]], d
     if not photos:
         raise BadRequest("no photo came; send it as a file in the field 'photo'")
     return photos, fields
+
+
+def _bytes_of(text: str) -> bytes:
+    """The bytes of a part that the form's parser took for text: it decodes UTF-8 and, where they are none, Latin-1."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
 
 
 def _photo_request(
