@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -104,8 +105,14 @@ def root(
         os.environ["SD_EDGE_DEBUG"] = "1"
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **_named: object) -> None:
+    """A warning as one sentence, without the line of code that gave it."""
+    print(str(message) if issubclass(category, UserWarning) else f"{category.__name__}: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point: every error raised on purpose becomes one sentence on stderr and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except SDEdgeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -44,18 +45,22 @@ _LEAST_RANGE = 25.5
 log = logging.getLogger("sd-edge.photos")
 
 
+class PhotoWarning(UserWarning):
+    """What was assumed about a photo's pixels; its text names the folder, so that Python shows it once a folder."""
+
+
 def load_rgb(path: Path | str) -> U8:
     """Read a photo: (H,W,3) uint8, turned upright by its EXIF orientation.
 
     Gray, palette, CMYK and 1-bit images are converted; more than 8 bits are scaled by the range that the camera meant
     (deep_pixels.py); transparent pixels are laid over white, unless all are. Of several frames the first is read;
-    colour profiles are ignored. What had to be assumed is logged, once a folder; read_rgb returns it.
+    colour profiles are ignored. What had to be assumed is warned of (PhotoWarning); read_rgb returns it.
     Raises ImageError, which names the file, if it is missing, empty, truncated, no image, larger than 200 Mpx or of
     a pixel format with no known range (32-bit and floating point).
     """
     photo, notes = read_rgb(path)
     for note in notes:
-        _log_once(str(Path(path).parent), note)
+        warnings.warn(f"{printable(str(Path(path).parent))}: {note}", PhotoWarning, stacklevel=2)
     return photo
 
 

@@ -48,7 +48,8 @@ def test_eval_writes_a_table_and_a_report(chain: Chain, tmp_path: Path) -> None:
     done = sd_edge("eval", chain.bundle, "--data", chain.photos, "--out", tmp_path / "report", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert found["classes"]["bracket"]["good"] == 3
-    assert set(found["mean"]) == {"prototypes", "multiscale", "guided", "fused"}
+    assert set(found["mean"]) == {"prototypes", "multiscale", "guided", "fused", "verdicts"}
+    assert found["mean"]["verdicts"]["balanced_error"] is not None
     page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert "bracket/colour/0.png" in page
 
@@ -149,6 +150,8 @@ def test_ctrl_c_leaves_nothing_half_written(chain: Chain, tmp_path: Path) -> Non
     for number in range(400):  # minutes of work: the command cannot have ended by itself
         shutil.copy(good / "0.png", good / f"copy{number}.png")
     command = [sys.executable, "-m", "anomalysd_edge.cli", "eval", str(chain.bundle), "--data", "photos"]
+    # A program started in the background inherits that SIGINT is ignored, and hands it on to what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen([*command, "--out", "report"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         said = ""

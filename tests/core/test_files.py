@@ -150,3 +150,31 @@ def test_broken_json_is_named_with_its_line(tmp_path: Path) -> None:
         read_json(tmp_path / "bin.json")
     with pytest.raises(InputError, match="No such file"):
         read_json(tmp_path / "none.json")
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    """current -> releases/1 is how people switch versions: the link stays, and nothing hidden is left beside it."""
+    (tmp_path / "releases/1").mkdir(parents=True)
+    (tmp_path / "releases/1/manifest.json").write_text("old")
+    (tmp_path / "current").symlink_to("releases/1")
+    (tmp_path / "file.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("file.json")
+    with folder_aside(tmp_path / "current", "manifest.json") as folder:
+        (folder / "manifest.json").write_text("new")
+    with write_aside(tmp_path / "link.json") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "releases/1/manifest.json").read_text() == "new"
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "file.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "1", "current", "file.json", "link.json", "manifest.json", "releases",
+    ]  # fmt: skip
+
+
+def test_a_link_to_nothing_is_written_where_it_points(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("later")
+    with folder_aside(tmp_path / "out") as folder:
+        (folder / "a").write_text("x")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "later/a").read_text() == "x"

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalysd_edge.vision.images import decode_rgb
+from anomalysd_edge.vision.images import decode_rgb, encode_png
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
@@ -80,6 +80,18 @@ def test_multipart_and_raw_bodies_give_the_same_score(box: Box) -> None:
     assert form["pred_score"] == raw["pred_score"]
     assert form["photo"] == "photo.png"
     assert list(form["pictures"]) == ["map"]
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_photo_without_a_filename_is_a_photo(box: Box, seed: int) -> None:
+    """C#'s ByteArrayContent and many PLC libraries send none, and photos may be large."""
+    noise = np.random.default_rng(seed).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    data = png(seed) if seed == 2 else encode_png(noise)
+    assert seed == 2 or len(data) > 64 * 1024
+    head = b'--q\r\nContent-Disposition: form-data; name="photo"\r\nContent-Type: image/png\r\n\r\n'
+    tail = b'\r\n--q\r\nContent-Disposition: form-data; name="class"\r\n\r\nbottle\r\n--q--\r\n'
+    found = box.ask("POST", "/inspect", head + data + tail, {"content-type": "multipart/form-data; boundary=q"})
+    assert found.json["pred_score"] == box.inspect(data, "?class=bottle").json["pred_score"]
 
 
 def test_the_only_class_needs_no_name(box: Box) -> None:

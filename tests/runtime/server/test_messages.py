@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from anomalysd_runtime.server.connectors.mqtt import MqttConnector, Trigger
-from anomalysd_runtime.server.connectors.webhook import Webhook, signature
+from anomalysd_runtime.server.connectors.webhook import Webhook, proxy_of, signature
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.records.tables import VerdictEntry
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
@@ -389,3 +390,26 @@ def test_a_webhook_follows_no_redirect_and_gives_up_in_the_end(tmp_path: Path) -
     thread.join()
     server.server_close()
     record.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "expected"),
+    [
+        ("http://127.0.0.1:9/x", {"http_proxy": "http://proxy:3128"}, None),
+        ("http://localhost/x", {"http_proxy": "http://proxy:3128"}, None),
+        ("http://[::1]:9/x", {"http_proxy": "http://proxy:3128"}, None),
+        ("http://plant.example/x", {"http_proxy": "http://proxy:3128"}, "http://proxy:3128"),
+        ("http://plant.example/x", {"http_proxy": "http://name:secret@proxy:3128"}, "proxy:3128"),
+        ("https://plant.example/x", {"http_proxy": "http://proxy:3128"}, None),
+        ("http://plant.example/x", {"http_proxy": "http://proxy:3128", "no_proxy": "plant.example"}, None),
+    ],
+)
+def test_a_proxy_of_the_environment_is_used_and_named_but_never_for_this_machine(
+    url: str, environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of(url) == expected

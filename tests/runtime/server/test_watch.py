@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,91 @@ def recorded(path: Path) -> int:
             return int(db.execute("SELECT count(*) FROM verdicts").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
+
+
+def watched(bundle: Path, folder: Path, seconds: float = 0.0) -> None:
+    """Judge what lies in `folder` until nothing is left, or for so long."""
+    service = Service(small_settings(bundle))
+    watch = FolderWatch(service, WatchSettings(folder, "bottle", poll_s=0.02, settle_s=0.05))
+    service.start()
+    try:
+        timer = threading.Timer(seconds or 60, watch.stop)
+        timer.start()
+        watch.run(once=not seconds)
+        timer.cancel()
+    finally:
+        service.stop()
+
+
+def test_what_nobody_looks_at_is_named_once(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("Bottle", "other", "bottle/2026"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.png").write_bytes(png(1))
+    (tmp_path / "b.heic").write_bytes(b"x")
+    (tmp_path / "c.png").symlink_to(tmp_path / "absent.png")
+    (tmp_path / "good.png").write_bytes(png(2))
+    watched(bundle, tmp_path, 0.6)
+    said = [record.getMessage() for record in caplog.records if record.name == "sd-edge.watch"]
+    for name in (
+        "Bottle is not looked into",
+        "other is not",
+        "bottle/2026 is not",
+        "b.heic is left",
+        "c.png is a link",
+    ):
+        assert sum(line.startswith(name) for line in said) == 1, (name, said)
+    assert files(tmp_path)["ok"] + files(tmp_path)["ng"] == 1, "and the photo among them is judged"
+
+
+def test_an_empty_file_waits_for_its_writer(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A camera makes the file, and fills it seconds later through the handle that it holds."""
+    with (tmp_path / "cam.png").open("wb", buffering=0) as camera:
+        threading.Timer(0.5, camera.write, [png(1)]).start()
+        watched(bundle, tmp_path, 1.5)
+    found = files(tmp_path)
+    assert (found["ok"] + found["ng"], found["error"]) == (1, 0)
+    assert "cam.png is empty" in caplog.text
+
+
+def test_names_near_the_limit_and_links_are_judged(bundle: Path, tmp_path: Path) -> None:
+    inbox, store = tmp_path / "in", tmp_path / "store"
+    inbox.mkdir()
+    store.mkdir()
+    long = "\N{LATIN SMALL LETTER E WITH ACUTE}" * 125 + ".png"  # 254 bytes
+    (inbox / long).write_bytes(png(1))
+    (store / "photo.png").write_bytes(png(2))
+    (inbox / "relative.png").symlink_to("../store/photo.png")
+    watched(bundle, inbox)
+    judged = [path for place in ("ok", "ng") for path in (inbox / place).rglob("*.png")]
+    assert len(judged) == 2
+    assert all(path.with_name(path.name + ".json").is_file() and path.is_file() for path in judged)
+    assert files(inbox)["error"] == 0
+    assert (store / "photo.png").is_file(), "the photo behind the link stays where it is"
+
+
+def test_an_unreadable_folder_costs_its_own_photos_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root reads every folder, so the refusal is made here."""
+    (tmp_path / "bottle").mkdir()
+    (tmp_path / "a.png").write_bytes(png(1))
+    listed = Path.iterdir
+
+    def refuse(self: Path) -> Iterator[Path]:
+        if self.name == "bottle":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    watched(bundle, tmp_path)
+    assert files(tmp_path)["ok"] + files(tmp_path)["ng"] == 1
+    assert "bottle cannot be looked through (Permission denied)" in caplog.text
+
+
+def test_what_an_earlier_process_left_broken_does_not_end_the_next(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / ".sd-edge/work/u1").mkdir(parents=True)
+    (tmp_path / ".sd-edge/work/u1/gone.png").symlink_to(tmp_path / "absent.png")
+    (tmp_path / "a.png").write_bytes(png(1))
+    watched(bundle, tmp_path)
+    assert files(tmp_path)["ok"] + files(tmp_path)["ng"] == 1
+    assert "cannot be read" in json.loads((tmp_path / "error/gone.png.json").read_text())["error"]

@@ -5,12 +5,17 @@ No photo is lost or recorded twice, whenever the process ends. A photo is first 
 recorded, its verdict file written aside and renamed, and last the photo is moved. After a restart every claimed photo
 goes on from there: the record answers for one that was judged already. Polling, because network shares tell of no
 changes.
+
+One entry never costs the rest: what cannot be read, listed or moved is named once and tried again or left, and the
+others go on. What nobody looks at (a folder that is no class, an unknown suffix, a broken link, an empty file) is named
+once, too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import threading
 import time
@@ -20,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.files import printable, write_json
 from anomalysd_edge.core.locks import exclusive_lock
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
 from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
@@ -36,6 +42,9 @@ HIDDEN = ".sd-edge"
 DEADLINE_S = 3600.0
 AGAIN_S = 1.0
 """Pause after the folder could not be read or written: a share that is away, a full disk."""
+LONGEST_NAME = 180
+"""Bytes of a file's name in ok/ and its siblings: file systems take 255, and the verdict's file and the one that is
+written aside have longer names than the photo."""
 TEMPORARY = (QueueFull, Unavailable, DeadlineMissed)
 """What may be otherwise in a moment; everything else is the photo's own fault."""
 
@@ -88,6 +97,7 @@ class FolderWatch:
         self._seen: dict[Path, tuple[int, int, float]] = {}
         self._running: dict[str, tuple[ClaimedPhoto, Future[VerdictResult]]] = {}
         self._end = threading.Event()
+        self._named: set[tuple[str, str]] = set()
         self.finished = 0
 
     def run(self, once: bool = False) -> None:
@@ -117,12 +127,24 @@ class FolderWatch:
 
     def _claimed_before(self) -> list[ClaimedPhoto]:
         found = []
-        for folder in sorted(self._work.iterdir(), key=lambda path: path.stat().st_mtime):
-            files = [path for path in folder.rglob("*") if path.is_file()]
+        for folder in sorted(self._work.iterdir(), key=lambda path: path.lstat().st_mtime):
+            try:
+                # A link whose target is gone is claimed, too: it goes to error/ with a sentence.
+                files = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+            except OSError as error:
+                self._name_once(folder, f"cannot be looked through ({error.strerror}) and is left there")
+                continue
             if not files:
                 _remove_empty(folder, folder.parent)
             found += [ClaimedPhoto(folder.name, path, path.relative_to(folder)) for path in files]
         return found
+
+    def _name_once(self, path: Path, sentence: str) -> None:
+        """Log what is wrong with an entry, or why nobody looks at it, the first time."""
+        relative = printable(str(path.relative_to(self._settings.folder)))
+        if (relative, sentence) not in self._named:
+            self._named.add((relative, sentence))
+            log.warning("%s %s", relative, sentence)
 
     def _claim_new(self) -> list[ClaimedPhoto]:
         places = 2 * self._service.settings.engine.group - len(self._running)
@@ -132,8 +154,12 @@ class FolderWatch:
         for path in self._photos():
             try:
                 found = path.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue  # taken away between the listing and here
+            if not found.st_size:
+                # A camera or a copy makes the file first and fills it later: it is not taken away from its writer.
+                self._name_once(path, "is empty: it waits until something is written to it")
+                continue
             before = self._seen.get(path)
             same = before is not None and before[:2] == (found.st_size, found.st_mtime_ns)
             since = before[2] if same and before is not None else now
@@ -143,22 +169,52 @@ class FolderWatch:
         ripe.sort(key=lambda path: seen[path][1])
         claimed = []
         for path in ripe[: max(0, places)]:
-            found_one = self._claim(path)
             del seen[path]
+            try:
+                found_one = self._claim(path)
+            except OSError as error:  # what was claimed before it is kept
+                log.error("%s cannot be claimed (%s); trying again", path.name, error)
+                break
             if found_one is not None:
                 claimed.append(found_one)
         self._seen = seen
         return claimed
 
     def _photos(self) -> list[Path]:
-        """New photos: in the folder, and in its folders that are named after a class."""
+        """New photos: in the folder, and in its folders that are named after a class. The rest is named once."""
         root = self._settings.folder
         classes = {name for loaded in self._service.bundles.loaded() for name in loaded.classes}
+        found = self._photos_in(root)
+        for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "."):
+            if folder.name in (*PLACES.values(), ERROR):
+                continue
+            if find_class(folder.name, classes) is None:
+                known = ", ".join(sorted(classes))
+                self._name_once(folder, f"is not looked into: no class is called so, they are {known}")
+                continue
+            try:
+                found += self._photos_in(folder)
+            except OSError as error:
+                self._name_once(folder, f"cannot be looked through ({error.strerror}): mend its permissions")
+        return found
+
+    def _photos_in(self, folder: Path) -> list[Path]:
+        """The photos that lie in `folder`; everything else in it is named once. Raises OSError."""
         found = []
-        for folder in (root, *(root / name for name in sorted(classes - {*PLACES.values(), ERROR}))):
-            if folder.is_dir():
-                inside = sorted(folder.iterdir())
-                found += [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file()]
+        for path in sorted(folder.iterdir()):
+            if path.name[0] == ".":
+                continue
+            if path.is_dir():
+                if folder != self._settings.folder:
+                    self._name_once(path, "is not looked into: photos lie in the class's folder itself")
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                self._name_once(path, "is left: photos end in " + ", ".join(sorted(IMAGE_SUFFIXES)))
+            elif path.is_file():
+                found.append(path)
+            elif path.is_symlink():
+                self._name_once(path, "is a link to nothing that can be read: it waits")
+            else:
+                self._name_once(path, "is no file and is left")
         return found
 
     def _claim(self, path: Path) -> ClaimedPhoto | None:
@@ -167,7 +223,11 @@ class FolderWatch:
         target = self._work / uid / relative
         target.parent.mkdir(parents=True)
         try:
+            pointed = path.resolve() if path.is_symlink() else None
             path.rename(target)
+            if pointed is not None:  # a relative link means something else from its new place
+                target.unlink()
+                target.symlink_to(pointed)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # otherwise somebody else took it
                 log.error("%s cannot be moved (%s); trying again", relative, error)
@@ -242,9 +302,13 @@ class FolderWatch:
         self.finished += 1
 
     def _free_name(self, target: Path, uid: str) -> Path:
-        """`target`, or with the UID in its name where another photo has it."""
-        other = f"{target.stem}-{uid[:8]}{target.suffix}"
-        return target if _owner(target) in (None, f"watch:{uid}") else target.with_name(other)
+        """`target`, or with the UID in its name where another photo has it or its own name is too long."""
+        stem = target.stem
+        if fits := len(os.fsencode(target.name)) <= LONGEST_NAME:
+            fits = _owner(target) in (None, f"watch:{uid}")
+        while len(os.fsencode(f"{stem}-{uid[:8]}{target.suffix}")) > LONGEST_NAME:
+            stem = stem[:-1]
+        return target if fits else target.with_name(f"{stem}-{uid[:8]}{target.suffix}")
 
 
 def _verdict_file(photo: Path) -> Path:

@@ -203,9 +203,7 @@ def _state(service: Service) -> APIRouter:
     return router
 
 
-async def _read(
-    request: Request, most: int, max_bytes: int
-) -> tuple[list[tuple[str, bytes]], dict[str, list[str]]]:
+async def _read(request: Request, most: int, max_bytes: int) -> tuple[list[tuple[str, bytes]], dict[str, list[str]]]:
     """Photos (name, bytes) and text fields of a body, of either kind. Raises WrongType, BadRequest.
 
     A part `photo` without a filename is a photo as well: many a PLC's and C#'s client sends none.
