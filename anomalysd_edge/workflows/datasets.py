@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from anomalysd_edge.core.files import printable
-from anomalysd_edge.data.benchmark_splits import open_published
+from anomalysd_edge.data.benchmark_splits import PUBLISHED, open_published
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.data.datasets import Dataset, NamedFolders, open_dataset, open_folders
 from anomalysd_edge.data.layouts.roles import role
@@ -57,6 +57,14 @@ def of_bundle(data: Dataset, known: Collection[str]) -> Dataset:
         tell((f"  {data.root} is a folder of one class: its photos are taken for {name}, the bundle's only one",))
         return data.renamed(lambda _: name)
     return data.renamed(lambda name: find_class(name, known) or name)
+
+
+def open_for(known: Collection[str], root: Path, dataset: str | None = None) -> Dataset:
+    """open_described and of_bundle, for photos of the classes `known`; of a published data set only these are read."""
+    classes = None
+    if dataset is not None and dataset in PUBLISHED:
+        classes = [name for name in PUBLISHED[dataset].counts if find_class(name, known)] or None
+    return of_bundle(open_described(root, classes, dataset), known)
 
 
 def check_class_names(data: Dataset) -> None:

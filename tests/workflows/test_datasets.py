@@ -11,7 +11,7 @@ from anomalysd_edge.data.datasets import open_dataset
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.vision.images import save_png
 from anomalysd_edge.workflows.datasets import check_class_names, of_bundle, open_described, say_faults
-from tests.data.test_datasets import touch
+from tests.support.data_sets import touch
 
 
 def test_a_data_set_is_told_back_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

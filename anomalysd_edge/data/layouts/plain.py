@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.data.layouts.roles import role
 from anomalysd_edge.data.layouts.tree import MASK_FOLDERS, child, folder_name, labelled, photos_beneath, subfolders
 from anomalysd_edge.data.samples import GOOD, ClassData
@@ -58,8 +59,9 @@ def read(root: Path, choose: Sequence[str] | None = None) -> dict[str, ClassData
     inner = _classes(root)
     if own is not None:  # Good only, yet with folders of photos beside: which of them are meant is not ours to guess.
         raise DatasetError(f"{root} holds photos and folders of photos ({', '.join(inner)}); keep one of the two")
+    chosen = [part.strip() for name in choose or () for part in (name, *name.split(","))]
     for folder in subfolders(root):
-        if choose is None or folder.name in choose:
+        if choose is None or find_class(folder.name, chosen):
             _refuse_other_words(folder)
     return inner
 
