@@ -156,7 +156,8 @@ def open_published(root: Path, name: str, classes: Sequence[str] | None = None) 
     absent = [c for c in wanted if c not in found.classes]
     if absent:
         raise DatasetError(
-            f"{root} lacks {known.title}'s {', '.join(absent)}; unpack the whole data set, or name some with --classes"
+            f"{root} lacks {known.title}'s {', '.join(absent)}; unpack the whole data set, name some with "
+            "--classes, or leave --dataset out"
         )
     chosen = replace(found, classes={c: found.classes[c] for c in wanted})
     notes = (

@@ -127,5 +127,23 @@ def test_train_takes_folders_of_any_name_and_published_data_sets(
     assert "not the published photos: 1 of MVTec AD's 15 classes" in done.stderr
     files = ["0.png", "1.png"]
     assert taken == [{"lot7": files}, {"bottle, clear": files}, {"bottle": files}]
+    bottle.rename(tmp_path / "train")
+    done = run("train", "--data", tmp_path / "train", *NAMED, "--out", tmp_path / "run")
+    assert "called 'train'" in str(done.exception)
+    assert str(done.exception).endswith("say --classes NAME")
     done = run("train", "--data", tmp_path / "SET", "--dataset", "mvtec", "--out", tmp_path / "run")
     assert "'mvtec' is unknown; known are mvtec-ad, visa" in str(done.exception)
+
+
+def test_verify_and_calibrate_read_the_bundles_classes_of_a_published_data_set(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = bottle_data_set(tmp_path / "SET", train=4)
+    shutil.copytree(data / "bottle", data / "screw_of_mine")
+    words = ("--photos", data, "--dataset", "mvtec-ad", "--quiet")
+    done = run("verify", tmp_path / "B", *words, "--backend", "cpu,cpu")
+    assert done.exit_code == 0, done.output
+    assert "not the published photos: 1 of MVTec AD's 15 classes" in done.stderr
+    done = run("calibrate", tmp_path / "B", *words, "--check", data, "--synthetic", "0", "--out", tmp_path / "C")
+    assert done.exit_code == 0, done.output
+    done = run("calibrate", tmp_path / "B", "--photos", data, "--dataset", "visa")
+    assert "holds no class of VisA" in str(done.exception)
