@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from anomalysd_edge.cli.main import app
 from anomalysd_edge.cli.options import class_names, listed, named_folders
-from anomalysd_edge.data.datasets import NamedFolders, open_dataset
+from anomalysd_edge.data.datasets import NamedFolders, open_dataset, open_folders
 from anomalysd_edge.errors import ClassError, DatasetError, SettingsError
 from anomalysd_edge.training import train as training
 from tests.support.data_sets import bottle_data_set, touch
@@ -84,6 +84,23 @@ def test_folders_that_are_named() -> None:
     ):
         with pytest.raises(SettingsError, match=expected):
             named_folders(*words)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        NamedFolders([Path("OK"), Path("OK")]),
+        NamedFolders([Path("OK")], [Path("OK")]),
+        NamedFolders([Path("OK")], (), [Path("link")]),
+        NamedFolders([Path("OK")], [Path()]),
+    ],
+)
+def test_no_photo_is_good_and_bad_or_counts_twice(tmp_path: Path, folders: NamedFolders) -> None:
+    touch(tmp_path / "OK", "0.png", "1.png")
+    touch(tmp_path, "2.png")
+    (tmp_path / "link").symlink_to("OK")
+    with pytest.raises(DatasetError, match=r"OK/\d\.png is named twice"):
+        open_folders(tmp_path, folders)
 
 
 @pytest.mark.parametrize("classes", [(), ("--classes", "bottle")])
