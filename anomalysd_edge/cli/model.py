@@ -24,6 +24,11 @@ def train(
     seed: Annotated[int, Option(help="Random seed.")] = 0,
     shot_seed: Annotated[int | None, Option(help="Random seed that draws the K photos; else the first K.")] = None,
     classes: options.Classes = None,
+    dataset: options.DatasetName = None,
+    normal_dir: options.NormalDirs = None,
+    abnormal_dir: options.AbnormalDirs = None,
+    normal_test_dir: options.NormalTestDirs = None,
+    mask_dir: options.MaskDirs = None,
     class_file: options.ClassFile = None,
     base: Annotated[str, Option(help="Base model: nano, a diffusers folder, .safetensors file or hub id.")] = "nano",
     steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
@@ -52,9 +57,10 @@ def train(
         "shots": shots, "seed": seed, "steps": steps, "decoder_steps": decoder_steps, "batch": batch_size, "lr": lr,
         "lora_rank": lora_rank, "vae": vae, "device": device, **settings_of(more or []),
     }  # fmt: skip
-    names = list(listed(classes)) or None
+    names = options.class_names(classes)
+    named = options.named_folders(normal_dir, abnormal_dir, normal_test_dir, mask_dir, dataset, names)
     with progress_bars(quiet) as progress:
-        train_on(data, out, base, chosen, shot_seed, names, class_file, resume, progress)
+        train_on(data, out, base, chosen, shot_seed, names, class_file, resume, progress, dataset, named)
     say(f"run written: {out}; next: sd-edge export {out} --out BUNDLE")
 
 

@@ -6,6 +6,7 @@ Older spellings stay valid: `RENAMED` maps them to today's, and no help shows th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from typer.core import TyperCommand
 from anomalysd_edge.errors import SettingsError
 
 if TYPE_CHECKING:
+    from anomalysd_edge.data.datasets import NamedFolders
     from anomalysd_runtime.distributed.ray_inspect import RaySettings
 
 BundleDir = Annotated[Path, Argument(metavar="BUNDLE", help="Bundle folder, as export wrote it.")]
@@ -24,7 +26,32 @@ BundleToChange = Annotated[
 DataDir = Annotated[
     Path, Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
 ]
-Classes = Annotated[str | None, Option(help="Classes to use, separated by commas; all of them if left out.")]
+Classes = Annotated[
+    list[str] | None, Option(metavar="NAMES", help="Classes to use, separated by commas; repeatable; else all.")
+]
+DatasetName = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="Published data set, checked: mvtec-ad, visa, mvtec-loco, mvtec-ad2, btad, mpdd or real-iad.",
+    ),
+]
+NormalDirs = Annotated[
+    list[Path] | None,
+    Option("--normal-dir", metavar="DIR", help="Folder in --data of good photos of one class; repeatable."),
+]
+AbnormalDirs = Annotated[
+    list[Path] | None,
+    Option("--abnormal-dir", metavar="DIR", help="With --normal-dir: folder of bad photos; repeatable."),
+]
+NormalTestDirs = Annotated[
+    list[Path] | None,
+    Option("--normal-test-dir", metavar="DIR", help="With --normal-dir: good photos to test on; repeatable."),
+]
+MaskDirs = Annotated[
+    list[Path] | None,
+    Option("--mask-dir", metavar="DIR", help="With --abnormal-dir: masks of the bad photos; one, or one for each."),
+]
 ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
 Features = Annotated[Path | None, Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")]
 Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
@@ -122,6 +149,45 @@ def limit_bytes(text: str, option: str) -> int:
 def listed(text: str | None) -> tuple[str, ...]:
     """'a, b' -> ('a', 'b'); nothing of None."""
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def class_names(words: Sequence[str] | None) -> list[str] | None:
+    """The values of --classes, for data.classes.choose_classes, which splits them at commas; None where all are meant.
+
+    >>> class_names(["bolt, M4", "nut", " ,"])
+    ['bolt, M4', 'nut']
+    """
+    return [word for word in words or () if listed(word)] or None
+
+
+def named_folders(
+    normal: Sequence[Path] | None,
+    abnormal: Sequence[Path] | None,
+    normal_test: Sequence[Path] | None,
+    masks: Sequence[Path] | None,
+    dataset: str | None,
+    classes: Sequence[str] | None,
+) -> NamedFolders | None:
+    """The folders of --normal-dir and the like; None without any. --classes may name the one class that they are of.
+
+    Raises SettingsError for options that do not go together.
+    """
+    others = {"--abnormal-dir": abnormal, "--normal-test-dir": normal_test, "--mask-dir": masks}
+    if not normal:
+        for option, given in others.items():
+            if given:
+                raise SettingsError(f"{option} goes with --normal-dir, the folder of good photos of the same class")
+        return None
+    if dataset is not None:
+        raise SettingsError(f"--normal-dir names folders, and --dataset {dataset} has its own: give one of the two")
+    if masks and not abnormal:
+        raise SettingsError("--mask-dir goes with --abnormal-dir, the folder of the bad photos that the masks are of")
+    if classes is not None and len(classes) > 1:
+        raise SettingsError(f"--normal-dir gives photos of one class, and --classes names {len(classes)}; name one")
+    from anomalysd_edge.data.datasets import NamedFolders
+
+    name = None if classes is None else classes[0].strip()
+    return NamedFolders(normal, abnormal or (), normal_test or (), masks or (), name)
 
 
 def numbers(text: str, option: str, least: int = 0) -> tuple[int, ...]:

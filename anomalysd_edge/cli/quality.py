@@ -17,6 +17,7 @@ from anomalysd_edge.reports.console import progress_bars, say, show_json, show_t
 def calibrate(
     bundle: options.BundleToChange,
     photos: Annotated[Path | None, Option(help="Good photos: data set, folder or RUN.")] = None,
+    dataset: options.DatasetName = None,
     from_history: Annotated[
         Path | None, Option(help="Record of a box: only propose thresholds by its corrections.")
     ] = None,
@@ -51,12 +52,13 @@ def calibrate(
         false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8
     )
     request = CalibrateRequest(
-        bundle=bundle, photos=photos, out=out, shots=shots, preset=preset, settings=settings, threads=threads
-    )
+        bundle=bundle, photos=photos, dataset=dataset, out=out, shots=shots, preset=preset, settings=settings,
+        threads=threads,
+    )  # fmt: skip
     with progress_bars(quiet) as progress:
         found = recalibrate(request, progress)
         opening = InspectOptions(preset=preset, threads=threads)
-        seen = false_alarms(found, check, opening, progress) if check else {}
+        seen = false_alarms(found, check, opening, progress, dataset) if check else {}
     shown, folder = Report(found, seen), report or report_folder(found.bundle)
     shown.write(folder)
     show_json(shown.to_json()) if as_json else shown.show()
@@ -66,6 +68,7 @@ def calibrate(
 def verify(
     bundle: options.BundleDir,
     photos: Annotated[Path, Option(help="Photos to compare on: data set or folder.")],
+    dataset: options.DatasetName = None,
     run: Annotated[Path | None, Option(help="Run of the bundle: compares torch with ONNX Runtime.")] = None,
     features: options.Features = None,
     backend: Annotated[
@@ -94,8 +97,9 @@ def verify(
         raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
     gate = EXPORT_GATE if backend is None else GateSettings(flips=max_flips, auroc_drop=max_drop)
     request = VerifyRequest(
-        bundle=bundle, photos=photos, run=run, labels=labels, limit=limit, preset=preset, threads=threads, out=out,
-        gate=gate, features=features, **({} if backend is None else {"backends": listed(backend)}),
+        bundle=bundle, photos=photos, dataset=dataset, run=run, labels=labels, limit=limit, preset=preset,
+        threads=threads, out=out, gate=gate, features=features,
+        **({} if backend is None else {"backends": listed(backend)}),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         found = verify_backends(request, progress)
@@ -108,6 +112,11 @@ def evaluate(
     bundle: options.BundleDir,
     data: options.DataDir,
     classes: options.Classes = None,
+    dataset: options.DatasetName = None,
+    normal_dir: options.NormalDirs = None,
+    abnormal_dir: options.AbnormalDirs = None,
+    normal_test_dir: options.NormalTestDirs = None,
+    mask_dir: options.MaskDirs = None,
     out: Annotated[Path | None, Option(help="Folder for results.json and report.html.")] = None,
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
@@ -134,8 +143,10 @@ def evaluate(
         on_mismatch=on_mismatch,
     )  # fmt: skip
     chosen = options.cluster(ray, workers, gpus, journal)
+    names = options.class_names(classes)
+    named = options.named_folders(normal_dir, abnormal_dir, normal_test_dir, mask_dir, dataset, names)
     with progress_bars(quiet) as progress:
-        found = evaluate_bundle(bundle, data, list(listed(classes)) or None, out, opening, progress, chosen)
+        found = evaluate_bundle(bundle, data, names, out, opening, progress, chosen, dataset, named)
     if as_json:
         show_json(found.to_json())
     else:
@@ -145,7 +156,7 @@ def evaluate(
 def protocol(
     data: options.DataDir,
     out: Annotated[Path, Option(help="Folder for runs, bundles, results.json, report.html and plots.")],
-    dataset: Annotated[str | None, Option(help="mvtec-ad or visa: check its published classes and split.")] = None,
+    dataset: options.DatasetName = None,
     classes: options.Classes = None,
     shots: Annotated[str, Option(help="Numbers of good photos per class, by commas, in this order.")] = "0,1,2,4",
     seeds: Annotated[str, Option(help="Random seeds of shots and training, by commas; or 'first'.")] = "0,1,2",
@@ -170,9 +181,11 @@ def protocol(
     from anomalysd_edge.workflows.open_options import InspectOptions
     from anomalysd_edge.workflows.protocol import ProtocolRequest, run_protocol
 
+    names = options.class_names(classes)
     request = ProtocolRequest(
-        data=data, out=out, dataset=dataset, classes=listed(classes) or None, shots=numbers(shots, "--shots"),
-        seeds=listed(seeds), class_file=class_file, base=base, steps=steps, device=device, calibrate=calibrate,
+        data=data, out=out, dataset=dataset, classes=tuple(names) if names else None, seeds=listed(seeds),
+        shots=numbers(shots, "--shots"), class_file=class_file, base=base, steps=steps, device=device,
+        calibrate=calibrate,
         options=InspectOptions(preset=preset, backend=backend, threads=threads),
     )  # fmt: skip
     with progress_bars(quiet) as progress:

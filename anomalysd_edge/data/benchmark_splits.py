@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from anomalysd_edge.data.classes import choose_classes
 from anomalysd_edge.data.datasets import ClassData, Dataset, open_dataset
-from anomalysd_edge.errors import ClassError, DatasetError
+from anomalysd_edge.errors import DatasetError
 
 Counts = tuple[int, int, int]
 """Good photos to train with, good ones to test on, bad ones to test on."""
@@ -148,20 +149,20 @@ def open_published(root: Path, name: str, classes: Sequence[str] | None = None) 
     if name not in PUBLISHED:
         raise DatasetError(f"the data set {name!r} is unknown; known are {', '.join(PUBLISHED)}, or leave it out")
     known = PUBLISHED[name]
-    wanted = list(classes) if classes is not None else list(known.counts)
-    strange = [c for c in wanted if c not in known.counts]
-    if strange:
-        raise ClassError(f"{known.title} has no class {strange[0]!r}; it has {', '.join(known.counts)}")
+    wanted = list(known.counts) if classes is None else choose_classes(classes, known.counts, known.title)
     if known.needs and root.is_dir() and not (root / known.needs).is_file():
         raise DatasetError(f"{root} lacks {known.needs}, {known.title}'s published split; unpack it beside the photos")
     found = open_dataset(root, None, name)
     absent = [c for c in wanted if c not in found.classes]
     if absent:
         raise DatasetError(
-            f"{root} lacks {known.title}'s {', '.join(absent)}; unpack the whole data set, or name some with --classes"
+            f"{root} lacks {known.title}'s {', '.join(absent)}; unpack the whole data set, name some with "
+            "--classes, or leave --dataset out"
         )
     chosen = replace(found, classes={c: found.classes[c] for c in wanted})
-    notes = [] if classes is None else [f"{len(wanted)} of {known.title}'s {len(known.counts)} classes"]
+    notes = (
+        [] if len(wanted) == len(known.counts) else [f"{len(wanted)} of {known.title}'s {len(known.counts)} classes"]
+    )
     differences = (_differs(c, chosen.classes[c], known.counts[c]) for c in wanted)
     return chosen, notes + [words for words in differences if words]
 

@@ -124,8 +124,8 @@ def choose_classes(wanted: Sequence[str], known: Iterable[str], where: str) -> l
     there is, for a name that is none of them.
     """
     known, found, at = list(known), [], 0
-    by_pieces = {tuple(part.strip() for part in other.split(",")): other for other in known if "," in other}
-    pieces = [part.strip() for name in wanted for part in ([name] if find_class(name, known) else name.split(","))]
+    by_pieces = {tuple(_pieces(other)): other for other in known if "," in other}
+    pieces = [part for name in wanted for part in ([name] if find_class(name, known) else _pieces(name))]
     while at < len(pieces):
         name, taken = find_class(pieces[at], known), 1
         if name is None:
@@ -139,6 +139,10 @@ def choose_classes(wanted: Sequence[str], known: Iterable[str], where: str) -> l
         found.append(name)
         at += taken
     return list(dict.fromkeys(found))
+
+
+def _pieces(name: str) -> list[str]:
+    return [part.strip() for part in name.split(",") if part.strip()]
 
 
 def class_spec(name: str, user: Mapping[str, ClassSpec] | None = None) -> ClassSpec:

@@ -19,7 +19,7 @@ from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.class_inference import guess
-from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, is_described, load_classes
+from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, find_class, is_described, load_classes
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.vision.images import list_images, load_rgb
@@ -79,8 +79,8 @@ def add_class(request: AddClassRequest, progress: Progress) -> AddedClass:
     """Add the class and write. Raises ClassError (name taken), DatasetError (no photos), InputError (no encoder)."""
     bundle = read_bundle(request.bundle)
     check_name(request.name)
-    if request.name in bundle.manifest.classes:
-        raise ClassError(f"{request.bundle} has a class {request.name!r} already; calibrate it, or choose another name")
+    if (twin := find_class(request.name, bundle.manifest.classes)) is not None:
+        raise ClassError(f"{request.bundle} has a class {twin!r} already; calibrate it, or choose another name")
     files = list_images(request.photos)[: request.shots] if request.photos.is_dir() else []
     if not files:
         raise DatasetError(f"{request.photos} holds no photos; give the folder of the class's good ones")

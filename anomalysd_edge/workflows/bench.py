@@ -16,7 +16,7 @@ from anomalysd_edge.bundle.detector_factory import preset_settings
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_file, write_aside, write_json
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.errors import BackendError, InputError
+from anomalysd_edge.errors import BackendError
 from anomalysd_edge.evaluation.backend_parity import spread_over_classes
 from anomalysd_edge.profiling import operating_point_search, operating_points
 from anomalysd_edge.profiling.hardware import machine_facts
@@ -25,7 +25,7 @@ from anomalysd_edge.profiling.operating_points import OperatingPoint
 from anomalysd_edge.reports.bench import Floor, as_csv, plot
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import InspectOptions, machine_name
-from anomalysd_edge.workflows.photo_sources import good_photos, photo_files, samples_of
+from anomalysd_edge.workflows.photo_sources import chosen_class, good_photos, photo_files, samples_of
 
 _NETWORK_OF = {"features": "features", "encode": "vae_encoder", "unet": "unet", "decode": "vae_decoder",
                "distance": "perceptual"}  # fmt: skip
@@ -133,9 +133,8 @@ def bench_photos(bundle: Path, photos: Path, class_name: str | None) -> list[tup
     opened = read_bundle(bundle)
     if class_name is None:
         return [(str(s.path), s.class_name) for s in spread_over_classes(samples_of(photos, opened), 64)]
-    if class_name not in opened.manifest.classes:
-        raise InputError(f"class {class_name!r} is not in {bundle}; it holds {', '.join(opened.manifest.classes)}")
-    return [(str(file), class_name) for file in photo_files([photos])]
+    name = chosen_class(class_name, opened.manifest.classes)
+    return [(str(file), name) for file in photo_files([photos])]
 
 
 def measure_operating_points(

@@ -20,7 +20,7 @@ from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.vision.images import load_rgb
-from anomalysd_edge.workflows.datasets import of_bundle, open_described, say_faults
+from anomalysd_edge.workflows.datasets import open_for, say_faults
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
 
@@ -33,6 +33,8 @@ class CalibrateRequest:
     """The bundle to calibrate."""
     photos: Path
     """A run (its shots), or a data set or folder (its good photos)."""
+    dataset: str | None = None
+    """Name of the published data set that `photos` holds, if it is one."""
     out: Path | None = None
     """Where the new bundle goes; in the place of the old one if None."""
     shots: int | None = None
@@ -52,7 +54,7 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     bundle, preset = read_bundle(request.bundle), request.preset
     inspect = preset_settings(bundle, preset)
     records = bundle.manifest.classes
-    files = good_photos(request.photos, records, request.shots)
+    files = good_photos(request.photos, records, request.shots, dataset=request.dataset)
     say_faults(files)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     use_threads(request.threads)
@@ -77,12 +79,14 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     )
 
 
-def false_alarms(found: Calibrated, photos: Path, options: InspectOptions, progress: Progress) -> dict[str, Seen]:
+def false_alarms(
+    found: Calibrated, photos: Path, options: InspectOptions, progress: Progress, dataset: str | None = None
+) -> dict[str, Seen]:
     """Scores of the good photos in `photos` that were no shots (compared by their bytes), of each class with any.
 
     Raises DatasetError where no class of the bundle has any.
     """
-    data = of_bundle(open_described(photos), found.after)
+    data = open_for(found.after, photos, dataset)
     others = {name: _others(data, name, set(found.shots[name])) for name in found.after if name in data.classes}
     others = {name: files for name, files in others.items() if files}
     if not others:

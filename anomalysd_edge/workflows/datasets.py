@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from anomalysd_edge.core.files import printable
-from anomalysd_edge.data.benchmark_splits import open_published
+from anomalysd_edge.data.benchmark_splits import PUBLISHED, open_published
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.data.datasets import Dataset, NamedFolders, open_dataset, open_folders
 from anomalysd_edge.data.layouts.roles import role
@@ -59,13 +59,30 @@ def of_bundle(data: Dataset, known: Collection[str]) -> Dataset:
     return data.renamed(lambda name: find_class(name, known) or name)
 
 
-def check_class_names(data: Dataset) -> None:
-    """Raise DatasetError where a new class would be called "good" or "train", since such a folder was given."""
+def open_for(known: Collection[str], root: Path, dataset: str | None = None) -> Dataset:
+    """open_described and of_bundle, for photos of the classes `known`; of a published data set only these are read.
+
+    Raises DatasetError where the published data set has none of them.
+    """
+    classes = None
+    if dataset is not None and dataset in PUBLISHED:
+        classes = [name for name in PUBLISHED[dataset].counts if find_class(name, known)]
+        if not classes:
+            title = PUBLISHED[dataset].title
+            raise DatasetError(f"the bundle holds no class of {title}; its classes are {', '.join(known)}")
+    return of_bundle(open_described(root, classes, dataset), known)
+
+
+def check_class_names(data: Dataset, named: bool = False) -> None:
+    """Raise DatasetError where a new class would be called "good" or "train", since such a folder was given.
+
+    `named`: whether its folders were named by --normal-dir.
+    """
     for name in data.classes if data.lone else ():
         if role(name) is not None or name.casefold() in ("train", "test"):
+            above = f"give the folder above it, or say --normal-dir {name} with that as --data"
             raise DatasetError(
-                f"the class would be called {name!r}, as {data.root} is; give the folder above it, or say "
-                f"--normal-dir {name} with that as --data"
+                f"the class would be called {name!r}, as {data.root} is; {'say --classes NAME' if named else above}"
             )
 
 

@@ -15,7 +15,7 @@ from anomalysd_edge.errors import ClassError, DatasetError
 from anomalysd_edge.evaluation import evaluate
 from anomalysd_edge.reports import gallery, inspection
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.datasets import open_described
+from anomalysd_edge.workflows.datasets import of_bundle, open_described
 from anomalysd_edge.workflows.open_options import InspectOptions
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ def evaluate_bundle(
     found = open_described(data, classes, dataset, named)
     bundle = read_bundle(bundle_path, public_key=options.public_key)
     known = bundle.manifest.classes
-    found = found.renamed(lambda name: find_class(name, known) or name)
-    found = found.renamed(lambda name: find_class(name, known) or name)
+    if named is not None:
+        found = of_bundle(found, known)
+    else:  # A folder of photos that is not named after its class is refused, not taken for the only one.
+        found = found.renamed(lambda name: find_class(name, known) or name)
     unknown = [name for name in found.classes if name not in known]
     if unknown:
         raise ClassError(f"the bundle does not hold: {', '.join(unknown)}; it holds: {', '.join(sorted(known))}")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomalysd_edge.core.files import printable
 from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.reports import inspection
+from anomalysd_edge.reports.console import say
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import chosen_class, photo_files, result_folders
@@ -51,11 +53,13 @@ def inspect_photos(
 
 
 def _decoded(files: Sequence[Path]) -> dict[int, U8]:
-    """Photos by their number, as many as KEPT_BYTES holds; all are decoded. Raises ImageError."""
+    """Photos by number, up to KEPT_BYTES; all are decoded, poor shots are said on stderr. Raises ImageError."""
     kept: dict[int, U8] = {}
     free = KEPT_BYTES
     for number, file in enumerate(files):
         photo = images.load_rgb(file)
+        for fault in images.photo_faults(photo):
+            say(printable(f"{file} is a poor shot: {fault}"))
         if photo.nbytes <= free:
             kept[number] = photo
             free -= photo.nbytes

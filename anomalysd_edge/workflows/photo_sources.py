@@ -13,7 +13,7 @@ from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.data.datasets import GOOD, Sample, few_shot
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.datasets import of_bundle, open_described
+from anomalysd_edge.workflows.datasets import open_for
 
 RUN_RECORD = "run.json"
 DEFAULT_SHOTS = 4
@@ -39,18 +39,22 @@ def photo_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def good_photos(
-    source: Path, records: Mapping[str, ClassRecord], shots: int | None, partial: bool = False
+    source: Path,
+    records: Mapping[str, ClassRecord],
+    shots: int | None,
+    partial: bool = False,
+    dataset: str | None = None,
 ) -> dict[str, list[Path]]:
     """By class: the shots of a run, or the first good photos of a data set or folder.
 
     Of each class `shots`, or as many as the bundle was fitted to. With `partial`, classes without photos are left out
-    and fewer photos will do. Raises DatasetError where photos are missing.
+    and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where photos are missing.
     """
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
     else:
-        data = of_bundle(open_described(source), records)
+        data = open_for(records, source, dataset)
         found = {name: list(part.train) for name, part in data.classes.items()}
     missing = [name for name in records if not found.get(name)]
     if missing if not partial else len(missing) == len(records):
@@ -66,13 +70,14 @@ def good_photos(
     return chosen
 
 
-def samples_of(photos: Path, bundle: Bundle) -> list[Sample]:
-    """Test photos of the bundle's classes in a data set; of a class without any, its good ones.
+def samples_of(photos: Path, bundle: Bundle, dataset: str | None = None) -> list[Sample]:
+    """Test photos of the bundle's classes in a data set, or of a class without any its good ones.
 
-    A lone folder is the bundle's only class. Raises DatasetError where there is no photo of the bundle's classes.
+    `dataset` is the name of a published one. A lone folder is the bundle's only class. Raises DatasetError where there
+    is no photo of the bundle's classes.
     """
     names = list(bundle.manifest.classes)
-    data = of_bundle(open_described(photos), names)
+    data = open_for(names, photos, dataset)
     found: list[Sample] = []
     for name in (name for name in data.classes if name in names):
         part = data.classes[name]

@@ -45,7 +45,7 @@ class ProtocolRequest:
     out: Path
     """Folder for everything."""
     dataset: str | None = None
-    """mvtec-ad or visa: the published protocol; None takes the folder as it is."""
+    """Name of a published data set, for its protocol; None takes the folder as it is."""
     classes: tuple[str, ...] | None = None
     """Some of its classes; all if None."""
     shots: tuple[int, ...] = (0, 1, 2, 4)
@@ -256,8 +256,8 @@ def _bundle(request: ProtocolRequest, cell: Cell, shots: dict[str, list[Path]], 
     seed = 0 if cell.shot_seed is None else cell.shot_seed
     chosen = {"shots": cell.shots, "seed": seed, "steps": request.steps, "device": request.device}
     run = train_on(
-        request.data, cell.folder / "run", request.base, chosen, cell.shot_seed, list(shots), request.class_file, True,
-        progress,
+        request.data, cell.folder / "run", request.base, chosen, cell.shot_seed, list(request.classes or ()) or None,
+        request.class_file, True, progress, request.dataset,
     )  # fmt: skip
     for name, entry in run.record["classes"].items():
         trained = [shot["sha256"] for shot in entry["shots"]]

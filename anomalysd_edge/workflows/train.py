@@ -51,7 +51,7 @@ def train_on(
 ) -> Run:
     """Train on K shots of each class; values of `chosen` that are not None override the base's default settings."""
     found = open_described(data, classes, dataset, named)
-    check_class_names(found)
+    check_class_names(found, named is not None)
     shots = choose_shots(found, int(chosen["shots"]), shot_seed)
     say_faults(shots)
     if resume:

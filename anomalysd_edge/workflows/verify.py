@@ -48,6 +48,8 @@ class VerifyRequest:
     """The bundle."""
     photos: Path
     """A data set or a folder of photos."""
+    dataset: str | None = None
+    """Name of the published data set that it is, if it is one."""
     backends: tuple[str, ...] = ("torch", "cpu")
     """The reference, and the backend that is compared with it; 'torch' needs `run`."""
     run: Path | None = None
@@ -76,7 +78,7 @@ def verify_backends(request: VerifyRequest, progress: Progress) -> ParityReport:
             f"--backend is {','.join(names)!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
         )
     bundle = read_bundle(request.bundle)
-    samples = samples_of(request.photos, bundle)
+    samples = samples_of(request.photos, bundle, request.dataset)
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
     chosen = spread_over_classes(samples, limit) if limit < len(samples) else samples
     with ExitStack() as stack:

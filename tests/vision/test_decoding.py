@@ -298,6 +298,7 @@ def test_shots_that_show_nothing_are_named(photo: U8) -> None:
     (fault,) = photo_faults(np.full((300, 400, 3), (3, 5, 7), np.uint8))
     assert fault == "it is of one colour, (3, 5, 7)"
     black = np.random.default_rng(0).integers(0, 20, (300, 400, 3), dtype=np.uint8)
-    black[17, 3] = 255  # a hot pixel
+    for row, column in ((0, 0), (30, 16), (298, 398)):
+        black[row, column] = 255  # hot pixels
     assert "0 to 19 of 0 to 255" in photo_faults(black)[0]
     assert photo_faults(np.stack([np.full((9, 9), v, np.uint8) for v in (10, 90, 200)], axis=2))

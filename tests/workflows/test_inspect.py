@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from anomalysd_edge.bundle import reader
 from anomalysd_edge.errors import BundleError, ClassError, DatasetError, ImageError, InputError
+from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows import evaluate, inspect
+from anomalysd_edge.workflows.bench import bench_photos
 from anomalysd_edge.workflows.inspect import inspect_photos
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import chosen_class, good_photos, photo_files, result_folders, samples_of
@@ -90,6 +94,47 @@ def test_photos_by_file_folder_data_set_and_run(tmp_path: Path) -> None:
     data_set(data)
     assert {s.path.parents[2].name for s in samples_of(data, bundle)} == {"bottle"}, "another class's are not"
     assert [file.parents[2].name for file in good_photos(data, records, 1)["bottle"]] == ["bottle"]
+
+
+def test_of_a_published_data_set_the_bundles_classes_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = small_bundle(tmp_path / "B")
+    data = data_set(tmp_path / "DATA")
+    data_set(tmp_path / "MORE").joinpath("bottle").rename(data / "screw")
+    assert {s.class_name for s in samples_of(data, bundle, "mvtec-ad")} == {"bottle"}
+    assert "not the published photos: 1 of MVTec AD's 15 classes" in capsys.readouterr().err
+    assert len(good_photos(data, bundle.manifest.classes, 2, dataset="mvtec-ad")["bottle"]) == 2
+    with pytest.raises(DatasetError, match="holds no class of VisA; its classes are bottle"):
+        samples_of(data, bundle, "visa")
+    with pytest.raises(DatasetError, match="'mvtec' is unknown"):
+        samples_of(data, bundle, "mvtec")
+
+
+def test_a_class_is_found_in_any_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "M\u00fctter") for form in ("NFC", "NFD"))
+    assert chosen_class(composed, [decomposed, "nut"]) == decomposed
+    bundle = small_bundle(tmp_path / "B")
+    with InspectOptions(threads=1).detector(bundle) as detector:
+        known = Detector(
+            detector.networks, bundle.schedule(), {decomposed: detector.classes["bottle"]}, detector.settings
+        )
+        (answer,) = known.inspect([images.load_rgb(data_set(tmp_path / "D") / "bottle/test/spot/0.png")], composed)
+    assert answer.class_name == decomposed
+    with pytest.raises(ClassError, match="class 'screw' is not in this bundle"):
+        bench_photos(tmp_path / "B", tmp_path / "D/bottle/test/spot", "screw")
+    files = bench_photos(tmp_path / "B", tmp_path / "D/bottle/test/spot", "bottle")
+    assert [name for _, name in files] == ["bottle"] * 3
+
+
+def test_a_photo_that_shows_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_bundle(tmp_path / "B")
+    images.save_png(tmp_path / "dark.png", np.zeros((40, 40, 3), np.uint8))
+    folder = data_set(tmp_path / "D") / "bottle/test/good"
+    results = inspect_photos(tmp_path / "B", [tmp_path / "dark.png", folder], None, None, ONE_THREAD, quiet)
+    assert len(results) == 4
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{tmp_path}/dark.png is a poor shot: it is of one colour, (0, 0, 0)"]
 
 
 def test_classes_and_result_folders() -> None:

@@ -9,10 +9,12 @@ up, and the rest test.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.data.layouts.roles import role
 from anomalysd_edge.data.layouts.tree import MASK_FOLDERS, child, folder_name, labelled, photos_beneath, subfolders
 from anomalysd_edge.data.samples import GOOD, ClassData
@@ -58,14 +60,15 @@ def read(root: Path, choose: Sequence[str] | None = None) -> dict[str, ClassData
     inner = _classes(root)
     if own is not None:  # Good only, yet with folders of photos beside: which of them are meant is not ours to guess.
         raise DatasetError(f"{root} holds photos and folders of photos ({', '.join(inner)}); keep one of the two")
+    chosen = [part.strip() for name in choose or () for part in (name, *name.split(","))]
     for folder in subfolders(root):
-        if choose is None or folder.name in choose:
+        if choose is None or find_class(folder.name, chosen):
             _refuse_other_words(folder)
     return inner
 
 
 def read_named(root: Path, named: NamedFolders) -> ClassData:
-    """The class whose folders are named. Raises DatasetError for a folder that is not there, or without photos."""
+    """The class whose folders are named. Raises DatasetError for a missing folder, no photos, a photo named twice."""
     name = named.name or folder_name(root)
     for folder in (*named.normal_dir, *named.abnormal_dir, *named.normal_test_dir, *named.mask_dir):
         if not (root / folder).is_dir():
@@ -80,6 +83,10 @@ def read_named(root: Path, named: NamedFolders) -> ClassData:
     data = _class_of(name, tuple(good), tuple(held_out), list(pairs))
     if data is None:
         raise DatasetError(f"{root} holds no photos in {', '.join(map(str, named.normal_dir))}")
+    seen = Counter(path.resolve() for path in (*data.train, *(sample.path for sample in data.test)))
+    twice = next((path for path, count in seen.items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{twice} is named twice, by folders of good, bad or test photos; name each folder once")
     return data
 
 

@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.errors import ImageError
-from anomalysd_edge.vision.images import decode_rgb
+from anomalysd_edge.vision.images import decode_rgb, log_once, photo_faults
 from anomalysd_runtime.server.errors import BadRequest, TooLarge, WrongType
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -38,8 +38,11 @@ def photo_size(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def decode(data: bytes) -> U8:
-    """(H,W,3) uint8. Raises BadRequest with the image reader's own sentence."""
+    """(H,W,3) uint8; logs a photo that hardly shows anything. Raises BadRequest with the image reader's sentence."""
     try:
-        return decode_rgb(data)
+        photo = decode_rgb(data)
     except ImageError as error:
         raise BadRequest(str(error)) from error
+    for fault in photo_faults(photo):
+        log_once("photos sent", f"a poor shot: {fault}")
+    return photo

@@ -1,0 +1,166 @@
+"""Options of data sets on the command line: classes with commas, named folders, published data sets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from anomalysd_edge.cli.main import app
+from anomalysd_edge.cli.options import class_names, listed, named_folders
+from anomalysd_edge.data.datasets import NamedFolders, open_dataset, open_folders
+from anomalysd_edge.errors import ClassError, DatasetError, SettingsError
+from anomalysd_edge.training import train as training
+from tests.support.data_sets import bottle_data_set, touch
+from tests.support.small_graphs import small_bundle
+
+
+def run(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, list(map(str, words)), catch_exceptions=True)
+
+
+@pytest.fixture
+def bottle(tmp_path: Path) -> Path:
+    """Photos of one class as a camera's software sorts them: OK, NG, MASK."""
+    data, folder = bottle_data_set(tmp_path / "SET") / "bottle", tmp_path / "lot7"
+    shutil.copytree(data / "train/good", folder / "OK")
+    shutil.copytree(data / "test/good", folder / "OK_test")
+    shutil.copytree(data / "test/spot", folder / "NG")
+    shutil.copytree(data / "ground_truth/spot", folder / "MASK")
+    return folder
+
+
+NAMED = ("--normal-dir", "OK", "--abnormal-dir", "NG", "--normal-test-dir", "OK_test", "--mask-dir", "MASK")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["bolt, M4"], ["bolt, M4"]),
+        (["nut,bolt, M4"], ["nut", "bolt, M4"]),
+        (["bolt, M4", "nut"], ["bolt, M4", "nut"]),
+        (["bolt , M4,", "", "nut,nut"], ["bolt, M4", "nut"]),
+        (["M\u00fctter"], [unicodedata.normalize("NFD", "M\u00fctter")]),
+        ([" ,"], sorted(["bolt, M4", "nut", unicodedata.normalize("NFD", "M\u00fctter")])),
+    ],
+)
+def test_classes_with_commas_are_chosen(tmp_path: Path, words: list[str], expected: list[str]) -> None:
+    for name in ("bolt, M4", "nut", unicodedata.normalize("NFD", "M\u00fctter")):
+        touch(tmp_path / name, "0.png")
+    assert list(open_dataset(tmp_path, class_names(words)).classes) == expected
+
+
+def test_a_name_in_pieces_is_put_together_and_pieces_that_are_no_class_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "bolt, M4", "0.png")
+    touch(tmp_path / "nut", "0.png")
+    assert list(open_dataset(tmp_path, listed("bolt, M4")).classes) == ["bolt, M4"]
+    with pytest.raises(ClassError, match="no class 'M4'; it has bolt, M4, nut"):
+        open_dataset(tmp_path, class_names(["nut, M4"]))
+
+
+def test_a_class_in_a_list_is_looked_at_like_one_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "bolt/OK/0.png", "bolt/NG/0.png", "nut/0.png")
+    for words in (["bolt"], ["nut,bolt"], ["nut", "bolt"]):
+        with pytest.raises(DatasetError, match="OK and NG"):
+            open_dataset(tmp_path, class_names(words))
+    assert list(open_dataset(tmp_path, class_names(["nut"])).classes) == ["nut"]
+
+
+def test_folders_that_are_named() -> None:
+    ok, ng = [Path("OK")], [Path("NG")]
+    assert named_folders(None, None, [], None, "visa", ["candle"]) is None
+    assert named_folders(ok, ng, None, None, None, [" bolt"]) == NamedFolders(ok, ng, (), (), "bolt")
+    for words, expected in (
+        ((None, ng, None, None, None, None), "--abnormal-dir goes with --normal-dir"),
+        ((None, None, ok, None, None, None), "--normal-test-dir goes with --normal-dir"),
+        ((ok, None, None, ng, None, None), "--mask-dir goes with --abnormal-dir"),
+        ((ok, ng, None, None, "visa", None), "--dataset visa has its own"),
+        ((ok, ng, None, None, None, ["bolt", "nut"]), "--classes names 2"),
+    ):
+        with pytest.raises(SettingsError, match=expected):
+            named_folders(*words)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        NamedFolders([Path("OK"), Path("OK")]),
+        NamedFolders([Path("OK")], [Path("OK")]),
+        NamedFolders([Path("OK")], (), [Path("link")]),
+        NamedFolders([Path("OK")], [Path()]),
+    ],
+)
+def test_no_photo_is_good_and_bad_or_counts_twice(tmp_path: Path, folders: NamedFolders) -> None:
+    touch(tmp_path / "OK", "0.png", "1.png")
+    touch(tmp_path, "2.png")
+    (tmp_path / "link").symlink_to("OK")
+    with pytest.raises(DatasetError, match=r"OK/\d\.png is named twice"):
+        open_folders(tmp_path, folders)
+
+
+@pytest.mark.parametrize("classes", [(), ("--classes", "bottle")])
+def test_eval_measures_folders_of_any_name(tmp_path: Path, bottle: Path, classes: tuple[str, ...]) -> None:
+    small_bundle(tmp_path / "B")
+    done = run("eval", tmp_path / "B", "--data", bottle, *NAMED, *classes, "--json", "--quiet", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["classes"]["bottle"]["good"], found["classes"]["bottle"]["bad"]) == (3, 3)
+    assert found["mean"]["fused"]["pixel_auroc"] is not None
+    assert f"{bottle}: folder layout, class {'bottle' if classes else 'lot7'}: 3 good to train with" in done.stderr
+
+
+def test_eval_takes_no_folder_for_the_bundles_class_that_is_not_named(tmp_path: Path, bottle: Path) -> None:
+    small_bundle(tmp_path / "B")
+    (bottle / "OK").rename(bottle / "good")
+    (bottle / "NG").rename(bottle / "bad")
+    for folder in ("MASK", "OK_test"):
+        shutil.rmtree(bottle / folder)
+    done = run("eval", tmp_path / "B", "--data", bottle, "--quiet")
+    assert isinstance(done.exception, ClassError)
+    assert "does not hold: lot7" in str(done.exception)
+
+
+def test_train_takes_folders_of_any_name_and_published_data_sets(
+    tmp_path: Path, bottle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[dict[str, list[str]]] = []
+
+    def keep(_settings: Any, shots: dict[str, list[Path]], _out: Path, **_more: Any) -> None:
+        taken.append({name: [file.name for file in files] for name, files in shots.items()})
+
+    monkeypatch.setattr(training, "train", keep)
+    for words in (
+        (bottle, *NAMED),
+        (bottle, *NAMED, "--classes", "bottle, clear"),
+        (tmp_path / "SET", "--dataset", "mvtec-ad", "--classes", "bottle"),
+    ):
+        done = run("train", "--data", *words, "--shots", "2", "--out", tmp_path / "run", "--quiet")
+        assert done.exit_code == 0, done.output
+    assert "not the published photos: 1 of MVTec AD's 15 classes" in done.stderr
+    files = ["0.png", "1.png"]
+    assert taken == [{"lot7": files}, {"bottle, clear": files}, {"bottle": files}]
+    bottle.rename(tmp_path / "train")
+    done = run("train", "--data", tmp_path / "train", *NAMED, "--out", tmp_path / "run")
+    assert "called 'train'" in str(done.exception)
+    assert str(done.exception).endswith("say --classes NAME")
+    done = run("train", "--data", tmp_path / "SET", "--dataset", "mvtec", "--out", tmp_path / "run")
+    assert "'mvtec' is unknown; known are mvtec-ad, visa" in str(done.exception)
+
+
+def test_verify_and_calibrate_read_the_bundles_classes_of_a_published_data_set(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = bottle_data_set(tmp_path / "SET", train=4)
+    shutil.copytree(data / "bottle", data / "screw_of_mine")
+    words = ("--photos", data, "--dataset", "mvtec-ad", "--quiet")
+    done = run("verify", tmp_path / "B", *words, "--backend", "cpu,cpu")
+    assert done.exit_code == 0, done.output
+    assert "not the published photos: 1 of MVTec AD's 15 classes" in done.stderr
+    done = run("calibrate", tmp_path / "B", *words, "--check", data, "--synthetic", "0", "--out", tmp_path / "C")
+    assert done.exit_code == 0, done.output
+    done = run("calibrate", tmp_path / "B", "--photos", data, "--dataset", "visa")
+    assert "holds no class of VisA" in str(done.exception)
