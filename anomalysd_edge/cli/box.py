@@ -75,7 +75,8 @@ def serve(
 
     start_log()
     chosen = s.ServeSettings(
-        bundles=tuple(bundles), host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, deadline_ms=deadline_ms,
+        bundles=tuple(bundles), host=host.strip("[]"), port=port, tls_cert=tls_cert, tls_key=tls_key,
+        deadline_ms=deadline_ms,
         engine=s.EngineSettings(
             preset=preset, backend=backend, fallback=fallback, threads=threads, group=group, queue=queue,
             memory_bytes=limit_bytes(memory_budget, "--memory-budget"), public_key=require_signature,

@@ -65,6 +65,11 @@ def _lines() -> Iterator[Progress]:
     yield report
 
 
+_WIDEST = 10_000
+_PIPE_WIDTH = 160
+"""Columns that a table may take where nobody says how many there are."""
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> None:
     """A table on stdout; floats with one decimal, None and NaN as a dash; a row that starts with 'mean' is set off."""
     from rich.console import Console
@@ -77,8 +82,18 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
         if str(row[0]).startswith("mean"):
             table.add_section()
         table.add_row(*(_cell(value) for value in row))
-    # A pipe has no width of its own: tables stay whole there.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    wanted = Console(width=_WIDEST, height=25).measure(table).maximum
+    if wanted <= console.width or not sys.stdout.isatty():
+        # A pipe has no width of its own: tables stay whole there.
+        Console(width=max(console.width, wanted), height=25).print(table)
+        return
+    # Too narrow for the table: a cut cell could be the verdict, so every row becomes a few lines.
+    lines = [title]
+    for first, *rest in rows:
+        lines.append(f"{columns[0] or 'row'} {_cell(first)}")
+        lines += [f"  {column}: {_cell(value)}" for column, value in zip(columns[1:], rest, strict=True)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cell(value: str | int | float | None) -> str:

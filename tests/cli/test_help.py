@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from anomalysd_edge.cli.main import VERBS, app
 from anomalysd_edge.cli.options import RENAMED, limit_bytes, listed, modern, numbers, size_bytes
 from anomalysd_edge.errors import SettingsError
+from tests.support.command import ROOT as REPOSITORY
 
 ROOT: Any = typer.main.get_command(app)
 
@@ -119,3 +121,31 @@ def test_completion_offers_the_verbs() -> None:
     environment = {"_SD_EDGE_COMPLETE": "complete_bash", "COMP_WORDS": "sd-edge ca", "COMP_CWORD": "1"}
     done = CliRunner(env=environment).invoke(app, [], prog_name="sd-edge")
     assert done.stdout.split() == ["calibrate"]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    command = f"{sys.executable} -m anomalysd_edge.cli --help | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode in (0, 141), "141 is a program that SIGPIPE ended; a short help may be written before that"
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_locale_without_letters_is_no_error() -> None:
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "anomalysd_edge.cli", "inspect", "n\xf6.png", "x.png"],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("sd-edge: ")
+    assert "Traceback" not in done.stderr

@@ -94,6 +94,13 @@ def test_a_photo_without_a_filename_is_a_photo(box: Box, seed: int) -> None:
     assert found.json["pred_score"] == box.inspect(data, "?class=bottle").json["pred_score"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/", "/v2/health/live"])
+def test_head_is_answered_as_get_without_a_body(box: Box, path: str) -> None:
+    head, got = box.ask("HEAD", path), box.get(path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers.get("content-type") == got.headers.get("content-type")
+
+
 def test_the_only_class_needs_no_name(box: Box) -> None:
     assert box.inspect(png(2)).json["class"] == "bottle"
 

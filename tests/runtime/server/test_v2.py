@@ -176,6 +176,17 @@ def test_the_parser_says_bad_request_or_gives_what_the_shapes_say(inputs: Any, t
         assert isinstance(value, list) or value.dtype in tensors.DTYPES.values()
 
 
+def test_null_parameters_are_none(box: Box) -> None:
+    """Some clients write every optional field, as null."""
+    asked = json.loads(head())
+    asked["parameters"] = None
+    asked["inputs"] = [{**entry, "parameters": None} for entry in asked["inputs"]]
+    asked["outputs"] = [{"name": "pred_score", "parameters": None}]
+    found = post(box, json.dumps(asked).encode())
+    assert found.status == 200, found.body
+    assert [entry["name"] for entry in found.json["outputs"]] == ["pred_score"]
+
+
 def test_what_is_written_can_be_read_back() -> None:
     values: dict[str, Any] = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -120,11 +120,13 @@ class SecurityMiddleware:
         self._rate = RateLimit(settings.rate_per_s, settings.rate_burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """One request. HEAD is answered as GET is, without the body: monitors and load balancers ask so."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = False
+        begun, head_only = False, scope["method"] == "HEAD"
+        if head_only:
+            scope = {**scope, "method": "GET"}
         body = _Body(receive, self._settings)
 
         async def answer(message: Message) -> None:
@@ -133,6 +135,8 @@ class SecurityMiddleware:
                 begun = True
                 await body.drain()
                 message = {**message, "headers": [*message.get("headers", []), *self._extra(scope)]}
+            if head_only and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:

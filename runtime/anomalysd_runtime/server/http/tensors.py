@@ -95,7 +95,9 @@ def _described(entry: Any) -> tuple[str, tuple[int, ...], str]:
 
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
-    found = entry.get("parameters", {})
+    found = entry.get("parameters")
+    if found is None:  # some clients send null
+        return {}
     if not isinstance(found, dict):
         raise BadRequest("'parameters' of an input is not an object")
     return found

@@ -198,7 +198,7 @@ def _wanted(head: dict[str, Any]) -> dict[str, bool]:
     for entry in asked if isinstance(asked, list) else [None]:
         if not isinstance(entry, dict) or entry.get("name") not in OUTPUTS:
             raise BadRequest(f"'outputs' is wrong; there are: {', '.join(OUTPUTS)}")
-        own = entry.get("parameters", {})
+        own = entry.get("parameters") or {}
         wanted[entry["name"]] = bool(own.get("binary_data", all_binary)) if isinstance(own, dict) else all_binary
     return wanted
 
