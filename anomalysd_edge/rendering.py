@@ -1,7 +1,7 @@
 """Drawing blocks for images made in code: noise fields, shapes as signed distances, light. All seeded, all numpy.
 
 Fields are (H,W) float32; a colour is three floats in [0,1]; coordinates run from -1 to 1 over the shorter side.
-Used by the demo parts (demo_parts.py) and by the recipe that makes the embedded base (training/nano_images.py).
+Used by the demo parts (demo_parts.py) and by the recipe that makes the embedded base (training/nano/).
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from anomalysd_edge.schedule import NoiseSchedule
 
 torch = pytest.importorskip("torch")
 
-from anomalysd_edge.training import nano_images  # noqa: E402
 from anomalysd_edge.training.base import load_base, prompt_states  # noqa: E402
+from anomalysd_edge.training.nano import images as nano_images  # noqa: E402
 from anomalysd_edge.training.perceptual import load_perceptual  # noqa: E402
 from anomalysd_edge.training.torch_networks import TorchNetworks  # noqa: E402
 
@@ -50,7 +50,7 @@ def test_diffusers_own_pipeline_loads_and_runs_it() -> None:
 
 def test_it_repaints_a_stain_away() -> None:
     """A dark square on a drawn leather: the repaint must come nearer to the clean image than the stained one is."""
-    clean = nano_images.leather(np.random.default_rng(5), 128)
+    clean = nano_images.FAMILIES["leather"](np.random.default_rng(5), 128)
     x = images.to_array((np.clip(clean, 0, 1) * 255).astype(np.uint8))
     stained = x.copy()
     stained[..., 56:72, 56:72] = -0.9
@@ -79,38 +79,3 @@ def test_it_repaints_a_stain_away() -> None:
     before = float(np.abs(stained[inside] - x[inside]).mean())
     after = float(np.abs(painted[inside] - x[inside]).mean())
     assert after < 0.6 * before
-
-
-def test_drawn_images_are_seeded() -> None:
-    for number in range(12):
-        name, image = nano_images.render(3, number, 64)
-        again = nano_images.render(3, number, 64)
-        assert name == again[0]
-        np.testing.assert_array_equal(image, again[1])
-    assert not np.array_equal(nano_images.render(3, 0, 64)[1], nano_images.render(4, 0, 64)[1])
-
-
-@pytest.mark.parametrize("name", sorted(nano_images.FAMILIES))
-def test_every_family_draws_a_picture(name: str) -> None:
-    canvas = nano_images.FAMILIES[name](np.random.default_rng(0), 48)
-    assert canvas.shape == (48, 48, 3)
-    assert np.isfinite(canvas).all()
-    assert canvas.std() > 0.005
-
-
-def test_the_recipe_runs_and_repeats_itself(tmp_path: Path) -> None:
-    from safetensors.numpy import load_file
-
-    from anomalysd_edge.training import nano_recipe, nano_unet
-
-    weights = []
-    for place in ("a", "b"):
-        cache, out = tmp_path / place, tmp_path / f"{place}-out"
-        cache.mkdir()
-        pictures, nouns = nano_recipe.draw_images(cache, 8)
-        vae = nano_recipe.train_autoencoder(pictures, cache, 1)
-        nano_unet.train_unet(pictures, nouns, vae, cache, 1, out)
-        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
-    # Sums over several threads round differently: the same recipe, not the same bits.
-    for name, first in weights[0].items():
-        np.testing.assert_allclose(first, weights[1][name], atol=2e-3, err_msg=name)

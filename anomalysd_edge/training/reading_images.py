@@ -18,7 +18,7 @@ from anomalysd_edge.heldout import disturbed
 from anomalysd_edge.masks import foreground
 from anomalysd_edge.scoring import smooth
 from anomalysd_edge.synthetic import field, synthetic_anomaly
-from anomalysd_edge.training import nano_images
+from anomalysd_edge.training.nano import parts, surfaces
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -26,14 +26,14 @@ Mask = npt.NDArray[np.bool_]
 Rng = np.random.Generator
 
 SURFACES = (
-    nano_images.cloth, nano_images.leather, nano_images.stone, nano_images.speckle, nano_images.wood,
-    nano_images.brushed_metal, nano_images.cast_surface, nano_images.tiles, nano_images.grid, nano_images.carpet,
-    nano_images.stripes,
+    surfaces.cloth, surfaces.leather, surfaces.stone, surfaces.speckle, surfaces.wood,
+    surfaces.brushed_metal, surfaces.cast_surface, surfaces.tiles, surfaces.grid, surfaces.carpet,
+    surfaces.stripes,
 )  # fmt: skip
 PARTS = (
-    nano_images.round_part, nano_images.nut, nano_images.gear, nano_images.capsule, nano_images.pill,
-    nano_images.screw, nano_images.board, nano_images.connector, nano_images.cable, nano_images.organic,
-    nano_images.array_of_parts,
+    parts.round_part, parts.nut, parts.gear, parts.capsule, parts.pill,
+    parts.screw, parts.board, parts.connector, parts.cable, parts.organic,
+    parts.array_of_parts,
 )  # fmt: skip
 _WHOLE_PX = 640
 """Side of a drawn surface, of which every photo shows a part."""
