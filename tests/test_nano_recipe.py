@@ -23,7 +23,7 @@ from anomalysd_edge.training.nano.common import Workshop, set_rate  # noqa: E402
 from anomalysd_edge.training.nano.images import FAMILIES, Pictures, family_of, render  # noqa: E402
 from anomalysd_edge.training.nano.marks import hairline, random_marks, speck  # noqa: E402
 from anomalysd_edge.training.nano.models import LATENT_SIDE, autoencoder  # noqa: E402
-from anomalysd_edge.training.nano.pairs import make_pairs, pair_of, random_mask  # noqa: E402
+from anomalysd_edge.training.nano.pairs import Pairs, pair_of, random_mask  # noqa: E402
 from anomalysd_edge.training.nano.textures import cropped, photos_of  # noqa: E402
 from anomalysd_edge.training.nano.unet import blob, draw_timestep, unet_batch  # noqa: E402
 
@@ -145,8 +145,12 @@ def test_rows_of_a_step_are_those_of_the_whole_step(pictures: Pictures, tmp_path
     for a, b in zip(whole, part, strict=True):
         torch.testing.assert_close(a[4:6], b)
     workshop = Workshop(tmp_path)
-    pairs = make_pairs(workshop, pictures, autoencoder(), 8)
-    assert float(np.asarray(pairs.latents[:, 0], np.float32).std()) == pytest.approx(1, abs=0.2)
+    pairs = Pairs(workshop, pictures, autoencoder(), 8)
+    latents, masks = pairs.take(range(8))
+    assert float(latents[:, 0].std()) == pytest.approx(1, abs=0.2)
+    assert (latents[:, 2] == latents[:, 0]).all(axis=1)[masks == 0].mean() > 0.4  # harm stays near its mask
+    again = Pairs(Workshop(tmp_path), pictures, autoencoder(), 8)  # other weights: what is encoded stays
+    np.testing.assert_array_equal(again.take([3, 3, 1])[0], latents[[3, 3, 1]])
     every, few = unet_batch(workshop, pairs, 5, slice(0, 8)), unet_batch(workshop, pairs, 5, slice(2, 4))
     for name in ("clean", "start", "known", "masks", "corrupted", "timesteps", "noise"):
         torch.testing.assert_close(getattr(every, name)[2:4], getattr(few, name))

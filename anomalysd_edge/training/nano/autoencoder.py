@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from anomalysd_edge.training.nano.common import AUTOENCODER, SEED, Workshop, blend, set_rate, stream
+from anomalysd_edge.training.nano.common import AUTOENCODER, SEED, Workshop, blend, drawn_ahead, set_rate, stream
 from anomalysd_edge.training.nano.images import Pictures
 from anomalysd_edge.training.nano.marks import random_marks
 
@@ -38,8 +38,9 @@ def train_autoencoder(workshop: Workshop, pictures: Pictures, vae: Any, steps: i
         start = state["step"]
     rows = workshop.rows(BATCH)
     recent: dict[str, float] = {}
-    for step in range(start, steps):
-        crops, marks, levels, noise = (part.to(workshop.place) for part in autoencoder_batch(pictures, step, rows))
+    batches = drawn_ahead(lambda step: autoencoder_batch(pictures, step, rows), range(start, steps), workshop.place)
+    for step, batch in enumerate(batches, start):
+        crops, marks, levels, noise = (part.to(workshop.place) for part in batch)
         crops = crops.contiguous(memory_format=workshop.layout)
         set_rate(optimizer, step, steps, PEAK_RATE, warm=200, hold=0.6)
         with workshop.autocast():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from anomalysd_edge.files import write_aside
 from anomalysd_edge.training.processes import Processes
+
+T = TypeVar("T")
 
 SEED = 20240801
 PICTURES, AUTOENCODER, PAIRS, UNET = range(1, 5)
@@ -129,6 +133,15 @@ def blend(average: nn.Module, live: nn.Module, step: int, longest: float) -> Non
             slow.lerp_(fast, 1 - keep)
 
 
-def count_of(parameters: Iterable[nn.Parameter]) -> int:
-    """Number of weights."""
-    return sum(parameter.numel() for parameter in parameters)
+def drawn_ahead(draw: Callable[[int], T], steps: range, device: torch.device) -> Iterator[T]:
+    """draw(step) for each of `steps`; beside a GPU a thread draws the next ones while it computes."""
+    if device.type == "cpu":
+        yield from map(draw, steps)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(draw, step) for step in steps[:2])
+        for step in steps:
+            drawn = waiting.popleft().result()
+            if step + 2 < steps.stop:
+                waiting.append(pool.submit(draw, step + 2))
+            yield drawn

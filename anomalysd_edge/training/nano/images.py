@@ -50,6 +50,8 @@ from anomalysd_edge.training.nano.textures import PhotoFile, chosen, cropped
 
 U8 = npt.NDArray[np.uint8]
 
+PIXELS, NOUNS = "pictures.npy", "pictures.json"
+
 FAMILIES: dict[str, Family] = {
     "cloth": cloth, "leather": leather, "stone": stone, "speckled plate": speckle, "wood": wood,
     "brushed metal": brushed_metal, "cast surface": cast_surface, "tile": tiles, "grid": grid, "carpet": carpet,
@@ -92,6 +94,11 @@ class Pictures:
     nouns: list[str]
     """What each shows, for its prompt."""
 
+    @classmethod
+    def load(cls, folder: Path) -> Pictures:
+        """Those that `make_pictures` left in the checkpoints' folder."""
+        return cls(np.load(folder / PIXELS, mmap_mode="r"), json.loads((folder / NOUNS).read_text()))
+
 
 def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[PhotoFile], workers: int) -> Pictures:
     """Draw `scenes` and cut `crops` of `photos` into the checkpoints' folder, unless they are there already.
@@ -99,7 +106,7 @@ def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[Phot
     Every process makes its share, with `workers` helpers of its own. Numbers name pictures: the same for any sharing.
     """
     folder, processes = workshop.checkpoints, workshop.processes
-    file, names = folder / "pictures.npy", folder / "pictures.json"
+    file, names = folder / PIXELS, folder / NOUNS
     if not names.exists():
         count = scenes + crops
         if processes.main:
@@ -125,7 +132,7 @@ def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[Phot
             nouns += [chosen(photos, number, (SEED, PICTURES)).noun for number in range(crops)]
             names.write_text(json.dumps(nouns))
         processes.wait()
-    return Pictures(np.load(file, mmap_mode="r"), json.loads(Path(names).read_text()))
+    return Pictures.load(folder)
 
 
 def _render(seed: int, number: int) -> U8:

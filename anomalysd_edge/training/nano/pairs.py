@@ -1,4 +1,4 @@
-"""Stage 3 of nano's recipe: pictures with a mask each, encoded once by the autoencoder that now stands.
+"""What the UNet of nano's recipe is taught on: pictures with a mask each, encoded by the autoencoder that now stands.
 
 A pair is met in several steps of the UNet, each time with another t, other noise and another start. Encoding it anew
 would cost a fifth of a step. Masks are those that an inspection repaints: packed grids, guided regions, rectangles.
@@ -6,8 +6,9 @@ would cost a fifth of a step. Masks are those that an inspection repaints: packe
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from anomalysd_edge import regions
+from anomalysd_edge.files import read_json, write_json
 from anomalysd_edge.masks import to_pixels
 from anomalysd_edge.synthetic import field, synthetic_anomaly
 from anomalysd_edge.training.nano.common import PAIRS, Workshop, stream
@@ -27,6 +29,7 @@ F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Rng = np.random.Generator
 
+FACTS = "pairs.json"
 BATCH = 32
 GRIDS = (2, 4, 8, 16)
 _FACTOR = SIDE_PX // LATENT_SIDE
@@ -34,60 +37,70 @@ _SAMPLE = 256
 """Pictures whose latents set the scale."""
 
 
-@dataclass(frozen=True)
 class Pairs:
-    """Encoded pictures with masks; memory maps of N rows."""
+    """Encoded pictures with masks. Each is encoded when first met, into memory maps beside the checkpoints.
 
-    latents: npt.NDArray[np.float16]
-    """(N,3,4,32,32) scaled: of the picture, of the picture with the masked pixels at 0, of the one with an anomaly."""
-    masks: npt.NDArray[np.uint8]
-    """(N,32,32) in {0,1}."""
-    nouns: list[str]
-    """For the prompts."""
-    scale: float
-    """The autoencoder's scaling factor: it brings the latents to unit spread."""
+    Several processes share the maps: a pair is a function of its number, so it does no harm if two encode it.
+    """
 
+    def __init__(self, workshop: Workshop, pictures: Pictures, vae: Any, count: int) -> None:
+        """`vae`: the autoencoder that now stands, on any device; `count`: pairs, each picture once if as many."""
+        self._workshop, self._pictures, self.count = workshop, pictures, count
+        self._vae = vae.to(device=workshop.place, memory_format=workshop.layout).eval()
+        folder, processes = workshop.checkpoints, workshop.processes
+        facts = folder / FACTS
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "latents": ((count, 3, 4, LATENT_SIDE, LATENT_SIDE), np.float16),
+            "masks": ((count, LATENT_SIDE, LATENT_SIDE), np.uint8),
+            "encoded": ((count,), np.uint8),
+        }
+        if processes.main and not facts.exists():
+            for name, (shape, kind) in shapes.items():
+                np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
+            write_json(facts, {"scale": latents_scale(workshop, pictures, self._vae)})
+        processes.wait()
+        self.scale = float(read_json(facts)["scale"])
+        """The autoencoder's scaling factor: it brings the latents to unit spread."""
+        self._latents, self._masks, self._encoded = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes)
 
-def make_pairs(workshop: Workshop, pictures: Pictures, vae: Any, count: int) -> Pairs:
-    """Encode `count` pairs into the checkpoints' folder, unless they are there; every process does its share."""
-    folder, processes = workshop.checkpoints, workshop.processes
-    latents_file, masks_file, facts = folder / "latents.npy", folder / "masks.npy", folder / "pairs.json"
-    vae = vae.to(device=workshop.place, memory_format=workshop.layout).eval()
-    if not facts.exists():
-        scale = latents_scale(workshop, pictures, vae)
-        if processes.main:
-            shape = (count, 3, 4, LATENT_SIDE, LATENT_SIDE)
-            np.lib.format.open_memmap(latents_file, mode="w+", dtype=np.float16, shape=shape).flush()
-            shape_of_masks = (count, LATENT_SIDE, LATENT_SIDE)
-            np.lib.format.open_memmap(masks_file, mode="w+", dtype=np.uint8, shape=shape_of_masks).flush()
-        processes.wait()
-        latents, masks = np.load(latents_file, mmap_mode="r+"), np.load(masks_file, mmap_mode="r+")
-        starts = range(processes.number * BATCH, count, processes.count * BATCH)
-        for done, start in enumerate(starts):
-            numbers = range(start, min(start + BATCH, count))
-            made = [pair_of(pictures, number) for number in numbers]
-            images = np.stack([image for pair in made for image in pair[0]])
-            encoded = _encoded(workshop, vae, images) * scale
-            latents[start : numbers.stop] = encoded.reshape(len(made), 3, *encoded.shape[1:]).astype(np.float16)
-            masks[start : numbers.stop] = np.stack([pair[1] for pair in made])
-            if done % 20 == 19:
-                workshop.note("pairs", done + 1, len(starts))
-        latents.flush()
-        masks.flush()
-        processes.wait()
-        if processes.main:
-            facts.write_text(json.dumps({"scale": scale}))
-        processes.wait()
-    nouns = [pictures.nouns[number % len(pictures.nouns)] for number in range(count)]
-    latents, masks = np.load(latents_file, mmap_mode="r"), np.load(masks_file, mmap_mode="r")
-    return Pairs(latents, masks, nouns, float(json.loads(Path(facts).read_text())["scale"]))
+    def take(self, numbers: Sequence[int]) -> tuple[F32, F32]:
+        """(n,3,4,32,32) scaled latents: of the picture, of the picture with the masked pixels at 0, of the one with an
+        anomaly inside the mask; and (n,32,32) masks in {0,1}."""
+        new = sorted({number for number in numbers if not self._encoded[number]})
+        for start in range(0, len(new), BATCH):
+            some = new[start : start + BATCH]
+            self._put(some, [pair_of(self._pictures, number) for number in some])
+        rows = list(numbers)
+        return self._latents[rows].astype(np.float32), self._masks[rows].astype(np.float32)
+
+    def encode_all(self, workers: int) -> None:
+        """Encode what is not encoded yet, drawn by `workers` helpers: a GPU would wait for a single core's drawing."""
+        new = [int(number) for number in np.flatnonzero(np.asarray(self._encoded) == 0)]
+        folder = self._workshop.checkpoints
+        with ProcessPoolExecutor(workers, initializer=_open_pictures, initargs=(folder,)) as pool:
+            drawn = pool.map(_drawn_pair, new, chunksize=8)
+            for start in range(0, len(new), BATCH):
+                some = new[start : start + BATCH]
+                self._put(some, list(islice(drawn, len(some))))
+
+    def noun(self, number: int) -> str:
+        """What pair `number` shows, for its prompt."""
+        return self._pictures.nouns[number % len(self._pictures.nouns)]
+
+    def _put(self, numbers: Sequence[int], made: Sequence[tuple[list[F32], Mask]]) -> None:
+        rows = list(numbers)
+        images = np.stack([image for pair in made for image in pair[0]])
+        latents = encode(self._workshop, self._vae, images) * self.scale
+        self._latents[rows] = latents.reshape(len(rows), 3, *latents.shape[1:]).astype(np.float16)
+        self._masks[rows] = np.stack([pair[1] for pair in made])
+        self._encoded[rows] = 1
 
 
 def latents_scale(workshop: Workshop, pictures: Pictures, vae: Any) -> float:
     """The factor that brings the latents of some pictures to unit spread."""
     some = stream(PAIRS).choice(len(pictures.pixels), min(_SAMPLE, len(pictures.pixels)), replace=False)
     images = np.stack([_planes(pictures.pixels[int(number)]) for number in some])
-    return 1 / float(_encoded(workshop, vae, images).std())
+    return 1 / float(encode(workshop, vae, images).std())
 
 
 def pair_of(pictures: Pictures, number: int) -> tuple[list[F32], Mask]:
@@ -137,7 +150,7 @@ def random_mask(rng: Rng, side: int) -> Mask:
 
 
 @torch.inference_mode()
-def _encoded(workshop: Workshop, vae: Any, images: F32) -> F32:
+def encode(workshop: Workshop, vae: Any, images: F32) -> F32:
     """(N,3,H,W) in [-1,1] -> (N,4,h,w) float32 latents, not scaled."""
     parts = []
     for start in range(0, len(images), BATCH):
@@ -150,3 +163,18 @@ def _encoded(workshop: Workshop, vae: Any, images: F32) -> F32:
 def _planes(picture: npt.NDArray[np.uint8]) -> F32:
     """(H,W,3) bytes -> (3,H,W) float32 in [-1,1]."""
     return np.asarray(picture.transpose(2, 0, 1) / np.float32(127.5) - 1, dtype=np.float32)
+
+
+_pictures: Pictures | None = None
+"""Of a helper process: a memory map that is opened, not sent."""
+
+
+def _open_pictures(folder: Path) -> None:
+    global _pictures  # noqa: PLW0603
+    _pictures = Pictures.load(folder)
+
+
+def _drawn_pair(number: int) -> tuple[list[F32], Mask]:
+    if _pictures is None:
+        raise RuntimeError("the helper was not started with its pictures")
+    return pair_of(_pictures, number)

@@ -3,8 +3,8 @@
     python -m anomalysd_edge.training.nano.recipe --textures DIR --out DIR --checkpoints DIR --resume
 
 Stage 1 draws scenes and cuts crops of photos (images.py, textures.py). Stage 2 trains the autoencoder, whose weights
-then stand (autoencoder.py). Stage 3 encodes pictures with their masks (pairs.py), stage 4 trains the inpainting UNet
-with the text encoder (unet.py). Everything is seeded; each stage keeps checkpoints, and --resume goes on from them.
+then stand (autoencoder.py). Stage 3 trains the inpainting UNet with the text encoder on pictures and masks, encoded
+when first met (unet.py, pairs.py). Everything is seeded; each stage keeps checkpoints, and --resume goes on from them.
 --export writes the folder of the newest averaged weights and trains nothing.
 
 On a CPU one process a core is far faster than one process of several threads, above all beside other work:
@@ -29,8 +29,8 @@ from anomalysd_edge.training.base import folder_sha256, load_base
 from anomalysd_edge.training.nano import models
 from anomalysd_edge.training.nano.autoencoder import train_autoencoder
 from anomalysd_edge.training.nano.common import SEED, Workshop
-from anomalysd_edge.training.nano.images import FAMILIES, make_pictures
-from anomalysd_edge.training.nano.pairs import make_pairs
+from anomalysd_edge.training.nano.images import FAMILIES, NOUNS, make_pictures
+from anomalysd_edge.training.nano.pairs import FACTS, Pairs
 from anomalysd_edge.training.nano.textures import PhotoFile, photos_of
 from anomalysd_edge.training.nano.unet import Learner, train_unet
 
@@ -130,7 +130,9 @@ def cook(recipe: Recipe, workshop: Workshop) -> None:
     pictures = make_pictures(workshop, recipe.scenes, recipe.crops if recipe.textures else 0, recipe.photos(), workers)
     vae, learner = networks(recipe, pictures.nouns)
     vae = train_autoencoder(workshop, pictures, vae, recipe.autoencoder_steps)
-    pairs = make_pairs(workshop, pictures, vae, recipe.pairs)
+    pairs = Pairs(workshop, pictures, vae, recipe.pairs)
+    if workers > 1:  # cores that would idle while a device or a single process computes
+        pairs.encode_all(workers)
     train_unet(workshop, pairs, learner, recipe.unet_steps, recipe.unet_batch)
 
 
@@ -153,8 +155,8 @@ def export(recipe: Recipe, workshop: Workshop, out: Path) -> None:
     autoencoder, unet = workshop.load("autoencoder"), workshop.load("unet")
     if autoencoder is None or unet is None:
         raise InputError(f"{workshop.checkpoints} has no UNet's checkpoint yet; nothing can be exported")
-    nouns = read_json(workshop.checkpoints / "pictures.json")
-    scale = float(read_json(workshop.checkpoints / "pairs.json")["scale"])
+    nouns = read_json(workshop.checkpoints / NOUNS)
+    scale = float(read_json(workshop.checkpoints / FACTS)["scale"])
     vae, learner = networks(recipe, nouns)
     vae.load_state_dict(autoencoder["average"])
     vae.register_to_config(scaling_factor=scale)

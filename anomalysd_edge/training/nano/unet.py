@@ -1,4 +1,4 @@
-"""Stage 4 of nano's recipe: the inpainting UNet and its text encoder, trained together.
+"""Stage 3 of nano's recipe: the inpainting UNet and its text encoder, trained together.
 
 Two things differ from training Stable Diffusion. Timesteps are drawn mostly below 0.45 T, since an inspection starts at
 lambda*T. And half of the samples start corrupted: z_t carries content that does not belong inside the mask (a drawn
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anomalysd_edge.training.losses import noisy_samples, unet_loss
 from anomalysd_edge.training.nano import models
-from anomalysd_edge.training.nano.common import SEED, UNET, Workshop, blend, set_rate, stream
+from anomalysd_edge.training.nano.common import SEED, UNET, Workshop, blend, drawn_ahead, set_rate, stream
 from anomalysd_edge.training.nano.pairs import Pairs
 
 PEAK_RATE = 6e-4
@@ -99,8 +99,8 @@ def train_unet(workshop: Workshop, pairs: Pairs, learner: Learner, steps: int, b
     abar = models.scheduler().alphas_cumprod.float().to(workshop.place)
     rows = workshop.rows(batch)
     recent: float | None = None
-    for step in range(start, steps):
-        drawn = unet_batch(workshop, pairs, step, rows)
+    batches = drawn_ahead(lambda step: unet_batch(workshop, pairs, step, rows), range(start, steps), workshop.place)
+    for step, drawn in enumerate(batches, start):
         set_rate(optimizer, step, steps, PEAK_RATE, warm=200, hold=0.6)
         samples = noisy_samples(
             drawn.clean, drawn.start, drawn.noise, abar[drawn.timesteps], drawn.corrupted, "epsilon"
@@ -125,21 +125,21 @@ def train_unet(workshop: Workshop, pairs: Pairs, learner: Learner, steps: int, b
 def unet_batch(workshop: Workshop, pairs: Pairs, step: int, rows: slice) -> Batch:
     """Some rows of step `step`; each row is a function of the seed, the step and its number."""
     drawn = [stream(UNET, step, row) for row in range(rows.start, rows.stop)]
-    numbers = [int(rng.integers(len(pairs.masks))) for rng in drawn]
-    latents = torch.from_numpy(np.stack([pairs.latents[number] for number in numbers]).astype(np.float32))
-    masks = torch.from_numpy(np.stack([pairs.masks[number] for number in numbers])[:, None].astype(np.float32))
-    clean, known, anomaly = latents.unbind(1)
+    numbers = [int(rng.integers(pairs.count)) for rng in drawn]
+    latents, seen = pairs.take(numbers)
+    masks = torch.from_numpy(seen[:, None])
+    clean, known, anomaly = torch.from_numpy(latents).unbind(1)
     corrupted = torch.tensor([bool(rng.random() < CORRUPTED) for rng in drawn])
     starts = []
-    for rng, z, z_anomaly, mask in zip(drawn, clean, anomaly, masks, strict=True):
-        other = anomaly_of(rng, pairs, z, z_anomaly)
+    for row, (rng, z, mask) in enumerate(zip(drawn, clean, masks, strict=True)):
+        other = anomaly_of(rng, pairs, z, anomaly[row]) if corrupted[row] else z
         strength = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1.0)
         starts.append(z + mask * np.float32(strength) * (other - z))
-    start = torch.where(corrupted.view(-1, 1, 1, 1), torch.stack(starts), clean)
+    start = torch.stack(starts)
     timesteps = torch.tensor([draw_timestep(rng) for rng in drawn])
     noise = torch.from_numpy(np.stack([rng.standard_normal(clean.shape[1:], dtype=np.float32) for rng in drawn]))
     prompts = [
-        "" if rng.random() < NO_PROMPT else f"A perfect {pairs.nouns[number]}."
+        "" if rng.random() < NO_PROMPT else f"A perfect {pairs.noun(number)}."
         for rng, number in zip(drawn, numbers, strict=True)
     ]
     place = workshop.place
@@ -169,7 +169,7 @@ def anomaly_of(rng: Rng, pairs: Pairs, clean: Tensor, anomaly: Tensor) -> Tensor
     kind = int(rng.integers(3))
     shift = (int(rng.integers(2, side - 1)), int(rng.integers(2, side - 1)))
     if kind == 0:
-        foreign = torch.from_numpy(pairs.latents[int(rng.integers(len(pairs.latents))), 0].astype(np.float32))
+        foreign = torch.from_numpy(pairs.take([int(rng.integers(pairs.count))])[0][0, 0])
     elif kind == 1:
         tint = torch.from_numpy(rng.standard_normal((len(clean), 1, 1), dtype=np.float32))
         foreign = clean + tint * float(rng.uniform(0.2, 1.5))
