@@ -221,7 +221,7 @@ def test_a_stopped_recipe_ends_where_a_straight_one_does(folder: Path, tmp_path:
 def test_it_goes_on_from_an_earlier_base_in_bfloat16(tmp_path: Path) -> None:
     few = ("--autoencoder-steps", "1", "--unet-steps", "1", "--precision", "bf16")
     start = Path(nano_recipe.__file__).parents[2] / "nano"
-    run(None, tmp_path / "c", tmp_path / "out", *few, "--start", str(start))
+    run(None, tmp_path / "c", tmp_path / "out", *few, "--from-base", str(start))
     before, after = (
         load_file(place / "vae/diffusion_pytorch_model.safetensors") for place in (start, tmp_path / "out")
     )
@@ -229,10 +229,10 @@ def test_it_goes_on_from_an_earlier_base_in_bfloat16(tmp_path: Path) -> None:
     apart = max(float(np.abs(before[name].astype(np.float32) - after[name]).max()) for name in before)
     assert 0 < apart < 0.05
     with pytest.raises(InputError, match="--resume"):
-        run(None, tmp_path / "c", tmp_path / "out", *few, "--start", str(start))
+        run(None, tmp_path / "c", tmp_path / "out", *few, "--from-base", str(start))
     with pytest.raises(InputError, match="other start"):
         run(None, tmp_path / "c", tmp_path / "out", *few, "--resume")
-    run(None, tmp_path / "c", tmp_path / "again", *few, "--start", str(start), "--export")
+    run(None, tmp_path / "c", tmp_path / "again", *few, "--from-base", str(start), "--export")
     assert (tmp_path / "again" / "unet" / "config.json").is_file()
 
 

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--textures", type=Path, help="folder of photos; without it drawn scenes alone teach")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets diffusers' layout")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for caches, checkpoints and the log")
-    parser.add_argument("--start", type=Path, help="an earlier base to go on from; without it from nothing")
+    parser.add_argument(
+        "--from-base", dest="start", type=Path, help="an earlier base to go on from; without it from nothing"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints that are there")
     parser.add_argument("--export", action="store_true", help="write the newest averaged weights to --out, no training")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
