@@ -16,17 +16,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge import summary
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, few_tests
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import ClassResult, evaluate, result_of
-from anomalysd_edge.files import read_json, sha256_file, write_json
-from anomalysd_edge.inspection import MAPS
-from anomalysd_edge.measuring_verbs import numbers
-from anomalysd_edge.protocol import Cell, Measured, ProtocolRequest, read_result, result_file, run_protocol
-from anomalysd_edge.protocol_report import write
-from anomalysd_edge.workflow import choose_shots
+from anomalysd_edge.cli.measuring import numbers
+from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.core.types import Progress
+from anomalysd_edge.data.datasets import Dataset, few_tests
+from anomalysd_edge.evaluation import aggregate
+from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, result_of
+from anomalysd_edge.method.result import MAPS
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.reports.protocol import write
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.protocol import (
+    Cell,
+    ProtocolRequest,
+    ProtocolResult,
+    read_result,
+    result_file,
+    run_protocol,
+)
+from anomalysd_edge.workflows.train import choose_shots
 from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
 
@@ -49,7 +57,7 @@ def main() -> None:
     collected: dict[str, Any] = {"machine": {f.what: f.because for f in examine()}, "settings": said}
     with progress_bars() as progress:
         measured = run_protocol(asked, progress)
-        write(measured, asked.out)
+        write(measured.report(), measured.to_json(), asked.out)
         collected.update(measured.to_json())
         columns = {"edge preset": measured}
         for ratio in settings.peer_coreset.split(",") if settings.peer_python else ():
@@ -60,12 +68,12 @@ def main() -> None:
         presets = _presets(measured, settings.paper, progress) if settings.paper else {}
     for shots, seeds in measured.by_shots().items():
         show_table(f"{shots}-shot, image / pixel AUROC", ("class", *_ways(columns)), _rows(columns, shots))
-        show_table(f"{shots}-shot, fused", summary.COLUMNS, summary.rows(seeds))
+        show_table(f"{shots}-shot, fused", aggregate.COLUMNS, aggregate.rows(seeds))
     if presets:
         collected["presets"] = {"photos_per_class": settings.paper, **{k: v.to_json() for k, v in presets.items()}}
         for shots in presets["paper"].by_shots():
             both = {"edge": presets["edge"], "paper": presets["paper"]}
-            names = [f"{preset}: {summary.MAP_NAMES[kind]}" for preset in both for kind in MAPS]
+            names = [f"{preset}: {aggregate.MAP_NAMES[kind]}" for preset in both for kind in MAPS]
             title = f"{shots}-shot, {settings.paper} photos a class, image / pixel AUROC"
             show_table(title, ("class", *names), [
                 (name, *(_pair(found, shots, name, kind) for found in both.values() for kind in MAPS))
@@ -91,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _peer(measured: Measured, python: Path, coreset: float, progress: Report) -> tuple[Measured, dict[str, Any]]:
+def _peer(
+    measured: ProtocolResult, python: Path, coreset: float, progress: Progress
+) -> tuple[ProtocolResult, dict[str, Any]]:
     """PatchCore on every cell with shots; its facts are the last cell's."""
     cells = [cell for cell in measured.cells if cell.shots]
     found: dict[Cell, list[ClassResult]] = {}
@@ -105,7 +115,7 @@ def _peer(measured: Measured, python: Path, coreset: float, progress: Report) ->
     return replace(measured, cells=found), facts
 
 
-def _presets(measured: Measured, count: int, progress: Report) -> dict[str, Measured]:
+def _presets(measured: ProtocolResult, count: int, progress: Progress) -> dict[str, ProtocolResult]:
     """The paper and the edge preset on the same few photos, for the first seed of every number of shots."""
     few = few_tests(measured.data, count)
     first = {cell.shots: cell for cell in reversed(measured.cells)}.values()
@@ -123,7 +133,7 @@ def _presets(measured: Measured, count: int, progress: Report) -> dict[str, Meas
 
 
 def _preset(
-    measured: Measured, cell: Cell, few: Dataset, preset: str, count: int, progress: Report
+    measured: ProtocolResult, cell: Cell, few: Dataset, preset: str, count: int, progress: Progress
 ) -> Iterator[ClassResult]:
     """One preset on one bundle, class by class, kept beside the protocol's own results."""
     bundle, folder = cell.folder / "bundle", cell.folder / f"{preset}-{count}"
@@ -144,26 +154,26 @@ def _preset(
         yield result_of(kept["result"])
 
 
-def summary_of(found: Measured, kind: str) -> dict[str, Any]:
+def summary_of(found: ProtocolResult, kind: str) -> dict[str, Any]:
     """By number of shots, class and figure: mean, spread and values of one map."""
     return {
         str(shots): {
             name: {
                 what: {"mean": s.mean, "spread": s.spread, "values": list(s.values)}
                 for what in ("image_auroc", "pixel_auroc", "aupro", "f1_max", "average_precision")
-                for s in [summary.figure(seeds, name, kind, what)]
+                for s in [aggregate.figure(seeds, name, kind, what)]
             }
-            for name in [*summary.class_names(seeds), summary.MEAN]
+            for name in [*aggregate.class_names(seeds), aggregate.MEAN]
         }
         for shots, seeds in found.by_shots().items()
     }
 
 
-def _ways(columns: dict[str, Measured]) -> list[str]:
-    return [*(summary.MAP_NAMES[kind] for kind in MAPS[:-1]), *columns]
+def _ways(columns: dict[str, ProtocolResult]) -> list[str]:
+    return [*(aggregate.MAP_NAMES[kind] for kind in MAPS[:-1]), *columns]
 
 
-def _rows(columns: dict[str, Measured], shots: int) -> list[tuple[str, ...]]:
+def _rows(columns: dict[str, ProtocolResult], shots: int) -> list[tuple[str, ...]]:
     own = columns["edge preset"]
     peers = [found for name, found in columns.items() if name != "edge preset"]
     return [
@@ -172,13 +182,13 @@ def _rows(columns: dict[str, Measured], shots: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _names(found: Measured, shots: int) -> list[str]:
-    return [*summary.class_names(found.by_shots()[shots]), summary.MEAN]
+def _names(found: ProtocolResult, shots: int) -> list[str]:
+    return [*aggregate.class_names(found.by_shots()[shots]), aggregate.MEAN]
 
 
-def _pair(found: Measured, shots: int, name: str, kind: str) -> str:
+def _pair(found: ProtocolResult, shots: int, name: str, kind: str) -> str:
     seeds = found.by_shots().get(shots, [])
-    return " / ".join(str(summary.figure(seeds, name, kind, what)) for what in ("image_auroc", "pixel_auroc"))
+    return " / ".join(str(aggregate.figure(seeds, name, kind, what)) for what in ("image_auroc", "pixel_auroc"))
 
 
 if __name__ == "__main__":

@@ -18,26 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from anomalysd_edge.console import show_table
-from anomalysd_edge.files import write_json
-from anomalysd_edge.masks import to_pixels
-from anomalysd_edge.metrics import pixel_auroc
-from anomalysd_edge.plan import packed_plan
-from anomalysd_edge.schedule import NoiseSchedule, StepTable
-from anomalysd_edge.scoring import smooth
-from anomalysd_edge.synthetic import synthetic_anomaly
-from anomalysd_edge.training.base import Base, decode, encode_mode, load_base, prompt_states
+from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.types import F32, U8, Mask
+from anomalysd_edge.evaluation.metrics import pixel_auroc
+from anomalysd_edge.method.anomaly_map import smooth
+from anomalysd_edge.method.inpainting.mask_plan import packed_plan
+from anomalysd_edge.method.inpainting.masks import to_pixels
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule, StepTable
+from anomalysd_edge.reports.console import show_table
+from anomalysd_edge.training.models.base import Base, decode, encode_mode, load_base, prompt_states
 from anomalysd_edge.training.nano.images import render
 from anomalysd_edge.training.nano.marks import hairline
-from anomalysd_edge.training.nano.textures import cropped, photos_of
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from anomalysd_edge.training.nano.textures import cropped, split_photos
 
 SEED = 977
 """No recipe draws with it."""
@@ -50,7 +46,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Sample:
+class HeldOutPicture:
     """One picture and its copy with an anomaly."""
 
     picture: U8
@@ -95,34 +91,34 @@ def main() -> None:
     )  # fmt: skip
 
 
-def photo_samples(folder: Path, count: int, side: int) -> list[Sample]:
-    """Crops of the photos that judge, each photo in turn."""
-    judges = photos_of(folder)[1]
-    order = np.random.default_rng(SEED).permutation(len(judges))
+def photo_samples(folder: Path, count: int, side: int) -> list[HeldOutPicture]:
+    """Crops of the held-out photos, each photo in turn."""
+    held_out = split_photos(folder)[1]
+    order = np.random.default_rng(SEED).permutation(len(held_out))
     pictures = []
     for number in range(count):
-        photo = judges[int(order[number % len(judges)])]
+        photo = held_out[int(order[number % len(held_out)])]
         pictures.append((photo.noun, cropped([photo], [number], side, (SEED,))[number]))
     return _with_anomalies(pictures)
 
 
-def scene_samples(count: int, side: int) -> list[Sample]:
+def scene_samples(count: int, side: int) -> list[HeldOutPicture]:
     """Drawn scenes."""
     return _with_anomalies([render(SEED, number, side) for number in range(count)])
 
 
-def _with_anomalies(pictures: Sequence[tuple[str, U8]]) -> list[Sample]:
+def _with_anomalies(pictures: Sequence[tuple[str, U8]]) -> list[HeldOutPicture]:
     samples = []
     for number, (noun, picture) in enumerate(pictures):
         rng = np.random.default_rng((SEED, 1, number))
         everywhere = np.ones(picture.shape[:2], np.bool_)
         made = synthetic_anomaly(picture, everywhere, pictures[(number + 1) % len(pictures)][1], rng)
         none = np.zeros_like(everywhere)
-        samples.append(Sample(picture, noun, made.photo if made else None, made.mask if made else none))
+        samples.append(HeldOutPicture(picture, noun, made.photo if made else None, made.mask if made else none))
     return samples
 
 
-def round_trips(base: Base, samples: Sequence[Sample]) -> dict[str, float]:
+def round_trips(base: Base, samples: Sequence[HeldOutPicture]) -> dict[str, float]:
     """Mean PSNR in dB, and for each hairline the share of its contrast that is there after the round trip."""
     pictures = [sample.picture for sample in samples]
     plain = round_trip(base, pictures)
@@ -151,7 +147,7 @@ def round_trips(base: Base, samples: Sequence[Sample]) -> dict[str, float]:
     return figures
 
 
-def repaints(base: Base, samples: Sequence[Sample]) -> dict[str, float]:
+def repaints(base: Base, samples: Sequence[HeldOutPicture]) -> dict[str, float]:
     """For each start: change where nothing is wrong, share of an anomaly left, the latents' change as a detector."""
     schedule = NoiseSchedule.from_config(base.scheduler)
     figures: dict[str, float] = {}

@@ -22,8 +22,8 @@ from typing import Any
 
 import onnx
 
-from anomalysd_edge.files import write_json
-from anomalysd_edge.networks import NetworkSizes
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_export.engines.building import run_worker
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.precisions import save_graph

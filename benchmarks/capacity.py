@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bench_verbs import in_own_process
-from anomalysd_edge.benching import BenchRequest
-from anomalysd_edge.datasets import open_dataset
-from anomalysd_edge.files import write_json
-from anomalysd_edge.fleet.boxes import box_state
+from anomalysd_edge.cli.bench import in_own_process
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.data.datasets import open_dataset
+from anomalysd_edge.fleet.box_client import box_state
 from anomalysd_edge.fleet.capacity import PhotoCost, read_bench
-from anomalysd_edge.fleet.queueing import latency_quantile_s
+from anomalysd_edge.fleet.waiting_time import latency_quantile_s
+from anomalysd_edge.profiling.measurement import BenchRequest
 
 GROUP = 4
 PASSES = 3

@@ -18,24 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge import summary
-from anomalysd_edge.bundle import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.bundle_detector import preset_settings, reading_of
-from anomalysd_edge.calibration import CalibrationSettings, calibrate
-from anomalysd_edge.calibration_report import Report as CalibrationReport
-from anomalysd_edge.calibration_report import false_alarms
-from anomalysd_edge.choosing import ROUNDS
-from anomalysd_edge.classes import ClassSpec
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import ClassResult, evaluate, mean_figure, result_of
-from anomalysd_edge.files import json_ready, read_json, sha256_file, write_json
-from anomalysd_edge.images import load_rgb
-from anomalysd_edge.opening import Opening
-from anomalysd_edge.recalibrating import CalibrateRequest, good_photos, recalibrate, words
-from anomalysd_edge.schedule import NoiseSchedule
+from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
+from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.outcome import words
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.settings_search import ROUNDS
+from anomalysd_edge.core.files import json_ready, read_json, sha256_file, write_json
+from anomalysd_edge.core.types import Progress
+from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.evaluation import aggregate
+from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate, mean_figure, result_of
+from anomalysd_edge.reports.calibration import Report as CalibrationReport
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.vision.images import load_rgb
+from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, good_photos, recalibrate
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,12 @@ def main() -> None:
     rows = [
         (
             ("* " if way is best else "") + way.name,
-            *(_pair(way, n) for n in [*names, summary.MEAN]),
+            *(_pair(way, n) for n in [*names, aggregate.MEAN]),
             f"{100 * way.merit:.2f}",
         )
         for way in found
     ]
-    columns = ("settings (* best fixed)", *names, summary.MEAN, "merit")
+    columns = ("settings (* best fixed)", *names, aggregate.MEAN, "merit")
     show_table(f"Image / pixel AUROC on {asked.tests} test photos a class, percent", columns, rows)
     report.show()
     said = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(asked).items()}
@@ -108,7 +107,7 @@ def main() -> None:
 
 
 def _calibrated(
-    asked: argparse.Namespace, data: Dataset, progress: Report
+    asked: argparse.Namespace, data: Dataset, progress: Progress
 ) -> tuple[list[ClassResult], CalibrationReport]:
     """Results of a bundle that chose for itself, and its report."""
     out: Path = asked.out / "calibrated"
@@ -119,7 +118,9 @@ def _calibrated(
         return evaluate(detector, data, progress), CalibrationReport(found, seen)
 
 
-def _fixed(asked: argparse.Namespace, data: Dataset, changes: Mapping[str, Any], progress: Report) -> list[ClassResult]:
+def _fixed(
+    asked: argparse.Namespace, data: Dataset, changes: Mapping[str, Any], progress: Progress
+) -> list[ClassResult]:
     """Results with `changes` for every class; kept in --out."""
     bundle = read_bundle(asked.bundle)
     key = json_ready([sha256_file(asked.bundle / MANIFEST), changes, asked.tests])
@@ -133,31 +134,17 @@ def _fixed(asked: argparse.Namespace, data: Dataset, changes: Mapping[str, Any],
 
     records = bundle.manifest.classes
     settings = replace(preset_settings(bundle, "edge"), **changes)
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
-    negative = bundle.constants[NEGATIVE_PROMPT]
     shots = {n: [load_rgb(f) for f in files] for n, files in good_photos(asked.photos, records, None).items()}
     with Opening().detector(asked.bundle) as opened:
-        constants = calibrate(
-            opened.networks,
-            schedule,
-            shots,
-            {n: ClassSpec(n, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for n, r in records.items()},
-            {n: constants.prompts for n, constants in opened.classes.items()},
-            settings,
-            CalibrationSettings(negatives=12),
-            negative,
-            told,
-            reading=reading_of(bundle),
-        )
-        results = evaluate(Detector(opened.networks, schedule, constants, settings, negative), data, told)
+        task = calibration_task(bundle, opened.networks, shots, settings, CalibrationSettings(negatives=12))
+        constants = calibrate(task, told).classes
+        results = evaluate(opened.under(settings, constants), data, told)
     write_json(kept, {"key": key, "results": results})
     return results
 
 
 def _pair(way: Fixed, name: str) -> str:
-    values = (summary.figure([way.results], name, "fused", f) for f in ("image_auroc", "pixel_auroc"))
+    values = (aggregate.figure([way.results], name, "fused", f) for f in ("image_auroc", "pixel_auroc"))
     return " / ".join(map(str, values))
 
 

@@ -30,10 +30,10 @@ from typing import Any
 
 import psutil
 
-from anomalysd_edge import images
-from anomalysd_edge.bundle import MANIFEST
-from anomalysd_edge.datasets import open_dataset
-from anomalysd_edge.files import sha256_file, write_json
+from anomalysd_edge.bundle.reader import MANIFEST
+from anomalysd_edge.core.files import sha256_file, write_json
+from anomalysd_edge.data.datasets import open_dataset
+from anomalysd_edge.vision import images
 from anomalysd_runtime.distributed.journal import Journal
 from anomalysd_runtime.distributed.ray_inspect import Photo, RaySettings, Task, run_groups
 from anomalysd_runtime.loading import open_detector

@@ -15,17 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge import evaluation
-from anomalysd_edge.bundle import read_bundle
-from anomalysd_edge.bundle_detector import class_constants
-from anomalysd_edge.console import show_table
-from anomalysd_edge.datasets import open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import write_json
-from anomalysd_edge.inspection import EDGE
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.training.run import read_run
-from anomalysd_edge.training.torch_networks import networks_of_run
+from anomalysd_edge.bundle.detector_factory import class_constants
+from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.data.datasets import open_dataset
+from anomalysd_edge.evaluation import evaluate
+from anomalysd_edge.method.class_model import Calibration
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.settings import EDGE
+from anomalysd_edge.reports.console import show_table
+from anomalysd_edge.training.run import networks_of_run, read_run
 
 
 def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]:
@@ -34,15 +33,14 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
     settings = replace(EDGE, strength=asked.strength, passes=passes, draws=1)
     # Thresholds, scales and each class's own choices are for other settings: S_ms needs none of them.
     bare = {
-        name: replace(known, scales={}, choices={}, threshold=None, guided_threshold=None)
+        name: replace(known, calibration=Calibration(), guided={})
         for name, known in class_constants(bundle, "edge").items()
     }
     spent: list[float] = []
     with networks_of_run(read_run(run)) as networks:
-        schedule = NoiseSchedule.from_config({**bundle.manifest.scheduler})
-        detector = Detector(networks, schedule, bare, settings, bundle.constants["prompts/negative"])
+        detector = Detector(networks, bundle.schedule(), bare, settings, bundle.constants["prompts/negative"])
         began = time.monotonic()
-        results = evaluation.evaluate(
+        results = evaluate.evaluate(
             detector,
             open_dataset(asked.data),
             lambda *_told: None,
@@ -50,8 +48,8 @@ def measure(run: Path, asked: argparse.Namespace, passes: int) -> dict[str, Any]
         )
     return {
         "passes": passes,
-        "image_auroc": evaluation.mean_figure(results, "multiscale", "image_auroc"),
-        "pixel_auroc": evaluation.mean_figure(results, "multiscale", "pixel_auroc"),
+        "image_auroc": evaluate.mean_figure(results, "multiscale", "image_auroc"),
+        "pixel_auroc": evaluate.mean_figure(results, "multiscale", "pixel_auroc"),
         "unet_ms": sorted(spent)[len(spent) // 2],
         "seconds": time.monotonic() - began,
         "photos": len(spent),

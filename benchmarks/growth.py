@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anomalysd_edge import images
-from anomalysd_edge.bench_verbs import in_own_process
-from anomalysd_edge.benching import BenchRequest, BenchRow
-from anomalysd_edge.bundle import CONSTANTS, MANIFEST, prompt_key, prototypes_key, read_bundle, write_bundle
-from anomalysd_edge.files import read_json, write_json
-from anomalysd_edge.machine import machine_facts
+from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, prompt_key, prototypes_key, read_bundle
+from anomalysd_edge.bundle.writer import write_bundle
+from anomalysd_edge.cli.bench import in_own_process
+from anomalysd_edge.core.files import read_json, write_json
+from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.profiling.measurement import BenchRequest, BenchRow
+from anomalysd_edge.vision import images
 
 MASKS = ((1,), (2,), (4,), (1, 2, 4), (8,), (1, 2, 4, 8))
 """Scales of the paper plan: 1, 4, 16, 21, 64 and 85 masks, and the prototype-guided one."""

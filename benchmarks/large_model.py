@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.files import write_json
+from anomalysd_edge.core.files import write_json
 
 GIB = 2**30
 BATCH = 2
@@ -69,8 +69,8 @@ def estimate(asked: argparse.Namespace) -> None:
     """What a training of this size is foretold to take, option by option, without the model and without running it."""
     import torch
 
-    from anomalysd_edge.training.base import Base
     from anomalysd_edge.training.memory import estimate as foretell
+    from anomalysd_edge.training.models.base import Base
     from anomalysd_edge.training.settings import TrainSettings
 
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def write(folder: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from anomalysd_edge.training.base import load_base
+    from anomalysd_edge.training.models.base import load_base
 
     torch.manual_seed(0)
     unet, vae = networks()
@@ -124,8 +124,8 @@ def write(folder: Path) -> None:
 
 def photo(out: Path) -> Path:
     """One rendered part, as a good photo."""
-    from anomalysd_edge import images
-    from anomalysd_edge.demo_parts import render_part
+    from anomalysd_edge.demo.dataset import render_part
+    from anomalysd_edge.vision import images
 
     file = out / "photo.png"
     if not file.exists():
@@ -135,10 +135,10 @@ def photo(out: Path) -> Path:
 
 def trainer_of(asked: argparse.Namespace, changes: dict[str, Any], work: Path) -> Any:
     """A training of the large model with `changes` on top of LORA; its losses are printed."""
-    from anomalysd_edge.classes import class_spec
-    from anomalysd_edge.training import base as base_module
-    from anomalysd_edge.training.phases import Trainer
+    from anomalysd_edge.data.classes import class_spec
+    from anomalysd_edge.training.models import base as base_module
     from anomalysd_edge.training.settings import TrainSettings
+    from anomalysd_edge.training.trainer import Trainer
 
     values = {**LORA, "size_px": asked.px, "device": asked.device, **changes}
     settings = TrainSettings.for_base(str(asked.model), **values)
@@ -190,7 +190,7 @@ def memory(asked: argparse.Namespace, number: int) -> dict[str, Any]:
 def resume(asked: argparse.Namespace, part: str) -> dict[str, Any]:
     """'broken': stops after step 4, past the checkpoint of step 3. 'on': takes it up and writes the run."""
     from anomalysd_edge.training.run import read_run
-    from anomalysd_edge.training.trainer import train
+    from anomalysd_edge.training.train import train
 
     changes: dict[str, Any] = {}
     for _, more in OPTIONS:
@@ -216,14 +216,14 @@ def resume(asked: argparse.Namespace, part: str) -> dict[str, Any]:
 
 def presets() -> dict[str, Any]:
     """The paper's plan with K = {1, 2}, two passes from lambda*T: five masks, ten UNet samples, a decode a scale."""
-    from anomalysd_edge.inspection import PAPER
+    from anomalysd_edge.method.settings import PAPER
 
     return {"paper": replace(PAPER, scales=(1, 2), grid_steps=0, passes=2, merge_decode=True)}
 
 
 def export(asked: argparse.Namespace) -> dict[str, Any]:
     """The run's bundle, float32."""
-    from anomalysd_edge.calibration import CalibrationSettings
+    from anomalysd_edge.calibration.settings import CalibrationSettings
     from anomalysd_edge.training.run import read_run
     from anomalysd_export.exporting import export_trained, trained_of
 
@@ -254,8 +254,8 @@ def export(asked: argparse.Namespace) -> dict[str, Any]:
 
 def half(asked: argparse.Namespace) -> dict[str, Any]:
     """Its fp16 graphs, with float32 islands, each held against its float32 graph."""
-    from anomalysd_edge.bundle import read_bundle
-    from anomalysd_edge.bundle_update import writing
+    from anomalysd_edge.bundle.reader import read_bundle
+    from anomalysd_edge.bundle.update import writing
     from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
 
     resident, began = Resident(), time.monotonic()
@@ -275,16 +275,15 @@ def half(asked: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(asked: argparse.Namespace, backend: str) -> dict[str, Any]:
     """The photo with a dent, judged by `backend`: torch, cpu or cpu:fp16."""
-    from anomalysd_edge.bundle import read_bundle
-    from anomalysd_edge.bundle_detector import detector_of
-    from anomalysd_edge.images import load_rgb
+    from anomalysd_edge.bundle.detector_factory import detector_of
+    from anomalysd_edge.bundle.reader import read_bundle
+    from anomalysd_edge.vision.images import load_rgb
 
     pixels = load_rgb(photo(asked.out)).copy()
     pixels[100:130, 60:100] = (200, 40, 40)
     resident, began = Resident(), time.monotonic()
     if backend == "torch":
-        from anomalysd_edge.training.run import read_run
-        from anomalysd_edge.training.torch_networks import networks_of_run
+        from anomalysd_edge.training.run import networks_of_run, read_run
 
         networks: Any = networks_of_run(read_run(asked.out / "run"), device=asked.device)
         detector = detector_of(read_bundle(asked.out / "bundle", verify=False), networks, "paper")

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import read_json, write_json
-from anomalysd_edge.inspection import EDGE, PAPER, ClassConstants, InspectSettings
-from anomalysd_edge.machine import gpu_memory_bytes, machine_facts, peak_rss_bytes
-from anomalysd_edge.metering import JOBS, MeteredNetworks
-from anomalysd_edge.networks import NetworkSizes
-from anomalysd_edge.prototypes import Bank
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.scoring import MapScale
+from anomalysd_edge.core.files import read_json, write_json
+from anomalysd_edge.method.anomaly_map import MapScale
+from anomalysd_edge.method.class_model import Calibration, ClassConstants
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
+from anomalysd_edge.profiling.hardware import gpu_memory_bytes, machine_facts, peak_rss_bytes
+from anomalysd_edge.profiling.network_meter import JOBS, MeteredNetworks
 
 PROMPT_WIDTH = 768
 NETWORKS = ("unet", "vae_encoder", "vae_decoder", "perceptual", "features")
@@ -49,8 +50,8 @@ def export(work: Path, side: int) -> None:
 
     import torch
 
-    from anomalysd_edge.training.features import load_features
-    from anomalysd_edge.training.perceptual import AlexPerceptual
+    from anomalysd_edge.training.models.features import load_features
+    from anomalysd_edge.training.models.perceptual import AlexPerceptual
     from anomalysd_export.graphs import graph_specs
     from anomalysd_export.onnx_export import export_graph
 
@@ -82,8 +83,8 @@ def count(out: Path, side: int) -> None:
     from diffusers import AutoencoderTiny
     from torch.utils.flop_counter import FlopCounterMode
 
-    from anomalysd_edge.training.features import DenseFeatures
-    from anomalysd_edge.training.perceptual import AlexPerceptual
+    from anomalysd_edge.training.models.features import DenseFeatures
+    from anomalysd_edge.training.models.perceptual import AlexPerceptual
 
     network = runpy.run_path(str(Path(__file__).with_name("build_large.py")))["network"]
     sizes = sizes_of(side)
@@ -131,9 +132,10 @@ def constants(rng: np.random.Generator, depth: int) -> ClassConstants:
     return ClassConstants(
         prompts={"whole": rng.normal(size=(77, PROMPT_WIDTH)).astype(np.float32)},
         bank=Bank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
-        guided_threshold=0.0,
-        scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")},
-        threshold=1.0,
+        guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
+        calibration=Calibration(
+            1.0, scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")}
+        ),
     )
 
 
@@ -152,7 +154,7 @@ def run(networks: MeteredNetworks, settings: InspectSettings, known: ClassConsta
 
 def whole_counts(settings: InspectSettings, sizes: NetworkSizes) -> dict[str, int]:
     """Samples of each network for one photo, guided mask included, worked out from the plan."""
-    from anomalysd_edge.plan import make_plan
+    from anomalysd_edge.method.inpainting.mask_plan import make_plan
 
     slots = len(make_plan(settings.plan, sizes.latent_side, settings.scales).slots) + 1
     schedule = NoiseSchedule.from_config(SCHEDULE)
@@ -173,7 +175,7 @@ def measure(work: Path, out: Path, device: str, threads: int, max_batch: int, wh
     """Run both plans and write what they took."""
     from anomalysd_export.engines.counting import graph_cost
     from anomalysd_runtime.machine_rates import measure_rates
-    from anomalysd_runtime.onnx_networks import OnnxNetworks
+    from anomalysd_runtime.onnx.networks import OnnxNetworks
 
     sizes = sizes_of(int(read_json(work / "sizes.json")["side"]))
     files = {name: work / f"{name}.onnx" for name in NETWORKS}

@@ -12,10 +12,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge import evaluation
-from anomalysd_edge.console import progress_bars, show_table
-from anomalysd_edge.files import write_json
-from anomalysd_edge.workflow import evaluate_bundle, export_to, train_on
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.evaluation import evaluate
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.workflows.evaluate import evaluate_bundle
+from anomalysd_edge.workflows.export import export_to
+from anomalysd_edge.workflows.train import train_on
 
 FIGURES = (
     ("multiscale", "image_auroc"),
@@ -49,7 +51,7 @@ def main() -> None:
                 train_on(asked.data, place / "run", "nano", chosen, None, None, asked.class_file, True, progress)
                 export_to(place / "run", place / "bundle", None, None, progress)
                 found = evaluate_bundle(place / "bundle", asked.data, None, None, ("edge", "cpu", None), progress)
-            figures = {f"{which} {what}": evaluation.mean_figure(found.results, which, what) for which, what in FIGURES}
+            figures = {f"{which} {what}": evaluate.mean_figure(found.results, which, what) for which, what in FIGURES}
             rows.append({"tokens": tokens, "seed": seed, **figures})
             write_json(asked.out / "results.json", {"data": asked.data.name, "rows": rows})
     columns = ("tokens", "seed", *(f"{which} {what}" for which, what in FIGURES))

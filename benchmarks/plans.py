@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anomalysd_edge import images, metrics
-from anomalysd_edge.bundle import read_bundle
-from anomalysd_edge.bundle_detector import detector_of
-from anomalysd_edge.datasets import Sample, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import write_json
-from anomalysd_edge.inspection import InspectSettings
-from anomalysd_edge.machine import machine_facts
-from anomalysd_edge.metering import MeteredNetworks
-from anomalysd_runtime.onnx_networks import OnnxNetworks
+from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.data.datasets import Sample, open_dataset
+from anomalysd_edge.evaluation import metrics
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.settings import InspectSettings
+from anomalysd_edge.profiling.hardware import machine_facts
+from anomalysd_edge.profiling.network_meter import MeteredNetworks
+from anomalysd_edge.vision import images
+from anomalysd_runtime.onnx.networks import OnnxNetworks
 
 SIDE = 256
 MODES: dict[str, dict[str, Any]] = {

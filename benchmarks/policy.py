@@ -20,31 +20,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomalysd_edge.bundle import NEGATIVE_PROMPT, Bundle, read_bundle
-from anomalysd_edge.bundle_detector import preset_settings, reading_of
-from anomalysd_edge.calibration import CalibrationSettings, calibrate
-from anomalysd_edge.classes import ClassSpec
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import METRIC_PX, truth_mask
-from anomalysd_edge.files import write_json
-from anomalysd_edge.heldout import Fold
-from anomalysd_edge.images import load_rgb, resize_map
-from anomalysd_edge.inspection import ClassConstants, Inspection, InspectSettings
-from anomalysd_edge.masks import foreground
-from anomalysd_edge.metering import MeteredNetworks
-from anomalysd_edge.metrics import image_auroc, pixel_auroc
-from anomalysd_edge.opening import Opening
-from anomalysd_edge.prototypes import Bank
-from anomalysd_edge.recalibrating import good_photos
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.synthetic import synthetic_anomaly
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
+from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.holdout import Fold, Holdout
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.types import F32, F64, U8, Progress
+from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.evaluation.evaluate import METRIC_PX, truth_mask
+from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
+from anomalysd_edge.method.class_model import ClassConstants
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.masks import foreground
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.method.patches.memory_bank import Bank
+from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.method.settings import InspectSettings
+from anomalysd_edge.profiling.network_meter import MeteredNetworks
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.vision.images import load_rgb, resize_map
+from anomalysd_edge.workflows.calibrate import good_photos
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
 
 ALONE = "prototypes alone"
 SETTLING = "settling"
@@ -198,20 +197,16 @@ def _inspected(
     data: Dataset,
     opened: Detector,
     arms: Mapping[str, Mapping[str, Any]],
-    progress: Report,
+    progress: Progress,
 ) -> tuple[list[Photo], list[Photo]]:
     """Photos to learn from and photos to judge, each under every arm."""
     records = bundle.manifest.classes
-    specs = {n: ClassSpec(n, r.noun, r.kind, r.parts, r.symmetries, r.tiles) for n, r in records.items()}
     files = good_photos(asked.photos, records, None)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     base = preset_settings(bundle, "edge")
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
+    schedule = bundle.schedule()
     negative, networks = bundle.constants[NEGATIVE_PROMPT], MeteredNetworks(opened.networks)
-    prompts = {name: constants.prompts for name, constants in opened.classes.items()}
-    held_out: dict[str, tuple[list[Fold], Bank | None]] = {}
+    holdouts: Mapping[str, Holdout] = {}
     lesson: dict[int, tuple[str, bool, None, bool, dict[str, Outcome]]] = {}
     tests: dict[int, tuple[str, bool, npt.NDArray[np.bool_] | None, bool, dict[str, Outcome]]] = {}
     painted: dict[tuple[str, int], list[U8]] = {}
@@ -221,13 +216,12 @@ def _inspected(
         def told(phase: str, done: int, total: int, detail: str, arm: str = arm) -> None:
             progress(f"{arm}: {phase}", done, total, detail)
 
-        constants = calibrate(
-            networks, schedule, shots, specs, prompts, settings, CalibrationSettings(negatives=12), negative, told,
-            held_out=held_out, reading=reading_of(bundle),
-        )  # fmt: skip
+        task = calibration_task(bundle, networks, shots, settings, CalibrationSettings(negatives=12))
+        fitted = calibrate(replace(task, holdouts=holdouts), told)
+        constants, holdouts = fitted.classes, fitted.holdouts
         seat = test = 0
         for name, known in constants.items():
-            folds, textured = held_out[name][0], known.kind == "texture"
+            folds, textured = holdouts[name].folds, known.kind == "texture"
             if not number:
                 painted |= _painted(asked.anomalies, name, folds, known.kind)
             normals = [

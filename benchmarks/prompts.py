@@ -16,19 +16,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge import summary
-from anomalysd_edge.bundle import MANIFEST, NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.classes import ClassSpec, Prompts
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Dataset, few_tests, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import FIGURES, ClassResult, evaluate, result_of
-from anomalysd_edge.files import read_json, sha256_file, write_json
-from anomalysd_edge.inspection import MAPS
-from anomalysd_edge.opening import Opening
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.workflow import choose_shots, specs_of
+from anomalysd_edge.bundle.reader import MANIFEST, NEGATIVE_PROMPT, read_bundle
+from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.core.types import Progress
+from anomalysd_edge.data.classes import ClassSpec, Prompts
+from anomalysd_edge.data.datasets import Dataset, few_tests, open_dataset
+from anomalysd_edge.evaluation import aggregate
+from anomalysd_edge.evaluation.evaluate import FIGURES, ClassResult, evaluate, result_of
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.result import MAPS
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
+from anomalysd_edge.workflows.train import choose_shots, specs_of
 
 WAYS = ("whole", "detail", "both", "none")
 INSPECTED = {"whole": ("whole",), "detail": ("whole",), "both": ("whole", "detail"), "none": ("whole",)}
@@ -80,12 +80,12 @@ def main() -> None:
                     found.setdefault(name, []).append(results)
     for figure, title in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC")):
         for kind in ("multiscale", "fused"):
-            names = [*data.classes, summary.MEAN]
-            rows = [(n, *(str(summary.figure(seeds, n, kind, figure)) for seeds in found.values())) for n in names]
-            show_table(f"{summary.MAP_NAMES[kind]}, {title}, percent", ("class", *found), rows)
+            names = [*data.classes, aggregate.MEAN]
+            rows = [(n, *(str(aggregate.figure(seeds, n, kind, figure)) for seeds in found.values())) for n in names]
+            show_table(f"{aggregate.MAP_NAMES[kind]}, {title}, percent", ("class", *found), rows)
     figures = {
         name: {
-            kind: {f: summary.figure(seeds, summary.MEAN, kind, f).values for f in FIGURES}
+            kind: {f: aggregate.figure(seeds, aggregate.MEAN, kind, f).values for f in FIGURES}
             for kind in MAPS
         }
         for name, seeds in found.items()
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def _measure(
-    asked: argparse.Namespace, data: Dataset, way: str, seed: int, progress: Report
+    asked: argparse.Namespace, data: Dataset, way: str, seed: int, progress: Progress
 ) -> Iterator[tuple[str, list[ClassResult]]]:
     """Name of the way (with the level told at inspection where it has two) and its results."""
     from anomalysd_edge.training.settings import TrainSettings
-    from anomalysd_edge.training.trainer import train
+    from anomalysd_edge.training.train import train
     from anomalysd_export.exporting import export_run
 
     def said(phase: str, done: int, total: int, detail: str) -> None:
@@ -125,10 +125,9 @@ def _measure(
             yield name, [result_of(r) for r in stored["results"]]
             continue
         with Opening().detector(bundle_path) as opened:
-            config = {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
             detector = Detector(
                 opened.networks,
-                NoiseSchedule.from_config(config),
+                bundle.schedule(),
                 opened.classes,
                 replace(opened.settings, prompt=level),
                 bundle.constants[NEGATIVE_PROMPT],

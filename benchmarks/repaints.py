@@ -17,20 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.bundle import NEGATIVE_PROMPT, read_bundle
-from anomalysd_edge.bundle_detector import preset_settings
-from anomalysd_edge.choosing import judged, merit, small_masks
-from anomalysd_edge.console import progress_bars, show_table
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.files import write_json
-from anomalysd_edge.heldout import disturbed
-from anomalysd_edge.images import load_rgb
-from anomalysd_edge.masks import foreground
-from anomalysd_edge.opening import Opening
-from anomalysd_edge.recalibrating import good_photos, words
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.synthetic import synthetic_anomaly
+from anomalysd_edge.bundle.detector_factory import preset_settings
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, read_bundle
+from anomalysd_edge.calibration.holdout import disturbed
+from anomalysd_edge.calibration.outcome import words
+from anomalysd_edge.calibration.settings_search import judged, merit, small_masks
+from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.inpainting.masks import foreground
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.vision.images import load_rgb
+from anomalysd_edge.workflows.calibrate import good_photos
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -72,9 +72,7 @@ def main() -> None:
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
     base = preset_settings(bundle, "edge")
-    schedule = NoiseSchedule.from_config(
-        {**bundle.manifest.scheduler, "prediction_type": bundle.manifest.prediction_type}
-    )
+    schedule = bundle.schedule()
     photos = _photos(asked, bundle.manifest.classes)
     outcomes = []
     with progress_bars() as progress, Opening().detector(asked.bundle) as opened:
@@ -85,7 +83,7 @@ def main() -> None:
             for name, (seen, masks) in photos.items():
                 progress("settings", number, len(fitting), f"{words(changes) or 'the preset'}: {name}")
                 # Without a bank there is no guided mask: S_ms alone is repainted.
-                bare = replace(opened.classes[name], bank=None, choices={})
+                bare = replace(opened.classes[name], bank=None).calibrated(choices={})
                 settings = replace(base, fusion="paper", **changes)
                 detector = Detector(
                     opened.networks, schedule, {name: bare}, settings, bundle.constants[NEGATIVE_PROMPT]

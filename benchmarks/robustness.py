@@ -20,17 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from anomalysd_edge import images
-from anomalysd_edge.console import Report, progress_bars, show_table
-from anomalysd_edge.datasets import Sample, few_tests, open_dataset
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.doctor import examine
-from anomalysd_edge.evaluation import METRIC_PX, class_figures
-from anomalysd_edge.files import write_json
-from anomalysd_edge.opening import Opening
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.types import U8, Mask, Progress
+from anomalysd_edge.data.datasets import Sample, few_tests, open_dataset
+from anomalysd_edge.evaluation.evaluate import METRIC_PX, class_figures
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.reports.console import progress_bars, show_table
+from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.doctor import examine
+from anomalysd_edge.workflows.open_options import Opening
 
-U8 = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Disturb = Callable[[U8, np.random.Generator], U8]
 
 
@@ -134,7 +133,7 @@ class Effect:
     pixel_auroc: float
 
 
-def measure(detector: Detector, name: str, samples: tuple[Sample, ...], progress: Report) -> list[Effect]:
+def measure(detector: Detector, name: str, samples: tuple[Sample, ...], progress: Progress) -> list[Effect]:
     """Effects on one class, the undisturbed photos first."""
     photos = [images.load_rgb(sample.path) for sample in samples]
     truth = [
@@ -146,7 +145,7 @@ def measure(detector: Detector, name: str, samples: tuple[Sample, ...], progress
         for sample, photo in zip(samples, photos, strict=True)
     ]
     labels = np.array([sample.label for sample in samples])
-    threshold = detector.classes[name].threshold
+    threshold = detector.classes[name].calibration.threshold
     before: npt.NDArray[np.float64] | None = None
     effects = []
     ways: dict[str, Disturb | None] = {"none": None, **DISTURBANCES}

@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge import images
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.files import write_json
+from anomalysd_edge.core.files import write_json
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.vision import images
 from anomalysd_runtime.loading import open_detector
 
 SHORT_QUEUE = 16

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalysd_edge import images
-from anomalysd_edge.demo_parts import render_part
+from anomalysd_edge.demo.dataset import render_part
+from anomalysd_edge.vision import images
 
 ROOT = Path(__file__).parents[1]
 VERBS = {

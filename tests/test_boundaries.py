@@ -139,7 +139,7 @@ def test_the_root_needs_numpy_and_pillow(file: Path) -> None:
     [
         (TRAINING, ("anomalysd_export", "anomalysd_runtime", "onnx", "onnxruntime")),
         (RUNTIME, ("anomalysd_export", "anomalysd_edge.training", *HEAVY)),
-        (EXPORT, ("anomalysd_edge.cli", "anomalysd_edge.workflow")),
+        (EXPORT, ("anomalysd_edge.cli", "anomalysd_edge.workflows.inspect")),
     ],
     ids=["training", "runtime", "export"],
 )
@@ -219,7 +219,7 @@ def test_building_imports_without_torch() -> None:
 
 
 def test_the_lock_locks() -> None:
-    done = start("import anomalysd_edge.training.base", HEAVY)
+    done = start("import anomalysd_edge.training.models.base", HEAVY)
     assert done.returncode == 1
     assert "locked by the test" in done.stderr
 
@@ -228,7 +228,7 @@ def test_without_onnxruntime_the_extra_is_named() -> None:
     code = """
 from anomalysd_edge.errors import MissingExtra
 try:
-    import anomalysd_runtime.onnx_networks
+    import anomalysd_runtime.onnx.networks
 except MissingExtra as error:
     print(error)
 """
@@ -240,7 +240,7 @@ except MissingExtra as error:
 
 def test_an_inspection_without_torch(tmp_path: Path) -> None:
     """From a bundle to a verdict with every heavy package locked out."""
-    from tests.small_graphs import small_bundle
+    from tests.support.small_graphs import small_bundle
 
     small_bundle(tmp_path / "bundle")
     code = f"""

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from anomalysd_edge import cli
+from anomalysd_edge.cli import main
 from tests.conftest import ROOT, VERBS, Chain, readme_blocks, readme_commands
 
 LEAN = """
@@ -53,6 +53,6 @@ def test_make_has_the_two_commands_and_ci_calls_exactly_these() -> None:
 
 
 def test_every_verb_of_the_changelog_exists() -> None:
-    verbs = {info.name or (info.callback.__name__ if info.callback else "") for info in cli.app.registered_commands}
-    verbs |= {group.name or "" for group in cli.app.registered_groups}
+    verbs = {info.name or (info.callback.__name__ if info.callback else "") for info in main.app.registered_commands}
+    verbs |= {group.name or "" for group in main.app.registered_groups}
     assert verbs == VERBS

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anomalysd_edge.errors import InputError, SettingsError
-from anomalysd_edge.fleet.queueing import largest_use, latency_quantile_s
+from anomalysd_edge.fleet.waiting_time import largest_use, latency_quantile_s
 
 TIMES_FLOOR = (3.0, 4.0, 6.0)
 """Time over the matrix units' roofline: low, expected, high. Published runs of Stable Diffusion 1.5 in TensorRT 8.6 at

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalysd_edge.bundle import inside, read_bundle
-from anomalysd_edge.console import Report
+from anomalysd_edge.bundle.manifest import FileRecord, Manifest, manifest_from_json
+from anomalysd_edge.bundle.reader import check_engines, inside, read_bundle
+from anomalysd_edge.core.files import parse_json, sha256_bytes, sha256_file
+from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BundleError, RegistryError
-from anomalysd_edge.files import parse_json, sha256_bytes, sha256_file
 from anomalysd_edge.fleet.installed import Installed
 from anomalysd_edge.fleet.registry import (
     MOST_PIECE_BYTES,
@@ -22,8 +23,6 @@ from anomalysd_edge.fleet.registry import (
     transferred_files,
 )
 from anomalysd_edge.fleet.storage import Storage
-from anomalysd_edge.manifest import FileRecord, Manifest, manifest_from_json
-from anomalysd_edge.signing import check_engines
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def pull(
     url: str,
     name: str,
     box: Path,
-    progress: Report,
+    progress: Progress,
     *,
     version: str | None = None,
     public_key: Path | None = None,
@@ -103,7 +102,7 @@ def _check_age(installed: Installed, manifest: Manifest, where: str) -> None:
 
 
 def _fetch(
-    storage: Storage, remote: Remote, files: list[FileRecord], aside: Path, installed: Installed, progress: Report
+    storage: Storage, remote: Remote, files: list[FileRecord], aside: Path, installed: Installed, progress: Progress
 ) -> int:
     """Every file of the bundle into `aside`; the bytes that came over the wire."""
     total, done, fetched = sum(record.bytes for record in files), 0, 0

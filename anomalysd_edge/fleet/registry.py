@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle import MANIFEST, inside, read_bundle
-from anomalysd_edge.console import Report
+from anomalysd_edge.bundle.manifest import FileRecord, Manifest
+from anomalysd_edge.bundle.reader import MANIFEST, inside, read_bundle
+from anomalysd_edge.bundle.signing import SIGNATURE, check_signature
+from anomalysd_edge.core.files import sha256_bytes
+from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BundleError, InputError, RegistryError
-from anomalysd_edge.files import sha256_bytes
 from anomalysd_edge.fleet.storage import Storage
-from anomalysd_edge.manifest import FileRecord, Manifest
-from anomalysd_edge.signing import SIGNATURE, check_signature
 
 SCHEMA = 1
 PIECE_BYTES = 8 << 20
@@ -75,7 +75,7 @@ def push(
     path: Path,
     url: str,
     name: str | None,
-    progress: Report,
+    progress: Progress,
     public_key: Path | None = None,
     pauses_s: tuple[float, ...] | None = None,
 ) -> Pushed:

@@ -1,1 +1,1 @@
-"""The only room of this package where torch and diffusers live."""
+"""Fine-tuning: the only package, beside the export, that imports torch and diffusers."""

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anomalysd_edge.core.files import folder_aside, read_json, write_aside, write_json
 from anomalysd_edge.errors import RunError
-from anomalysd_edge.files import folder_aside, read_json, write_aside, write_json
 
 Tensors = dict[str, Tensor]
 

@@ -14,23 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from anomalysd_edge.classes import ClassSpec, symmetry_group
+from anomalysd_edge.core.types import U8, Mask
+from anomalysd_edge.data.classes import ClassSpec, symmetry_group
 from anomalysd_edge.errors import DatasetError
-from anomalysd_edge.framing import Frame, common_aspect
-from anomalysd_edge.images import load_rgb, to_array
-from anomalysd_edge.inspection import EDGE
-from anomalysd_edge.masks import foreground, random_rectangles, to_pixels
-from anomalysd_edge.training.base import Base, encode_mode, prompt_states
-from anomalysd_edge.training.contexts import context_states
-from anomalysd_edge.training.copies import augmented, with_anomaly
+from anomalysd_edge.method.inpainting.masks import foreground, random_rectangles, to_pixels
+from anomalysd_edge.method.settings import EDGE
+from anomalysd_edge.training.augmentation import augmented, with_anomaly
+from anomalysd_edge.training.models.base import Base, encode_mode, prompt_states
+from anomalysd_edge.training.prompt_tuning import context_states
 from anomalysd_edge.training.settings import TrainSettings
-
-U8 = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+from anomalysd_edge.vision.images import load_rgb, to_array
+from anomalysd_edge.vision.letterbox import Frame, common_aspect
 
 # The first entry of each address, so that no two kinds of draw share a stream.
 _COPY, _MASK, _ANOMALY, _STEP, _DECODER_STEP = range(1, 6)

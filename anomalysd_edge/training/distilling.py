@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import RunError, SettingsError
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.training.contexts import PREFIX
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.training.data import TrainingData
-from anomalysd_edge.training.fitting import Progress
 from anomalysd_edge.training.memory import available_bytes
-from anomalysd_edge.training.phases import Step, Trainer
+from anomalysd_edge.training.prompt_tuning import PREFIX
 from anomalysd_edge.training.run import Run
-from anomalysd_edge.training.trainer import carry_out
+from anomalysd_edge.training.train import carry_out
+from anomalysd_edge.training.trainer import Step, Trainer
 
 PASSES = (1, 2, 3, 4)
 _HUBER = 1e-2

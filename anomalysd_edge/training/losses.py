@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.training.perceptual import AlexPerceptual
+from anomalysd_edge.training.models.perceptual import AlexPerceptual
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.training.base import Base, decode, decoder_parameters, quiet
-from anomalysd_edge.training.fitting import arithmetic
+from anomalysd_edge.training.loop import arithmetic
 from anomalysd_edge.training.lora import add_adapter, lower_frozen
-from anomalysd_edge.training.perceptual import AlexPerceptual
+from anomalysd_edge.training.models.base import Base, decode, decoder_parameters
+from anomalysd_edge.training.models.hub import quiet
+from anomalysd_edge.training.models.perceptual import AlexPerceptual
 from anomalysd_edge.training.settings import TrainSettings
 
 GIB = 2**30

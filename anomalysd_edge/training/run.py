@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.core.files import read_json, sha256_file, write_json
+from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError
-from anomalysd_edge.files import read_json, sha256_file, write_json
-from anomalysd_edge.training.base import PARTS, Base, load_base
 from anomalysd_edge.training.checkpoints import partial_folder
-from anomalysd_edge.training.contexts import FILE as CONTEXTS
-from anomalysd_edge.training.contexts import load_contexts
+from anomalysd_edge.training.models.base import PARTS, Base, load_base
+from anomalysd_edge.training.models.features import FEATURES_PX, features_of
+from anomalysd_edge.training.models.perceptual import load_perceptual
+from anomalysd_edge.training.models.torch_networks import TorchNetworks
+from anomalysd_edge.training.prompt_tuning import FILE as CONTEXTS
+from anomalysd_edge.training.prompt_tuning import load_contexts
 from anomalysd_edge.training.settings import TrainSettings
 
 SCHEMA_VERSION = 1
@@ -196,4 +199,34 @@ def _copy_part(source: Path, target: Path) -> None:
 def _spec(name: str, entry: Mapping[str, Any]) -> ClassSpec:
     return ClassSpec(
         name, entry["noun"], entry["kind"], tuple(entry["parts"]), tuple(entry["symmetries"]), entry.get("tiles", 0)
+    )
+
+
+def networks_of_run(
+    run: Run,
+    threads: int | None = None,
+    max_batch: int = 16,
+    device: str = "cpu",
+    features_folder: Path | None = None,
+) -> TorchNetworks:
+    """The networks of a finished run: its model, the perceptual network that it was trained with, the feature network.
+
+    `features_folder`: DINOv2, where the export was told so.
+
+    Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
+    """
+    base = run.load()
+    perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
+    features, _, _ = features_of(features_folder)
+    side: int = getattr(features, "side", FEATURES_PX)
+    return TorchNetworks(
+        base.unet,
+        base.vae,
+        perceptual,
+        features,
+        size_px=run.size_px,
+        features_px=side,
+        max_batch=max_batch,
+        device=device,
+        threads=threads,
     )

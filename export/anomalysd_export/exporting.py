@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from anomalysd_edge.bundle import Bundle, BundleWriter, read_bundle, write_bundle
-from anomalysd_edge.bundle_detector import class_record, constant_tensors
-from anomalysd_edge.bundle_update import writing
-from anomalysd_edge.calibration import CalibrationSettings, calibrate
-from anomalysd_edge.classes import ClassSpec
+from anomalysd_edge.bundle.detector_factory import class_record, constant_tensors
+from anomalysd_edge.bundle.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
+from anomalysd_edge.bundle.reader import Bundle, read_bundle
+from anomalysd_edge.bundle.update import writing
+from anomalysd_edge.bundle.writer import BundleWriter, write_bundle
+from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.core.types import F32, U8, Progress
+from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError, SettingsError
-from anomalysd_edge.files import sha256_file
-from anomalysd_edge.images import load_rgb
-from anomalysd_edge.inspection import PRESETS, InspectSettings
-from anomalysd_edge.manifest import BaseRecord, Manifest, NetworkRecord, Preprocessing, SourceRecord
-from anomalysd_edge.networks import F32, NetworkSizes
-from anomalysd_edge.reading import shipped_reading
-from anomalysd_edge.schedule import NoiseSchedule
-from anomalysd_edge.training.base import Base, check_size, prompt_states
-from anomalysd_edge.training.contexts import context_states
-from anomalysd_edge.training.features import features_of
-from anomalysd_edge.training.perceptual import load_perceptual
+from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.method.patches.patch_scorer import shipped_reading
+from anomalysd_edge.method.settings import PRESETS, InspectSettings
+from anomalysd_edge.training.models.base import Base, check_size, prompt_states
+from anomalysd_edge.training.models.features import features_of
+from anomalysd_edge.training.models.perceptual import load_perceptual
+from anomalysd_edge.training.prompt_tuning import context_states
 from anomalysd_edge.training.run import Run
+from anomalysd_edge.vision.images import load_rgb
 from anomalysd_export.engines.lowering import HALVES
 from anomalysd_export.engines.precisions import PrecisionSettings, make_precision
 from anomalysd_export.graphs import graph_specs
 from anomalysd_export.onnx_export import OPSET, export_graph
 from anomalysd_export.parity import prove
 from anomalysd_export.static_graphs import write_static
-from anomalysd_runtime.onnx_networks import OnnxNetworks
-
-U8 = npt.NDArray[np.uint8]
-Progress = Callable[[str, int, int, str], None]
+from anomalysd_runtime.onnx.networks import OnnxNetworks
 
 LICENSES = {
     "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
@@ -194,17 +193,19 @@ def export_trained(
             # The runtime's own networks: thresholds then hold for the numbers that the box will compute.
             found = {
                 preset: calibrate(
-                    networks,
-                    schedule,
-                    trained.shots,
-                    trained.specs,
-                    prompts,
-                    presets[preset],
-                    calibration,
-                    negative,
+                    CalibrationTask(
+                        networks,
+                        schedule,
+                        trained.specs,
+                        prompts,
+                        trained.shots,
+                        presets[preset],
+                        calibration or CalibrationSettings(),
+                        negative,
+                        shipped_reading(trained.features_source.kind),
+                    ),
                     progress,
-                    reading=shipped_reading(trained.features_source.kind),
-                )
+                ).classes
                 for preset in calibrated
             }
         sources = (trained.perceptual_source, trained.features_source)

@@ -10,20 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from anomalysd_edge.manifest import TensorRecord
-from anomalysd_edge.networks import NetworkSizes
-from anomalysd_edge.training.base import decode, encode_mode
+from anomalysd_edge.bundle.manifest import TensorRecord
+from anomalysd_edge.core.types import Array
+from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.training.models.base import decode, encode_mode
 
 PROMPT_TOKENS = 77
 """CLIP's context length."""
 TRAIN_TIMESTEPS = 1000
 """Example timesteps lie below it."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

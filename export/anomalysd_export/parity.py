@@ -11,7 +11,7 @@ from torch import nn
 
 from anomalysd_edge.errors import ParityError
 from anomalysd_export.graphs import GraphSpec, TensorSpec, proved_outputs, run_torch
-from anomalysd_runtime.sessions import open_session, run
+from anomalysd_runtime.onnx.sessions import open_session, run
 
 PROOF_BATCH = 3
 """The graph was traced with 2: a batch size that got frozen shows here."""

@@ -10,7 +10,7 @@ import onnx
 
 from anomalysd_edge.errors import ParityError
 from anomalysd_export.graphs import GraphSpec
-from anomalysd_runtime.sessions import open_session, run
+from anomalysd_runtime.onnx.sessions import open_session, run
 from anomalysd_runtime.static_batches import references_of
 
 TOLERANCE = 1e-5

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.errors import NumericError
-from anomalysd_edge.networks import F32, I64, InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 
 LOG = logging.getLogger("anomalysd_runtime")
 

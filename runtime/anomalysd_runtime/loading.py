@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from anomalysd_edge.backends import ENGINES, KINDS, BackendChoice, backend_choice, check_served
-from anomalysd_edge.bundle import Bundle, read_bundle
-from anomalysd_edge.bundle_detector import detector_of
-from anomalysd_edge.detector import Detector
+from anomalysd_edge.bundle.backend_spec import ENGINES, KINDS, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.reader import Bundle, read_bundle
+from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.errors import BackendError, EngineMismatch, SettingsError
-from anomalysd_edge.networks import Networks
-from anomalysd_edge.parallel import use_threads
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.networks import Networks
 from anomalysd_runtime.fallback import FallbackNetworks
 
 LOG = logging.getLogger("anomalysd_runtime")
@@ -23,7 +23,7 @@ ON_MISMATCH = ("error", "rebuild", "onnxruntime")
 
 
 def open_detector(
-    bundle_path: Path,
+    bundle_path: Path | str,
     preset: str = "edge",
     backend: str = "cpu",
     threads: int | None = None,
@@ -50,7 +50,7 @@ def open_detector(
     choice = backend_choice(backend)
     if on_mismatch not in ON_MISMATCH:
         raise SettingsError(f"on_mismatch is {on_mismatch!r}, expected one of {', '.join(ON_MISMATCH)}")
-    bundle = read_bundle(bundle_path, verify, public_key)
+    bundle = read_bundle(Path(bundle_path), verify, public_key)
     if not force:
         check_served(choice, bundle.manifest.precisions.get(choice.precision), str(bundle_path))
     use_threads(threads)
@@ -72,7 +72,7 @@ def _open(
 ) -> Networks:
     def onnx(kind: str, precision: str) -> Networks:
         # Here, so that another backend does not need onnxruntime.
-        from anomalysd_runtime.onnx_networks import OnnxNetworks
+        from anomalysd_runtime.onnx.networks import OnnxNetworks
 
         return OnnxNetworks.of_bundle(bundle, kind, threads, max_batch, precision)
 
@@ -81,7 +81,7 @@ def _open(
         if choice.precision == "fp32":
             return opened
         return FallbackNetworks(opened, lambda: onnx(choice.kind, "fp32"))
-    from anomalysd_runtime.tensorrt_networks import TensorrtNetworks
+    from anomalysd_runtime.tensorrt.networks import TensorrtNetworks
 
     def float32() -> Networks:
         return onnx(_onnx_kind(), "fp32")
@@ -102,6 +102,6 @@ def _open(
 
 def _onnx_kind() -> str:
     """cuda where this ONNX Runtime has it, else cpu."""
-    from anomalysd_runtime.sessions import PROVIDERS, available_providers
+    from anomalysd_runtime.onnx.sessions import PROVIDERS, available_providers
 
     return "cuda" if PROVIDERS["cuda"] in available_providers() else "cpu"

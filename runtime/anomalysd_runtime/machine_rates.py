@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.parallel import cores
-from anomalysd_runtime.onnx_bytes import FLOAT, FLOAT16, model, node, tensor
-from anomalysd_runtime.sessions import open_session, put, room, run_bound
+from anomalysd_edge.core.threads import cores
+from anomalysd_runtime.onnx.graph_bytes import FLOAT, FLOAT16, model, node, tensor
+from anomalysd_runtime.onnx.sessions import open_session, put, room, run_bound
 
 SIDES = {"cpu": (768, 1024, 1536, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square matrices that are tried: the best of them is the rate."""

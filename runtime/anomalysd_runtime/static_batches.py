@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from anomalysd_edge.core.types import I64
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.networks import I64
 
 PIXELS_A_CALL = 2**20
 """Pixels that one call of an image network sees at most: its activations, not its weights, fill the memory."""

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from anomalysd_edge.training.nano.common import AUTOENCODER, SEED, Workshop, blend, drawn_ahead, set_rate, stream
-from anomalysd_edge.training.nano.images import Pictures
+from anomalysd_edge.training.nano.common import AUTOENCODER, SEED, RecipeContext, blend, drawn_ahead, set_rate, stream
+from anomalysd_edge.training.nano.images import PictureSet
 from anomalysd_edge.training.nano.marks import random_marks
 
 BATCH = 32
@@ -24,44 +24,44 @@ MARK_WEIGHT = 1.0
 """Weight of the mean absolute error over marked pixels, beside that over all pixels."""
 
 
-def train_autoencoder(workshop: Workshop, pictures: Pictures, vae: Any, steps: int) -> Any:
+def train_autoencoder(context: RecipeContext, pictures: PictureSet, vae: Any, steps: int) -> Any:
     """Train `vae` (an AutoencoderTiny) from its weights or the last checkpoint; returns the averaged weights."""
     torch.manual_seed(SEED)
-    vae = vae.to(device=workshop.place, memory_format=workshop.layout).train()
+    vae = vae.to(device=context.place, memory_format=context.layout).train()
     average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    state, start = workshop.load("autoencoder"), 0
+    state, start = context.load("autoencoder"), 0
     if state is not None:
         vae.load_state_dict(state["live"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    rows = workshop.rows(BATCH)
+    rows = context.rows(BATCH)
     recent: dict[str, float] = {}
-    batches = drawn_ahead(lambda step: autoencoder_batch(pictures, step, rows), range(start, steps), workshop.place)
+    batches = drawn_ahead(lambda step: autoencoder_batch(pictures, step, rows), range(start, steps), context.place)
     for step, batch in enumerate(batches, start):
-        crops, marks, levels, noise = (part.to(workshop.place) for part in batch)
-        crops = crops.contiguous(memory_format=workshop.layout)
+        crops, marks, levels, noise = (part.to(context.place) for part in batch)
+        crops = crops.contiguous(memory_format=context.layout)
         set_rate(optimizer, step, steps, PEAK_RATE, warm=200, hold=0.6)
-        with workshop.autocast():
+        with context.autocast():
             latents = vae.encode(crops).latents
             decoded = vae.decode(latents + levels * noise).sample
         latents, decoded = latents.float(), decoded.float()
         spread = latents.pow(2).mean(dim=(0, 2, 3))
         on_marks = (marks * (decoded - crops).abs()).sum() / (3 * marks.sum() + 1)
         loss = pyramid_loss(decoded, crops) + MARK_WEIGHT * on_marks + 0.02 * (spread - 1).pow(2).mean()
-        value = workshop.update(loss, len(crops) / BATCH, optimizer)
+        value = context.update(loss, len(crops) / BATCH, optimizer)
         blend(average, vae, step, 0.999)
         for name, number in {"loss": value, "marks": float(on_marks.detach())}.items():
             recent[name] = recent.get(name, number) * 0.99 + number * 0.01
         if step % 100 == 99:
-            workshop.note("autoencoder", step + 1, steps, **recent)
-        if workshop.due() or step == steps - 1:
-            workshop.save("autoencoder", _state(vae, average, optimizer, step + 1))
+            context.note("autoencoder", step + 1, steps, **recent)
+        if context.due() or step == steps - 1:
+            context.save("autoencoder", _state(vae, average, optimizer, step + 1))
     return average
 
 
-def autoencoder_batch(pictures: Pictures, step: int, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def autoencoder_batch(pictures: PictureSet, step: int, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Some rows of a step: (n,3,64,64) crops in [-1,1], (n,1,64,64) coverage of marks, (n,1,1,1) level and (n,4,16,16)
     values of the noise on the latents; all float32."""
     crops, marks, levels, noises = [], [], [], []

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomalysd_edge.files import write_aside
-from anomalysd_edge.training.processes import Processes
+from anomalysd_edge.core.files import write_aside
+from anomalysd_edge.training.distributed import Processes
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def stream(stage: int, *address: int) -> np.random.Generator:
 
 
 @dataclass
-class Workshop:
+class RecipeContext:
     """Where and how the recipe computes."""
 
     checkpoints: Path

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from anomalysd_edge import rendering as draw
-from anomalysd_edge.training.nano.common import PICTURES, SEED, Workshop
+from anomalysd_edge.core.types import U8
+from anomalysd_edge.demo import procedural as draw
+from anomalysd_edge.training.nano.common import PICTURES, SEED, RecipeContext
 from anomalysd_edge.training.nano.models import SIDE_PX
 from anomalysd_edge.training.nano.parts import (
     array_of_parts,
@@ -47,8 +47,6 @@ from anomalysd_edge.training.nano.surfaces import (
     wood,
 )
 from anomalysd_edge.training.nano.textures import PhotoFile, chosen, cropped
-
-U8 = npt.NDArray[np.uint8]
 
 PIXELS, NOUNS = "pictures.npy", "pictures.json"
 
@@ -86,7 +84,7 @@ def _begun(seed: int, number: int) -> tuple[str, np.random.Generator]:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureSet:
     """The pictures, drawn ones first."""
 
     pixels: U8
@@ -95,17 +93,17 @@ class Pictures:
     """What each shows, for its prompt."""
 
     @classmethod
-    def load(cls, folder: Path) -> Pictures:
+    def load(cls, folder: Path) -> PictureSet:
         """Those that `make_pictures` left in the checkpoints' folder."""
         return cls(np.load(folder / PIXELS, mmap_mode="r"), json.loads((folder / NOUNS).read_text()))
 
 
-def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[PhotoFile], workers: int) -> Pictures:
+def make_pictures(context: RecipeContext, scenes: int, crops: int, photos: list[PhotoFile], workers: int) -> PictureSet:
     """Draw `scenes` and cut `crops` of `photos` into the checkpoints' folder, unless they are there already.
 
     Every process makes its share, with `workers` helpers of its own. Numbers name pictures: the same for any sharing.
     """
-    folder, processes = workshop.checkpoints, workshop.processes
+    folder, processes = context.checkpoints, context.processes
     file, names = folder / PIXELS, folder / NOUNS
     if not names.exists():
         count = scenes + crops
@@ -120,7 +118,7 @@ def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[Phot
             for done, (number, picture) in enumerate(zip(mine, drawn, strict=True)):
                 target[number] = picture
                 if done % 1000 == 999:
-                    workshop.note("scenes", done + 1, len(mine))
+                    context.note("scenes", done + 1, len(mine))
         for number, picture in cropped(
             photos, range(processes.number, crops, processes.count), SIDE_PX, (SEED, PICTURES)
         ).items():
@@ -132,7 +130,7 @@ def make_pictures(workshop: Workshop, scenes: int, crops: int, photos: list[Phot
             nouns += [chosen(photos, number, (SEED, PICTURES)).noun for number in range(crops)]
             names.write_text(json.dumps(nouns))
         processes.wait()
-    return Pictures.load(folder)
+    return PictureSet.load(folder)
 
 
 def _render(seed: int, number: int) -> U8:

@@ -7,9 +7,9 @@ hairline, yet a hairline may be the whole defect.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from anomalysd_edge.core.types import F32
+
 Rng = np.random.Generator
 
 

@@ -16,17 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from anomalysd_edge import regions
-from anomalysd_edge.files import read_json, write_json
-from anomalysd_edge.masks import to_pixels
-from anomalysd_edge.synthetic import field, synthetic_anomaly
-from anomalysd_edge.training.nano.common import PAIRS, Workshop, stream
-from anomalysd_edge.training.nano.images import Pictures
+from anomalysd_edge.calibration.synthetic_anomalies import field, synthetic_anomaly
+from anomalysd_edge.core.files import read_json, write_json
+from anomalysd_edge.core.types import F32, Mask
+from anomalysd_edge.method.inpainting.masks import to_pixels
+from anomalysd_edge.training.nano.common import PAIRS, RecipeContext, stream
+from anomalysd_edge.training.nano.images import PictureSet
 from anomalysd_edge.training.nano.marks import random_marks
 from anomalysd_edge.training.nano.models import LATENT_SIDE, SIDE_PX
+from anomalysd_edge.vision import morphology
 
-F32 = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 Rng = np.random.Generator
 
 FACTS = "pairs.json"
@@ -34,7 +33,7 @@ BATCH = 32
 GRIDS = (2, 4, 8, 16)
 _FACTOR = SIDE_PX // LATENT_SIDE
 _SAMPLE = 256
-"""Pictures whose latents set the scale."""
+"""PictureSet whose latents set the scale."""
 
 
 class Pairs:
@@ -43,11 +42,11 @@ class Pairs:
     Several processes share the maps: a pair is a function of its number, so it does no harm if two encode it.
     """
 
-    def __init__(self, workshop: Workshop, pictures: Pictures, vae: Any, count: int) -> None:
+    def __init__(self, context: RecipeContext, pictures: PictureSet, vae: Any, count: int) -> None:
         """`vae`: the autoencoder that now stands, on any device; `count`: pairs, each picture once if as many."""
-        self._workshop, self._pictures, self.count = workshop, pictures, count
-        self._vae = vae.to(device=workshop.place, memory_format=workshop.layout).eval()
-        folder, processes = workshop.checkpoints, workshop.processes
+        self._workshop, self._pictures, self.count = context, pictures, count
+        self._vae = vae.to(device=context.place, memory_format=context.layout).eval()
+        folder, processes = context.checkpoints, context.processes
         facts = folder / FACTS
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
             "latents": ((count, 3, 4, LATENT_SIDE, LATENT_SIDE), np.float16),
@@ -57,7 +56,7 @@ class Pairs:
         if processes.main and not facts.exists():
             for name, (shape, kind) in shapes.items():
                 np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
-            write_json(facts, {"scale": latents_scale(workshop, pictures, self._vae)})
+            write_json(facts, {"scale": latents_scale(context, pictures, self._vae)})
         processes.wait()
         self.scale = float(read_json(facts)["scale"])
         """The autoencoder's scaling factor: it brings the latents to unit spread."""
@@ -96,14 +95,14 @@ class Pairs:
         self._encoded[rows] = 1
 
 
-def latents_scale(workshop: Workshop, pictures: Pictures, vae: Any) -> float:
+def latents_scale(context: RecipeContext, pictures: PictureSet, vae: Any) -> float:
     """The factor that brings the latents of some pictures to unit spread."""
     some = stream(PAIRS).choice(len(pictures.pixels), min(_SAMPLE, len(pictures.pixels)), replace=False)
     images = np.stack([_planes(pictures.pixels[int(number)]) for number in some])
-    return 1 / float(encode(workshop, vae, images).std())
+    return 1 / float(encode(context, vae, images).std())
 
 
-def pair_of(pictures: Pictures, number: int) -> tuple[list[F32], Mask]:
+def pair_of(pictures: PictureSet, number: int) -> tuple[list[F32], Mask]:
     """Pair `number`: the picture, its masked copy and its copy with an anomaly, (3,128,128) in [-1,1] each; (32,32)."""
     rng = stream(PAIRS, number)
     picture = np.asarray(pictures.pixels[number % len(pictures.pixels)])
@@ -139,7 +138,7 @@ def random_mask(rng: Rng, side: int) -> Mask:
         return np.asarray(mask)
     if kind < 0.75:
         far = field(rng, (side, side), int(rng.integers(3, 14)))
-        guided = regions.dilate(far > np.quantile(far, rng.uniform(0.6, 0.97)), 1)
+        guided = morphology.dilate(far > np.quantile(far, rng.uniform(0.6, 0.97)), 1)
         return np.asarray(guided)
     mask = np.zeros((side, side), np.bool_)
     for _ in range(int(rng.integers(1, 5))):
@@ -150,13 +149,13 @@ def random_mask(rng: Rng, side: int) -> Mask:
 
 
 @torch.inference_mode()
-def encode(workshop: Workshop, vae: Any, images: F32) -> F32:
+def encode(context: RecipeContext, vae: Any, images: F32) -> F32:
     """(N,3,H,W) in [-1,1] -> (N,4,h,w) float32 latents, not scaled."""
     parts = []
     for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images[start : start + BATCH]).to(workshop.place)
-        with workshop.autocast():
-            parts.append(vae.encode(batch.contiguous(memory_format=workshop.layout)).latents.float().cpu().numpy())
+        batch = torch.from_numpy(images[start : start + BATCH]).to(context.place)
+        with context.autocast():
+            parts.append(vae.encode(batch.contiguous(memory_format=context.layout)).latents.float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -165,13 +164,13 @@ def _planes(picture: npt.NDArray[np.uint8]) -> F32:
     return np.asarray(picture.transpose(2, 0, 1) / np.float32(127.5) - 1, dtype=np.float32)
 
 
-_pictures: Pictures | None = None
+_pictures: PictureSet | None = None
 """Of a helper process: a memory map that is opened, not sent."""
 
 
 def _open_pictures(folder: Path) -> None:
     global _pictures  # noqa: PLW0603
-    _pictures = Pictures.load(folder)
+    _pictures = PictureSet.load(folder)
 
 
 def _drawn_pair(number: int) -> tuple[list[F32], Mask]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomalysd_edge import rendering as draw
-from anomalysd_edge.rendering import Field, Rng
+from anomalysd_edge.demo import procedural as draw
+from anomalysd_edge.demo.procedural import Field, Rng
 from anomalysd_edge.training.nano.surfaces import any_colour, flat, ramp
 
 

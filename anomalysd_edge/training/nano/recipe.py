@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
+from anomalysd_edge.core.files import folder_aside, read_json, write_json
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.files import folder_aside, read_json, write_json
-from anomalysd_edge.training.base import folder_sha256, load_base
+from anomalysd_edge.training.models.base import folder_sha256, load_base
 from anomalysd_edge.training.nano import models
 from anomalysd_edge.training.nano.autoencoder import train_autoencoder
-from anomalysd_edge.training.nano.common import SEED, Workshop
+from anomalysd_edge.training.nano.common import SEED, RecipeContext
 from anomalysd_edge.training.nano.images import FAMILIES, NOUNS, make_pictures
 from anomalysd_edge.training.nano.pairs import FACTS, Pairs
-from anomalysd_edge.training.nano.textures import PhotoFile, photos_of
+from anomalysd_edge.training.nano.textures import PhotoFile, split_photos
 from anomalysd_edge.training.nano.unet import Learner, train_unet
 
 IDENTITY = "recipe.json"
@@ -46,19 +46,19 @@ class Recipe:
     start: Path | None
     """An earlier base whose weights are gone on from; None = from nothing."""
     scenes: int = 32000
-    """Pictures drawn in code."""
+    """PictureSet drawn in code."""
     crops: int = 32000
     """Crops of photos."""
     autoencoder_steps: int = 14000
     """Of 32 crops of 64 px each."""
     pairs: int = 64000
-    """Pictures with a mask; every picture once where there are as many."""
+    """PictureSet with a mask; every picture once where there are as many."""
     unet_steps: int = 12500
     unet_batch: int = 32
 
     def photos(self) -> list[PhotoFile]:
         """The photos that teach."""
-        return photos_of(self.textures)[0] if self.textures else []
+        return split_photos(self.textures)[0] if self.textures else []
 
     def identity(self) -> dict[str, Any]:
         """What the weights are a function of: kept beside the checkpoints, and shipped beside the weights."""
@@ -96,46 +96,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked.textures, asked.start, asked.scenes, asked.crops, asked.autoencoder_steps, asked.pairs, asked.unet_steps,
         asked.unet_batch,
     )  # fmt: skip
-    workshop = Workshop(asked.checkpoints, asked.device, asked.precision)
+    context = RecipeContext(asked.checkpoints, asked.device, asked.precision)
     if asked.export:
-        export(recipe, workshop, asked.out)
+        export(recipe, context, asked.out)
         return
-    begin(recipe, workshop, asked.resume)
-    cook(recipe, workshop)
-    if workshop.processes.main:
-        export(recipe, workshop, asked.out)
+    open_checkpoints(recipe, context, asked.resume)
+    run_stages(recipe, context)
+    if context.processes.main:
+        export(recipe, context, asked.out)
 
 
-def begin(recipe: Recipe, workshop: Workshop, resume: bool) -> None:
+def open_checkpoints(recipe: Recipe, context: RecipeContext, resume: bool) -> None:
     """Open the checkpoints' folder. Raises InputError where it holds another recipe's work, or any without `resume`."""
-    if torch.device(workshop.device).type == "cuda" and not torch.cuda.is_available():
+    if torch.device(context.device).type == "cuda" and not torch.cuda.is_available():
         raise InputError("the device cuda was asked for, but torch sees none; use --device cpu")
-    file, identity = workshop.checkpoints / IDENTITY, recipe.identity()
+    file, identity = context.checkpoints / IDENTITY, recipe.identity()
     there = file.exists()
     if there and not resume:
-        raise InputError(f"{workshop.checkpoints} holds checkpoints: go on with --resume, or name a new folder")
+        raise InputError(f"{context.checkpoints} holds checkpoints: go on with --resume, or name a new folder")
     if there:
         known = read_json(file)
         other = [name for name, value in identity.items() if known.get(name) != value]
         if other:
-            raise InputError(f"{workshop.checkpoints} is of a recipe with other {', '.join(other)}; name a new folder")
-    workshop.processes.wait()  # all have read before one writes
-    if workshop.processes.main and not there:
+            raise InputError(f"{context.checkpoints} is of a recipe with other {', '.join(other)}; name a new folder")
+    context.processes.wait()  # all have read before one writes
+    if context.processes.main and not there:
         write_json(file, identity)
-    workshop.processes.wait()
+    context.processes.wait()
 
 
-def cook(recipe: Recipe, workshop: Workshop) -> None:
+def run_stages(recipe: Recipe, context: RecipeContext) -> None:
     """All stages; what is done already is not done again."""
     torch.manual_seed(SEED)
-    workers = max(1, (os.cpu_count() or 1) // workshop.processes.count)
-    pictures = make_pictures(workshop, recipe.scenes, recipe.crops if recipe.textures else 0, recipe.photos(), workers)
+    workers = max(1, (os.cpu_count() or 1) // context.processes.count)
+    pictures = make_pictures(context, recipe.scenes, recipe.crops if recipe.textures else 0, recipe.photos(), workers)
     vae, learner = networks(recipe, pictures.nouns)
-    vae = train_autoencoder(workshop, pictures, vae, recipe.autoencoder_steps)
-    pairs = Pairs(workshop, pictures, vae, recipe.pairs)
+    vae = train_autoencoder(context, pictures, vae, recipe.autoencoder_steps)
+    pairs = Pairs(context, pictures, vae, recipe.pairs)
     if workers > 1:  # cores that would idle while a device or a single process computes
         pairs.encode_all(workers)
-    train_unet(workshop, pairs, learner, recipe.unet_steps, recipe.unet_batch)
+    train_unet(context, pairs, learner, recipe.unet_steps, recipe.unet_batch)
 
 
 def networks(recipe: Recipe, nouns: Sequence[str]) -> tuple[Any, Learner]:
@@ -149,21 +149,21 @@ def networks(recipe: Recipe, nouns: Sequence[str]) -> tuple[Any, Learner]:
     return models.autoencoder(), Learner(models.unet(), models.text_encoder(len(words)), words)
 
 
-def export(recipe: Recipe, workshop: Workshop, out: Path) -> None:
+def export(recipe: Recipe, context: RecipeContext, out: Path) -> None:
     """Write the newest averaged weights to the folder `out`; recipe.json there says how far the UNet has come.
 
     Raises InputError before the UNet's first checkpoint.
     """
-    autoencoder, unet = workshop.load("autoencoder"), workshop.load("unet")
+    autoencoder, unet = context.load("autoencoder"), context.load("unet")
     if autoencoder is None or unet is None:
-        raise InputError(f"{workshop.checkpoints} has no UNet's checkpoint yet; nothing can be exported")
-    nouns = read_json(workshop.checkpoints / NOUNS)
-    scale = float(read_json(workshop.checkpoints / FACTS)["scale"])
+        raise InputError(f"{context.checkpoints} has no UNet's checkpoint yet; nothing can be exported")
+    nouns = read_json(context.checkpoints / NOUNS)
+    scale = float(read_json(context.checkpoints / FACTS)["scale"])
     vae, learner = networks(recipe, nouns)
     vae.load_state_dict(autoencoder["average"])
     vae.register_to_config(scaling_factor=scale)
     learner.restore(unet)
-    identity = read_json(workshop.checkpoints / IDENTITY)
+    identity = read_json(context.checkpoints / IDENTITY)
     with folder_aside(out, marker=IDENTITY) as aside:
         models.save_pipeline(aside, learner.slow_net, vae, learner.slow_text, learner.words)
         write_json(aside / IDENTITY, {**identity, "unet_steps_done": int(unet["step"])})

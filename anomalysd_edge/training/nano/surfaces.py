@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from anomalysd_edge import rendering as draw
-from anomalysd_edge.rendering import Field, Rng
+from anomalysd_edge.demo import procedural as draw
+from anomalysd_edge.demo.procedural import Field, Rng
 
 Family = Callable[[Rng, int], Field]
 """(rng, side in px) -> (side,side,3) float32 canvas in about [0,1]."""

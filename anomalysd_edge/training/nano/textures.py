@@ -1,7 +1,7 @@
 """Crops of a folder of photos: real surfaces and objects for a recipe whose weights may ship where the licences allow.
 
 The photos stay where they are; a recipe records their names and SHA-256. A fixed fifth of them, chosen by their hash,
-is left out of any training and judges.
+is held out of any training, for evaluation.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.core.types import U8
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.files import sha256_file
-from anomalysd_edge.images import list_images, load_rgb
+from anomalysd_edge.vision.images import list_images, load_rgb
 
-U8 = npt.NDArray[np.uint8]
-
-LEFT_OUT_OF = 5
-"""One photo in this many judges."""
+HELD_OUT_OF = 5
+"""One photo in this many is held out."""
 _SMALLEST_PX = 128
 """The smallest side of a crop, as far as the photo has it."""
 
@@ -37,9 +35,9 @@ class PhotoFile:
     """Height times width."""
 
     @property
-    def left_out(self) -> bool:
-        """Whether it judges: decided by the file's content, so no list and no new photo can change it."""
-        return int(self.sha256[:8], 16) % LEFT_OUT_OF == 0
+    def held_out(self) -> bool:
+        """Whether it is kept for evaluation: a function of the file's content, so no new photo changes it."""
+        return int(self.sha256[:8], 16) % HELD_OUT_OF == 0
 
     @property
     def noun(self) -> str:
@@ -49,14 +47,14 @@ class PhotoFile:
         return " ".join(words).lower() or "surface"
 
 
-def photos_of(folder: Path) -> tuple[list[PhotoFile], list[PhotoFile]]:
-    """The photos to teach with and those that judge. Raises InputError where there are none of a kind."""
+def split_photos(folder: Path) -> tuple[list[PhotoFile], list[PhotoFile]]:
+    """The photos to train on and those held out. Raises InputError where there are none of a kind."""
     files = [PhotoFile(path, sha256_file(path), _pixels(path)) for path in list_images(folder)]
-    taught = [file for file in files if not file.left_out]
-    judges = [file for file in files if file.left_out]
-    if not taught or not judges:
+    taught = [file for file in files if not file.held_out]
+    held_out = [file for file in files if file.held_out]
+    if not taught or not held_out:
         raise InputError(f"{folder} has {len(files)} photos; expected enough to teach with and to leave a fifth out")
-    return taught, judges
+    return taught, held_out
 
 
 def crop(photo: U8, side: int, rng: np.random.Generator) -> U8:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anomalysd_edge.training.losses import noisy_samples, unet_loss
 from anomalysd_edge.training.nano import models
-from anomalysd_edge.training.nano.common import SEED, UNET, Workshop, blend, drawn_ahead, set_rate, stream
+from anomalysd_edge.training.nano.common import SEED, UNET, RecipeContext, blend, drawn_ahead, set_rate, stream
 from anomalysd_edge.training.nano.pairs import Pairs
 
 PEAK_RATE = 6e-4
@@ -80,49 +80,49 @@ class Batch:
     prompts: list[str]
 
 
-def train_unet(workshop: Workshop, pairs: Pairs, learner: Learner, steps: int, batch: int) -> None:
+def train_unet(context: RecipeContext, pairs: Pairs, learner: Learner, steps: int, batch: int) -> None:
     """Train the learner from its weights or the last checkpoint; checkpoints hold the moving averages as well."""
     torch.manual_seed(SEED + 1)
     for module in learner.modules().values():
-        module.to(device=workshop.place)
-    learner.net.to(memory_format=workshop.layout).train().requires_grad_(True)
+        module.to(device=context.place)
+    learner.net.to(memory_format=context.layout).train().requires_grad_(True)
     learner.text.train().requires_grad_(True)
-    if workshop.place.type == "cpu":
+    if context.place.type == "cpu":
         learner.net.set_attn_processor(AttnProcessor())  # plain products: the fused backward takes three times as long
     parameters = [*learner.net.parameters(), *learner.text.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    state, start = workshop.load("unet"), 0
+    state, start = context.load("unet"), 0
     if state is not None:
         learner.restore(state)
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    abar = models.scheduler().alphas_cumprod.float().to(workshop.place)
-    rows = workshop.rows(batch)
+    abar = models.scheduler().alphas_cumprod.float().to(context.place)
+    rows = context.rows(batch)
     recent: float | None = None
-    batches = drawn_ahead(lambda step: unet_batch(workshop, pairs, step, rows), range(start, steps), workshop.place)
+    batches = drawn_ahead(lambda step: unet_batch(context, pairs, step, rows), range(start, steps), context.place)
     for step, drawn in enumerate(batches, start):
         set_rate(optimizer, step, steps, PEAK_RATE, warm=200, hold=0.6)
         samples = noisy_samples(
             drawn.clean, drawn.start, drawn.noise, abar[drawn.timesteps], drawn.corrupted, "epsilon"
         )
-        seen = torch.cat([samples.noisy, drawn.masks, drawn.known], dim=1).contiguous(memory_format=workshop.layout)
-        tokens = models.tokenize(learner.words, drawn.prompts).to(workshop.place)
-        with workshop.autocast():
+        seen = torch.cat([samples.noisy, drawn.masks, drawn.known], dim=1).contiguous(memory_format=context.layout)
+        tokens = models.tokenize(learner.words, drawn.prompts).to(context.place)
+        with context.autocast():
             states = learner.text(tokens).last_hidden_state
             guess = learner.net(seen, drawn.timesteps, states).sample
         loss = unet_loss(guess, samples, drawn.masks, OUTSIDE_WEIGHT)
-        value = workshop.update(loss, len(drawn.clean) / batch, optimizer)
+        value = context.update(loss, len(drawn.clean) / batch, optimizer)
         blend(learner.slow_net, learner.net, step, 0.9995)
         blend(learner.slow_text, learner.text, step, 0.9995)
         recent = value if recent is None else recent * 0.99 + value * 0.01
         if step % 100 == 99:
-            workshop.note("unet", step + 1, steps, loss=recent)
-        if workshop.due() or step == steps - 1:
+            context.note("unet", step + 1, steps, loss=recent)
+        if context.due() or step == steps - 1:
             weights = {name: module.state_dict() for name, module in learner.modules().items()}
-            workshop.save("unet", {**weights, "optimizer": optimizer.state_dict(), "step": step + 1})
+            context.save("unet", {**weights, "optimizer": optimizer.state_dict(), "step": step + 1})
 
 
-def unet_batch(workshop: Workshop, pairs: Pairs, step: int, rows: slice) -> Batch:
+def unet_batch(context: RecipeContext, pairs: Pairs, step: int, rows: slice) -> Batch:
     """Some rows of step `step`; each row is a function of the seed, the step and its number."""
     drawn = [stream(UNET, step, row) for row in range(rows.start, rows.stop)]
     numbers = [int(rng.integers(pairs.count)) for rng in drawn]
@@ -142,7 +142,7 @@ def unet_batch(workshop: Workshop, pairs: Pairs, step: int, rows: slice) -> Batc
         "" if rng.random() < NO_PROMPT else f"A perfect {pairs.noun(number)}."
         for rng, number in zip(drawn, numbers, strict=True)
     ]
-    place = workshop.place
+    place = context.place
     return Batch(
         clean=clean.to(place),
         start=start.to(place),

@@ -8,27 +8,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle import Bundle, inside, read_bundle
-from anomalysd_edge.bundle_update import read_manifest, remove_folders, write_manifest
-from anomalysd_edge.engine_records import EngineRecord, Fingerprint
+from anomalysd_edge.bundle.engine_records import EngineRecord, Fingerprint
+from anomalysd_edge.bundle.reader import Bundle, inside, read_bundle
+from anomalysd_edge.bundle.update import read_manifest, remove_folders, write_manifest
+from anomalysd_edge.core.files import read_json, sha256_file, write_aside, write_json
+from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BackendError
-from anomalysd_edge.files import read_json, sha256_file, write_aside, write_json
 from anomalysd_export.engines.profiles import Profiles, choose_profiles, planned_batches
-from anomalysd_runtime.engine_files import STEPS, engine_networks, graph_sha256
-from anomalysd_runtime.step_graph import step_graph
-from anomalysd_runtime.tensorrt_library import PORTABLE, Library, load_library
+from anomalysd_runtime.onnx.step_graph import step_graph
+from anomalysd_runtime.tensorrt.engine_files import STEPS, engine_networks, graph_sha256
+from anomalysd_runtime.tensorrt.library import PORTABLE, Library, load_library
 
 _MEMORY_WORDS = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate", "failed to map segment")
 _STILL_S = 120.0
 """Seconds without processor time after which a builder counts as stuck: even one that waits for a GPU looks at it."""
 LOG = logging.getLogger("anomalysd_export")
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def build_engines(bundle: Bundle, settings: BuildSettings, progress: Progress | 
 
 
 def _gpu_here() -> str:
-    from anomalysd_runtime.cuda_device import gpu
+    from anomalysd_runtime.tensorrt.cuda_device import gpu
 
     major, minor = gpu().capability
     return f"sm{major}{minor}"

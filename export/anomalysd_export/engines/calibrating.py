@@ -8,13 +8,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from anomalysd_edge.detector import Detector
-from anomalysd_edge.networks import F32, I64, InpaintJob, Networks, NetworkSizes
-
-U8 = npt.NDArray[np.uint8]
-Array = npt.NDArray[Any]
+from anomalysd_edge.core.types import F32, I64, U8, Array
+from anomalysd_edge.method.detector import Detector
+from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
 
 SAMPLES = 96
 """Samples kept of each network, spread evenly over all that passed."""
@@ -23,7 +20,7 @@ SAMPLES_A_RUN = 4
 
 
 class Recorder:
-    """Networks that pass every call on and keep its inputs. The door's protocol; see anomalysd_edge.networks."""
+    """Networks that pass every call on and keep its inputs. The door's protocol; see anomalysd_edge.method.networks."""
 
     def __init__(self, networks: Networks) -> None:
         self.networks = networks

@@ -12,13 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from anomalysd_edge.core.types import Array
 from anomalysd_edge.errors import BundleError, SettingsError
-
-Array = npt.NDArray[Any]
 
 HALVES: dict[str, tuple[int, Any]] = {
     "fp16": (TensorProto.FLOAT16, np.float16),

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
-from anomalysd_edge.bundle import Bundle, joined_digest, read_bundle
-from anomalysd_edge.bundle_detector import detector_of
-from anomalysd_edge.bundle_update import read_manifest, remove_folders, replace_files, write_manifest
-from anomalysd_edge.engine_records import PRECISIONS, QUANTISED, PrecisionRecord, VariantRecord
+from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.engine_records import PRECISIONS, QUANTISED, PrecisionRecord, VariantRecord
+from anomalysd_edge.bundle.reader import Bundle, joined_digest, read_bundle
+from anomalysd_edge.bundle.update import read_manifest, remove_folders, replace_files, write_manifest
+from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.files import sha256_file
 from anomalysd_export.engines.calibrating import recorded_feeds
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.quantise import quantise
 from anomalysd_export.engines.ranges import MEASURED, examples, prove_half, wide_tensors
-
-U8 = npt.NDArray[np.uint8]
-Progress = Callable[[str, int, int, str], None]
 
 INLINE_BYTES = 100 * 2**20
 """Weights above this lie in a file of their own: a protobuf file holds 2 GiB at most."""
@@ -102,7 +98,7 @@ def _record(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    from anomalysd_runtime.onnx_networks import OnnxNetworks
+    from anomalysd_runtime.onnx.networks import OnnxNetworks
 
     if progress:
         progress("calibrate", 0, 1, f"{len(photos)} photos")

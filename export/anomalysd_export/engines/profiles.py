@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from anomalysd_edge.bundle import Bundle
+from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.networks import NetworkSizes
-from anomalysd_edge.plan import batches, make_plan
+from anomalysd_edge.method.inpainting.mask_plan import batches, make_plan
+from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_runtime.static_batches import PIXELS_A_CALL, references_of
 
 VIEWS = frozenset(["Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Dropout"])

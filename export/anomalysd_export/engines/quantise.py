@@ -17,14 +17,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper, version_converter
 
+from anomalysd_edge.core.types import Array
 from anomalysd_edge.errors import BundleError, SettingsError, missing_extra
 from anomalysd_export.engines.lowering import lower
 
-Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 
 KINDS = ("Conv", "Gemm", "MatMul")

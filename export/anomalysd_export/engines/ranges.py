@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from anomalysd_edge.core.threads import cores
+from anomalysd_edge.core.types import Array
 from anomalysd_edge.errors import ParityError
-from anomalysd_edge.parallel import cores
 from anomalysd_export.engines.lowering import LARGEST, float_names
-from anomalysd_runtime.sessions import open_session, run
-
-Array = npt.NDArray[Any]
+from anomalysd_runtime.onnx.sessions import open_session, run
 
 MARGIN = 8.0
 """A tensor counts as too large from an eighth of float16's range on: other photos reach further than the examples."""

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.errors import SDEdgeError
-from anomalysd_edge.files import read_json, write_json
 from anomalysd_runtime.static_batches import references_of
-from anomalysd_runtime.tensorrt_library import Library, load_library, tell_polygraphy
+from anomalysd_runtime.tensorrt.library import Library, load_library, tell_polygraphy
 
 
 def main(job_file: Path) -> int:

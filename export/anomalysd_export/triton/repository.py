@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalysd_edge.backends import ENGINES, BackendChoice, backend_choice, check_served
-from anomalysd_edge.bundle import CONSTANTS, MANIFEST, Bundle
-from anomalysd_edge.bundle_detector import preset_settings
+from anomalysd_edge.bundle.backend_spec import ENGINES, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle.detector_factory import preset_settings
+from anomalysd_edge.bundle.manifest import NetworkRecord, TensorRecord
+from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, Bundle
+from anomalysd_edge.bundle.signing import SIGNATURE
+from anomalysd_edge.core.files import folder_aside
 from anomalysd_edge.errors import BundleError, SettingsError
-from anomalysd_edge.files import folder_aside
-from anomalysd_edge.manifest import NetworkRecord, TensorRecord
-from anomalysd_edge.signing import SIGNATURE
 from anomalysd_export.triton.pbtxt import Text, message
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from anomalysd_edge.errors import InputError
-from anomalysd_edge.inspection import Evidence, Inspection
+from anomalysd_edge.method.result import Evidence, Inspection
 
 PLAIN = "plain"
 _ARRAYS = ("anomaly_map", "pred_mask", "repaint")

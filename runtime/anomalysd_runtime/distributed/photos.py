@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from anomalysd_edge.errors import ImageError, InputError
 from anomalysd_edge.fleet.storage import import_fsspec
-from anomalysd_edge.images import IMAGE_SUFFIXES, decode_rgb, list_images, load_rgb
+from anomalysd_edge.vision.images import IMAGE_SUFFIXES, decode_rgb, list_images, load_rgb
 
 
 def is_url(place: str) -> bool:

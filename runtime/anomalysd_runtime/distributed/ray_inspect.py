@@ -17,19 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge import reporting
-from anomalysd_edge.bundle import MANIFEST, read_bundle
-from anomalysd_edge.console import Report
+from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
+from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.core.types import U8, Progress
 from anomalysd_edge.errors import BackendError, BundleError, ImageError, SDEdgeError, SettingsError
-from anomalysd_edge.files import sha256_file
-from anomalysd_edge.inspection import Inspection
+from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.reports import inspection
 from anomalysd_runtime.distributed.journal import Journal, Kept
 from anomalysd_runtime.distributed.packing import pack
 from anomalysd_runtime.distributed.photos import read_photo
 from anomalysd_runtime.distributed.ray_start import ray_running
-from anomalysd_runtime.server.jobs import U8
+from anomalysd_runtime.server.inference.worker import Opener, Worker, WorkerLost, open_bundle
 from anomalysd_runtime.server.settings import EngineSettings
-from anomalysd_runtime.server.worker import Opener, Worker, WorkerLost, open_bundle
 
 KEY = "bundle"
 MOST_BLOCKS = 10_000
@@ -122,7 +121,7 @@ class Inspector:
     def _bytes(self, answer: Inspection, photo: Photo) -> bytes:
         if self._task.whole:
             return pack(answer)
-        return json.dumps(reporting.inspection_json(answer, photo.place), allow_nan=False).encode()
+        return json.dumps(inspection.inspection_json(answer, photo.place), allow_nan=False).encode()
 
     def _read_and_judge(self, photos: Sequence[Photo]) -> list[Inspection | str]:
         read: list[Any] = []
@@ -163,7 +162,7 @@ def _check_bundle(task: Task) -> None:
 
 
 def run_groups(
-    task: Task, groups: Sequence[Sequence[Photo]], settings: RaySettings, journal: Journal, progress: Report
+    task: Task, groups: Sequence[Sequence[Photo]], settings: RaySettings, journal: Journal, progress: Progress
 ) -> None:
     """Judge what the journal lacks and keep it there. Afterwards every photo has an answer or an error.
 

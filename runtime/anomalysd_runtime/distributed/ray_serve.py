@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from anomalysd_edge.bundle import MANIFEST
+from anomalysd_edge.bundle.reader import MANIFEST
+from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
-from anomalysd_edge.files import sha256_file
 from anomalysd_runtime.distributed.ray_start import LOCAL, ray_running
+from anomalysd_runtime.server.inference.worker import Opener, open_bundle
 from anomalysd_runtime.server.settings import ServeSettings
-from anomalysd_runtime.server.worker import Opener, open_bundle
 
 log = logging.getLogger("sd-edge")
 APP = "sd-edge"
@@ -63,8 +63,8 @@ class Replica:
 
         `versions` (bundle -> its id) makes Ray replace the replicas one by one when a bundle changed.
         """
-        from anomalysd_runtime.server.app import make_app
-        from anomalysd_runtime.server.service import Service
+        from anomalysd_runtime.server.http.app import make_app
+        from anomalysd_runtime.server.inference.service import Service
 
         for path in settings.bundles:
             found = sha256_file(path / MANIFEST)[:16]

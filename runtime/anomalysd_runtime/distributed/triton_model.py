@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-from anomalysd_edge.bundle import CONSTANTS, MANIFEST, NEGATIVE_PROMPT, Bundle, check_constants, check_preprocessing
-from anomalysd_edge.bundle_detector import detector_of
+from anomalysd_edge.bundle.detector_factory import detector_of
+from anomalysd_edge.bundle.manifest import manifest_from_json
+from anomalysd_edge.bundle.reader import (
+    CONSTANTS,
+    MANIFEST,
+    NEGATIVE_PROMPT,
+    Bundle,
+    check_constants,
+    check_preprocessing,
+)
+from anomalysd_edge.core.files import read_json, sha256_file
+from anomalysd_edge.core.types import U8, Array
 from anomalysd_edge.errors import BackendError, BundleError, InputError, SDEdgeError
-from anomalysd_edge.files import read_json, sha256_file
-from anomalysd_edge.images import decode_rgb
-from anomalysd_edge.inspection import Inspection
-from anomalysd_edge.manifest import manifest_from_json
-from anomalysd_edge.reporting import verdict
-from anomalysd_runtime.distributed.triton_networks import Array, TritonNetworks
-from anomalysd_runtime.server.jobs import U8
-from anomalysd_runtime.server.worker import judge
+from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.reports.inspection import verdict
+from anomalysd_edge.vision.images import decode_rgb
+from anomalysd_runtime.distributed.triton_networks import TritonNetworks
+from anomalysd_runtime.server.inference.worker import judge
 
 
 def read_without_graphs(path: Path) -> Bundle:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from anomalysd_edge.networks import F32, I64, InpaintJob, NetworkSizes
-from anomalysd_edge.plan import batches
-from anomalysd_runtime.checks import check_array, check_index, check_job, finite
+from anomalysd_edge.core.types import F32, I64, Array
+from anomalysd_edge.method.inpainting.mask_plan import batches
+from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_runtime.static_batches import PIXELS_A_CALL
+from anomalysd_runtime.validation import check_array, check_index, check_job, finite
 
-Array = npt.NDArray[Any]
 Call = Callable[[str, Mapping[str, Array], str], Array]
 """(network, inputs, name of the output) -> the output. Raises BackendError with the server's words."""
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from anomalysd_edge import images, reporting, viewing
-from anomalysd_edge.inspection import Inspection
-from anomalysd_edge.regions import label_regions
-from anomalysd_runtime.server.jobs import BadRequest
+from anomalysd_edge.core.types import F32, U8
+from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.reports import inspection
+from anomalysd_edge.vision import heatmap, images
+from anomalysd_edge.vision.morphology import label_regions
+from anomalysd_runtime.server.errors import BadRequest
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 SCHEMA = "sd-edge.verdict.1"
 """Named in every verdict that leaves the box; a change of a field's meaning raises its number."""
 OUTPUTS = ("map", "heat", "overlay", "repaint", "evidence", "mask")
@@ -159,7 +158,7 @@ def pictures_of(answer: Inspection, photo: U8) -> Pictures:
     """What the page shows of a verdict."""
     small = images.resize(photo, answer.anomaly_map.shape[0])
     gray, low, high = map_to_gray(answer.anomaly_map)
-    heat_low, heat_high = reporting.heat_range(answer)
+    heat_low, heat_high = inspection.heat_range(answer)
     ys, xs = np.nonzero(answer.evidence.cell)
     cell = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
     return Pictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
@@ -195,12 +194,12 @@ def draw(kind: str, told: Pictures) -> tuple[bytes, str]:
     with Image.open(io.BytesIO(told.photo_jpeg), formats=("JPEG",)) as image:
         photo = np.array(image.convert("RGB"))
     if kind == "overlay":
-        return images.encode_png(viewing.overlay(photo, values, told.heat_low, told.heat_high)), "image/png"
+        return images.encode_png(heatmap.overlay(photo, values, told.heat_low, told.heat_high)), "image/png"
     if kind == "evidence":
         mask = np.zeros(photo.shape[:2], np.bool_)
         x0, y0, x1, y1 = told.cell
         mask[y0:y1, x0:x1] = True
-        return images.encode_png(viewing.spotlight(photo, mask)), "image/png"
+        return images.encode_png(heatmap.spotlight(photo, mask)), "image/png"
     raise BadRequest(f"there is no picture {kind!r}; there are: photo, repaint, map, heat, overlay, evidence")
 
 
@@ -218,7 +217,7 @@ def encoded_outputs(told: Told, outputs: tuple[str, ...]) -> dict[str, str]:
     answer = told.inspection
     if answer is None or told.photo is None or not outputs:
         return {}
-    drawn = reporting.pictures(answer, told.photo)
+    drawn = inspection.pictures(answer, told.photo)
     found: dict[str, bytes] = {}
     for name in outputs:
         if name == "map":
@@ -236,7 +235,7 @@ def _heat_layer(values: F32, low: float, high: float) -> bytes:
     share = np.clip((values - low) / (high - low), 0, 1)
     alpha = np.asarray(255 * np.sqrt(share) + 0.5).astype(np.uint8)
     out = io.BytesIO()
-    layer = np.concatenate([viewing.heat_map(values, low, high), alpha[..., None]], axis=2)
+    layer = np.concatenate([heatmap.heat_map(values, low, high), alpha[..., None]], axis=2)
     Image.fromarray(layer).save(out, format="PNG", compress_level=1)
     return out.getvalue()
 

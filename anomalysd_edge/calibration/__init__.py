@@ -1,0 +1,1 @@
+"""Memory banks and thresholds from good photos alone: memory bank, score statistics, thresholds, settings."""

@@ -1,0 +1,1 @@
+"""The command `sd-edge`: options, help, exit codes."""

@@ -1,0 +1,1 @@
+"""Classes of parts, their prompts, and data sets as folders."""

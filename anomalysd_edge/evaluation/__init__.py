@@ -1,0 +1,1 @@
+"""Figures on labelled photos, and how far two backends agree."""

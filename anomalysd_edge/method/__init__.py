@@ -1,0 +1,1 @@
+"""The algorithm (AnomalySD, arXiv 2408.01960) in numpy, against the protocol of networks.Networks."""

@@ -1,0 +1,1 @@
+"""The diffusion half: noise schedule, masks, the plan of slots, repainting, reconstruction error."""

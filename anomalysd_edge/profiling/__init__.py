@@ -1,0 +1,1 @@
+"""What an inspection costs on this machine: counts, times, memory, energy, operating points."""

@@ -1,0 +1,1 @@
+"""Results for people: HTML pages, plots, pictures, tables and progress at a terminal."""

@@ -1,0 +1,1 @@
+"""Networks in torch: the diffusers base, autoencoders, feature and perceptual networks."""

@@ -1,0 +1,133 @@
+"""Fine-tuning: a few good photos per class, all classes together, in; a run folder out.
+
+The work lies in OUT.partial until it is done; what stands at OUT is always a finished run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from anomalysd_edge.core.types import Progress
+from anomalysd_edge.data.classes import ClassSpec, class_spec
+from anomalysd_edge.errors import BackendError, DatasetError, InputError, RunError, SettingsError
+from anomalysd_edge.training.checkpoints import (
+    latest,
+    partial_folder,
+)
+from anomalysd_edge.training.memory import available_bytes
+from anomalysd_edge.training.models.base import load_base
+from anomalysd_edge.training.models.tiny_vae import swap_vae
+from anomalysd_edge.training.run import MARKER, Run, read_run
+from anomalysd_edge.training.settings import TrainSettings
+from anomalysd_edge.training.trainer import Trainer
+
+
+def train(
+    settings: TrainSettings,
+    shots: Mapping[str, Sequence[Path]],
+    out: Path,
+    specs: Mapping[str, ClassSpec] | None = None,
+    resume: bool = False,
+    progress: Progress = lambda _phase, _done, _total, _detail: None,
+) -> Run:
+    """Fine-tune `settings.base` on exactly `settings.shots` photos of every class; returns the finished run.
+
+    An older run at `out` is replaced when the new one is whole. With `resume`, a training of the same settings and
+    photos goes on from its last checkpoint and ends with the weights of an unbroken one, bit for bit on the same
+    machine and versions; a finished one is returned as it is. Without, an unfinished one is begun again.
+    On an error or Ctrl-C, OUT.partial stays if it holds a checkpoint and goes otherwise.
+
+    Raises DatasetError (too few photos), ImageError, InputError (base or perceptual weights), SettingsError,
+    BackendError, RunError (a resume that brings other settings or photos) and NumericError (a loss not finite).
+    """
+    _check_shots(settings, shots)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"device cuda was asked for, but torch {torch.__version__} sees none; set device to cpu")
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise InputError(f"{out} is not empty and holds no {MARKER}, so it is not replaced; choose another folder")
+    known = dict(specs) if specs is not None else {}
+    resolved = {name: known.get(name) or class_spec(name) for name in shots}
+    if resume and (out / MARKER).is_file() and latest(partial_folder(out)) is None:
+        return _finished(out, settings)
+    there = available_bytes(settings.device)
+    base = load_base(settings.base)
+    if settings.vae:
+        swap_vae(base, settings.vae)
+    if settings.prediction_type:
+        base.scheduler["prediction_type"] = settings.prediction_type
+    return carry_out(Trainer(settings, shots, resolved, base, partial_folder(out), progress), out, resume, there)
+
+
+def carry_out(trainer: Trainer, out: Path, resume: bool, there: int | None) -> Run:
+    """Run `trainer` and put its run at `out`. `there`: bytes that were free before the base was loaded."""
+    work, processes = trainer.work, trainer.processes
+    with _threads(trainer.settings.threads):
+        try:
+            trainer.foresee(there)
+            trainer.run(resume)
+            if processes.main:
+                trainer.write(out)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error) from error
+        except RuntimeError as error:
+            raise _out_of_memory(error) if "allocate memory" in str(error) else error from error
+        except BaseException:
+            raise
+        finally:
+            failed = sys.exc_info()[0] is not None
+            if processes.main and (not failed or latest(work) is None):
+                shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
+    return read_run(out)
+
+
+def _out_of_memory(error: BaseException) -> SettingsError:
+    return SettingsError(
+        f"memory ran out although the estimate said it would do ({str(error).strip().splitlines()[0]}): set "
+        "gradient_checkpointing, raise accumulate, or lower batch, then go on with --resume"
+    )
+
+
+def _finished(out: Path, settings: TrainSettings) -> Run:
+    """The run at `out`, unless it was made with other settings."""
+    run = read_run(out)
+    ours, theirs = settings.to_json(), run.settings.to_json()
+    for name in ours:
+        if ours[name] != theirs[name] and name != "checkpoint_every":
+            raise RunError(
+                f"the run {out} is finished and was made with {name} = {theirs[name]!r}, this call brings "
+                f"{ours[name]!r}; train again without resuming, or into another folder"
+            )
+    return run
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_shots(settings: TrainSettings, shots: Mapping[str, Sequence[Path]]) -> None:
+    if not shots:
+        raise DatasetError("no class was given to train on; name at least one, with or without photos")
+    for name, paths in shots.items():
+        if len(paths) < settings.shots:
+            raise DatasetError(
+                f"class {name!r} has {len(paths)} good photos, {settings.shots} were asked for; add some or lower shots"
+            )
+        if len(paths) > settings.shots:
+            raise SettingsError(
+                f"class {name!r} brings {len(paths)} photos for shots = {settings.shots}; choose exactly that many "
+                "(datasets.few_shot does)"
+            )

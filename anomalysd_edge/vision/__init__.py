@@ -1,0 +1,1 @@
+"""Photos as arrays: decoding, resizing, letterboxing, boolean planes, colour maps."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, schemas, guards, the page, KServe v2."""

@@ -1,0 +1,1 @@
+"""From a decoded photo to a verdict: queue, worker processes, open bundles."""

@@ -1,0 +1,1 @@
+"""What is remembered: the SQLite record, its retention, the last verdicts, questions to it."""

@@ -1,0 +1,1 @@
+"""The networks as TensorRT or TensorRT for RTX engines."""

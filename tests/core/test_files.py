@@ -1,0 +1,152 @@
+"""Outputs are whole or absent: errors, Ctrl-C and a full disk leave an older output untouched and nothing beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalysd_edge.core.files import folder_aside, read_json, sha256_bytes, sha256_file, write_aside, write_json
+from anomalysd_edge.errors import InputError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stop_halfway(path: Path, error: BaseException) -> None:
+    path.write_text("half")
+    raise error
+
+
+def test_digests_agree_with_hashlib_over_more_than_one_piece(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((1 << 20) + 17)
+    (tmp_path / "a").write_bytes(data)
+    assert sha256_file(tmp_path / "a") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+    with pytest.raises(InputError, match="missing"):
+        sha256_file(tmp_path / "missing")
+
+
+def test_write_aside_makes_parents_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.npy"
+    for text in ("one", "two"):
+        with write_aside(path) as aside:
+            assert aside.parent == path.parent
+            assert aside.suffix == ".npy"
+            aside.write_text(text)
+        assert path.read_text() == text
+    assert names(path.parent) == ["out.npy"]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_write_aside_leaves_the_old_file_on_error(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), write_aside(path) as aside:
+        stop_halfway(aside, error)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
+def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no space left .*out\.bin"), write_aside(tmp_path / "out.bin") as aside:
+        Path("/dev/full").write_bytes(aside.write_text("half") * b"x")
+    with pytest.raises(InputError, match=r"no space left .*/run;"), folder_aside(tmp_path / "run"):
+        raise RuntimeError("SafetensorError: No space left on device (os error 28)")
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_json(tmp_path / "file" / "out.json", {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"folder cannot be written \(Is a directory\)"):
+        write_json(tmp_path / "folder", {})
+    assert names(tmp_path) == ["file", "folder"]
+    with pytest.raises(InputError, match="is a file"), folder_aside(tmp_path / "file"):
+        pass
+
+
+def test_folder_aside_replaces_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    for name in ("one", "two"):
+        with folder_aside(target) as aside:
+            (aside / "inner").mkdir()
+            (aside / "inner" / name).write_text(name)
+        assert names(target / "inner") == [name]
+    assert names(tmp_path) == ["run"]
+
+
+def test_folder_aside_leaves_the_old_folder_on_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_text("old")
+    with pytest.raises(KeyboardInterrupt), folder_aside(tmp_path / "run") as aside:
+        stop_halfway(aside / "half", KeyboardInterrupt())
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["old"]
+
+
+def test_folder_aside_brings_the_old_folder_back_when_the_last_move_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_text("old")
+    real = Path.rename
+
+    def fail_for_the_new_one(self: Path, target: Path) -> Path:
+        if (self / "new").exists():
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="Input/output"), folder_aside(tmp_path / "run") as aside:
+        (aside / "new").write_text("new")
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["old"]
+
+
+def test_folder_aside_with_a_marker_spares_other_peoples_folders(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_text("")
+    with (
+        pytest.raises(InputError, match=r"holds no manifest\.json"),
+        folder_aside(tmp_path / "photos", "manifest.json"),
+    ):
+        pass
+    assert names(tmp_path / "photos") == ["holiday.jpg"]
+    (tmp_path / "photos" / "manifest.json").write_text("{}")
+    with folder_aside(tmp_path / "photos", "manifest.json") as aside:
+        (aside / "manifest.json").write_text("{}")
+    assert names(tmp_path / "photos") == ["manifest.json"]
+
+
+def test_json_holds_numpy_dataclasses_and_no_nan(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Row:
+        score: float
+        shape: tuple[int, ...]
+
+    value = {"row": Row(float("nan"), (1, 2)), "f": np.float32(0.5), "a": np.arange(2), "p": Path("x/y"), "é": True}
+    write_json(tmp_path / "v.json", value)
+    expected = {"row": {"score": None, "shape": [1, 2]}, "f": 0.5, "a": [0, 1], "p": "x/y", "é": True}
+    assert read_json(tmp_path / "v.json") == expected == json.loads((tmp_path / "v.json").read_bytes())
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "w.json", {"x": object()})
+    assert names(tmp_path) == ["v.json"]
+
+
+def test_broken_json_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"a": 1,\n "b": ')
+    (tmp_path / "bin.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"cut\.json .*line 2"):
+        read_json(tmp_path / "cut.json")
+    with pytest.raises(InputError, match=r"bin\.json is not UTF-8"):
+        read_json(tmp_path / "bin.json")
+    with pytest.raises(InputError, match="No such file"):
+        read_json(tmp_path / "none.json")

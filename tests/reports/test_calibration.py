@@ -1,0 +1,137 @@
+"""What calibrate says of its choice: sentences, table, JSON, page; false alarms on photos that were no shots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.calibration.outcome import Calibrated, Seen
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.settings_search import Trial
+from anomalysd_edge.errors import DatasetError, InputError
+from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
+from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
+from anomalysd_edge.workflows.open_options import Opening
+from tests.conftest import sd_edge
+from tests.evaluation.test_aggregate import SVG
+from tests.method.test_detector import photo
+from tests.support.small_graphs import small_bundle
+from tests.workflows.test_calibrate import good_photos, quiet
+
+TAKEN = Trial({"multiscale_weight": 1.0}, 0.9, 0.8, 0.031, 0.01, True)
+LOST = Trial({"scales": (2, 4)}, 0.8, 0.7, 0.004, 0.006, False)
+PRESET = Trial({}, 0.85, 0.8, 0.0, 0.0, True)
+
+
+def calibrated(trials: list[Trial], after: float | None = 1.5) -> Calibrated:
+    return Calibrated(
+        Path("B"), {"bottle": trials}, {"bottle": 1.0}, {"bottle": after}, {}, {"bottle": 12.3}, "edge", 0.02
+    )
+
+
+def test_the_reason_is_a_sentence_with_figures() -> None:
+    assert "multiscale_weight 1.0 led by 3.1 ± 1.0 points: more than chance" in Report(
+        calibrated([PRESET, TAKEN, LOST])
+    ).reason("bottle")
+    kept = Report(calibrated([PRESET, LOST])).reason("bottle")
+    assert "of 1 others the best (scales 2/4) led by +0.4 ± 0.6 points" in kept
+    assert "may be chance" in kept
+    assert "none were to be chosen" in Report(calibrated([])).reason("bottle")
+    assert "no good photos" in Report(calibrated([], None)).reason("bottle")
+
+
+def test_the_table_and_the_plots() -> None:
+    report = Report(calibrated([PRESET, TAKEN, LOST]), {"bottle": Seen((0.5, 1.4, 1.5, 2.0), 1.5)})
+    (row,) = report.rows()
+    assert len(row) == len(COLUMNS)
+    assert row[1:3] == ("1.000", "1.500")
+    assert row[4:] == ("2 %", "50 %", "4", "12")
+    bars, dots = map(ElementTree.fromstring, report.plots("bottle"))
+    assert len(list(bars.iter(f"{SVG}rect"))) == 1 + 2
+    circles = list(dots.iter(f"{SVG}circle"))
+    assert len({c.attrib["fill"] for c in circles[:2]}) == 1
+    assert circles[1].attrib["fill"] != circles[2].attrib["fill"], "the threshold itself is an alarm"
+
+
+def test_false_alarms_are_counted_on_photos_that_were_no_shots(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = good_photos(tmp_path / "PHOTOS", 7)
+    # A copy of a shot under another name is still a shot.
+    images.save_png(data / "bottle/test/good/copy.png", photo(0))
+    images.save_png(data / "bottle/test/spot/0.png", photo(9, defect=True))
+    settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
+    found = recalibrate(CalibrateRequest(tmp_path / "B", data, settings=settings), quiet)
+    assert list(found.seconds) == ["bottle"]
+    seen = false_alarms(found, data, Opening(threads=1), quiet)
+    assert len(seen["bottle"].scores) == 3
+    assert (
+        seen["bottle"].threshold == read_bundle(found.bundle).manifest.classes["bottle"].calibration["edge"].threshold
+    )
+    folder = report_folder(found.bundle)
+    report = Report(found, seen)
+    report.write(folder)
+    report.write(folder)
+    report.show()
+    assert folder == tmp_path / "B-calibration"
+    values = json.loads((folder / "calibration.json").read_text())
+    assert values["checked"]["bottle"]["photos"] == 3
+    assert values["reasons"]["bottle"] == report.reason("bottle")
+    assert (folder / "report.html").read_text().count("<svg") == 2
+    (folder / "calibration.json").unlink()
+    with pytest.raises(InputError, match="not replaced"):
+        report.write(folder)
+
+
+def test_nothing_but_shots_tells_no_rate(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = good_photos(tmp_path / "PHOTOS", 4)
+    found = recalibrate(
+        CalibrateRequest(tmp_path / "B", data, settings=CalibrationSettings(bank_size=200, negatives=4)), quiet
+    )
+    with pytest.raises(DatasetError, match="no good photos but the shots"):
+        false_alarms(found, data, Opening(threads=1), quiet)
+
+
+def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:
+    small_bundle(tmp_path / "B")
+    data = good_photos(tmp_path / "PHOTOS", 6)
+    done = sd_edge(
+        "calibrate",
+        "B",
+        "--photos",
+        data,
+        "--check",
+        data,
+        "--synthetic",
+        "0",
+        "--threads",
+        "1",
+        "--quiet",
+        cwd=tmp_path,
+    )
+    assert "B-calibration/report.html" in done.stderr
+    assert "the preset's settings: none were to be chosen" in done.stderr
+    values = json.loads((tmp_path / "B-calibration/calibration.json").read_text())
+    assert values["checked"]["bottle"]["photos"] == 2
+    assert values["false_alarm_rate"] == 0.02
+    again = sd_edge(
+        "calibrate",
+        "B",
+        "--photos",
+        data,
+        "--report",
+        "R",
+        "--synthetic",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+        cwd=tmp_path,
+    )
+    assert json.loads(again.stdout)["checked"] == {}
+    assert (tmp_path / "R/report.html").is_file()

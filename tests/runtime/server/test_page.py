@@ -1,0 +1,180 @@
+"""The page in a real headless Chromium: a photo goes in, a verdict is seen, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
+from tests.support.serving import Box, open_touchy, png, running_box, small_settings
+from tests.support.small_graphs import small_bundle
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    bundle = small_bundle(tmp_path_factory.mktemp("page") / "line1").path
+    record = RecordSettings(tmp_path_factory.mktemp("record") / "record.sqlite")
+    with running_box(replace(small_settings(bundle), record=record), open_touchy) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as driver:
+        yield driver
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 15) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"never happened: {what}")
+
+
+def one(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def all_of(browser: Any, selector: str) -> list[Any]:
+    return list(browser.find_elements("css selector", selector))
+
+
+def press(browser: Any, keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(keys).perform()
+
+
+def give(browser: Any, photos: list[Path]) -> None:
+    one(browser, "#pick").send_keys("\n".join(map(str, photos)))
+
+
+def is_loaded(picture: Any) -> bool:
+    return bool(picture.get_property("naturalWidth") == 16)
+
+
+@needs_browser
+def test_a_photo_becomes_a_verdict_that_can_be_judged(browser: Any, box: Box, tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"part-{number}.png").write_bytes(png(number))
+    browser.get(f"http://127.0.0.1:{box.port}/")
+    until(lambda: one(browser, "#class").get_attribute("value") == "bottle", "the classes are there")
+    give(browser, [tmp_path / f"part-{number}.png" for number in range(6)])
+    until(lambda: len(all_of(browser, "#list li")) == 6, "six verdicts in the list")
+    until(lambda: one(browser, "#word").text in ("OK", "NG"), "a verdict in large letters")
+    newest = box.get("/verdicts?limit=1").json["verdicts"][0]
+    press(browser, "k" * 8)
+    until(lambda: f"score {newest['pred_score']:.3f}" in one(browser, "#score").text, "the newest score is shown")
+    word = {"good": "OK", "anomalous": "NG"}[newest["verdict"]]
+    assert one(browser, "#word").text == word
+    for kind in ("#photo", "#heat", "#repaint"):
+        picture = one(browser, kind)
+        until(partial(is_loaded, picture), f"{kind} is loaded")
+    press(browser, "n")
+    until(lambda: box.get(f"/verdicts/{newest['uid']}").json["correction"] == "ng", "the correction is recorded")
+    press(browser, "o")
+    until(lambda: box.get(f"/verdicts/{newest['uid']}").json["correction"] == "ok", "the correction was changed")
+    press(browser, "4")
+    assert one(browser, "#repaint").value_of_css_property("opacity") == "1"
+    press(browser, "+++")
+    assert "80%" in one(browser, "#repaint").get_attribute("style")
+
+
+@needs_browser
+def test_the_threshold_is_moved_with_the_mouse(browser: Any, box: Box) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    before = one(browser, "#effect").text
+    plot = one(browser, "#plot")
+    ActionChains(browser).move_to_element(plot).click_and_hold().move_by_offset(90, 0).release().perform()
+    until(lambda: one(browser, "#effect").text != before, "the effect is told")
+    assert "trial on this page only" in one(browser, "#trial").text
+    low = float(plot.get_attribute("aria-valuenow"))
+    verdicts = box.get("/verdicts").json["verdicts"]
+    above = sum(v["pred_score"] >= low for v in verdicts)
+    assert f"{above} NG of the last {len(verdicts)}" in one(browser, "#effect").text
+    press(browser, "t\ue014\ue014")
+    assert float(plot.get_attribute("aria-valuenow")) > low
+    one(browser, "#reset").click()
+    assert "own" in one(browser, "#trial").text
+
+
+@needs_browser
+def test_a_verdict_of_another_client_appears_by_itself(browser: Any, box: Box) -> None:
+    told = box.inspect(png(40)).json
+    until(lambda: one(browser, "#list li").get_attribute("data-uid") == told["uid"], "the list follows")
+
+
+@needs_browser
+def test_bad_photos_are_told_in_words(browser: Any, box: Box, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(png(1)[:90])
+    give(browser, [tmp_path / "broken.png"])
+    until(lambda: "broken.png" in one(browser, "#problem").text, "the problem is named")
+
+
+@needs_browser
+def test_it_fits_a_phone_and_asks_no_other_host(browser: Any, box: Box) -> None:
+    browser.set_window_size(500, 900)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    for element in all_of(browser, "button, select"):
+        if element.is_displayed():
+            assert element.size["height"] >= 36, element.get_attribute("outerHTML")
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert asked
+    assert all(name.startswith((f"http://127.0.0.1:{box.port}/", "blob:")) for name in asked)
+    wrong = [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "422" not in entry["message"]
+    ]
+    assert wrong == []
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_a_box_with_tokens_asks_for_one(browser: Any, tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "line1").path
+    security = SecuritySettings(tokens={"line": "0123456789abcdef0123"})
+    with running_box(replace(small_settings(bundle), security=security)) as box:
+        browser.get(f"http://127.0.0.1:{box.port}/")
+        until(lambda: one(browser, "#login").get_attribute("open") is not None, "the token is asked for")
+        one(browser, "#token").send_keys("0123456789abcdef0123\n")
+        until(lambda: one(browser, "#class").get_attribute("value") == "bottle", "the box lets the page in")
+        browser.get("about:blank")
+
+
+def test_the_page_is_whole_and_small(box: Box) -> None:
+    sizes = 0
+    for path in ("/", "/static/app.js", "/static/style.css"):
+        found = box.get(path)
+        assert found.status == 200
+        assert b"http://" not in found.body.replace(b"http://www.w3.org/2000/svg", b"")
+        assert b"https://" not in found.body
+        sizes += len(found.body)
+        assert box.get(path, **{"if-none-match": found.headers["etag"]}).status == 304
+    assert sizes < 60_000
+    assert box.get("/static/../app.py").status == 404
+    assert box.get("/static/%2e%2e%2fapp.py").status == 404

@@ -1,0 +1,99 @@
+"""A class added to a finished bundle: its prompts by the right text encoder, the other classes untouched."""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anomalysd_edge.bundle.reader import prompt_key, read_bundle
+from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.demo.dataset import render_part
+from anomalysd_edge.errors import ClassError, DatasetError, InputError
+from anomalysd_edge.training.models.base import load_base, prompt_states
+from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.add_class import AddRequest, add_class
+from anomalysd_runtime.loading import open_detector
+from tests.conftest import Chain, sd_edge
+from tests.support.tiny_models import tiny_base
+
+QUICK = CalibrationSettings(bank_size=64, negatives=2)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    for number in range(2):
+        images.save_png(folder / f"{number}.png", render_part("demo_capsule", (5, number), 96).photo())
+    return folder
+
+
+def quiet(*_told: Any) -> None:
+    pass
+
+
+def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path) -> None:
+    before = read_bundle(chain.bundle)
+    asked = AddRequest(chain.bundle, "capsule", photos, out=tmp_path / "more", settings=QUICK, threads=1)
+    added = add_class(asked, quiet)
+    after = read_bundle(tmp_path / "more")
+    assert added.shots == 2
+    assert sorted(after.manifest.classes) == ["bracket", "capsule"]
+    assert after.manifest.classes["bracket"] == before.manifest.classes["bracket"]
+    assert all(np.array_equal(after.constants[name], value) for name, value in before.constants.items())
+    spec = after.manifest.classes["capsule"]
+    words = prompt_states(load_base("nano"), [spec.prompts.whole])[0].numpy()
+    np.testing.assert_allclose(after.constants[prompt_key("capsule", "whole")], words, atol=1e-5)
+    assert added.thresholds["edge"] == spec.calibration["edge"].threshold
+    assert not list((tmp_path / "more").rglob("*text*")), "the text encoder does not travel"
+    with open_detector(tmp_path / "more", threads=1) as detector:
+        answer = detector.inspect([images.load_rgb(photos / "0.png")], "capsule")[0]
+    assert answer.threshold == added.thresholds["edge"]
+    with pytest.raises(ClassError, match="has a class 'capsule' already"):
+        add_class(AddRequest(tmp_path / "more", "capsule", photos, settings=QUICK), quiet)
+
+
+def test_the_command_adds_in_place_from_a_run(tmp_path: Path, chain: Chain, photos: Path) -> None:
+    bundle = shutil.copytree(chain.bundle, tmp_path / "bundle")
+    more = (
+        "--name",
+        "capsule",
+        "--photos",
+        photos,
+        "--text-encoder",
+        chain.folder / "RUN",
+        "--shots",
+        "1",
+        "--threads",
+        "1",
+    )
+    done = sd_edge("add-class", bundle, *more, cwd=tmp_path)
+    assert "class 'capsule' added from 1 photos" in done.stderr
+    assert read_bundle(bundle).manifest.classes["capsule"].shots == 1
+
+
+def test_where_there_is_no_text_encoder(
+    tmp_path: Path, chain: Chain, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny_base(tmp_path / "other")
+    with pytest.raises(InputError, match=r"is not the one that .* was made with"):
+        add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=other, settings=QUICK), quiet)
+    with pytest.raises(InputError, match="holds no text_encoder and tokenizer"):
+        add_class(AddRequest(chain.bundle, "capsule", photos, text_encoder=photos, settings=QUICK), quiet)
+    with pytest.raises(DatasetError, match="holds no photos"):
+        add_class(AddRequest(chain.bundle, "capsule", tmp_path / "nothing", settings=QUICK), quiet)
+    real = builtins.__import__
+
+    def without_torch(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("anomalysd_edge.training"):
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(InputError, match=r"needs the text encoder, and this machine has no torch.*where the model was"):
+        add_class(AddRequest(chain.bundle, "capsule", photos, settings=QUICK), quiet)
+    assert sorted(read_bundle(chain.bundle).manifest.classes) == ["bracket"]
