@@ -94,6 +94,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # Whoever set one of these is right.
 for _name, _value in {
     "ORT_DISABLE_TELEMETRY": "1",
+    "ORT_TELEMETRY_DISABLED": "1",  # another name that its sources have used
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DISABLE_TELEMETRY": "1",

@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -118,13 +119,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without a photo's letters gets their escapes
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # closed by whoever started us: what would be printed goes nowhere
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         try:
             app()
         finally:
+            if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer caught a pipe that closed, and says "no" (1)
+                raise BrokenPipeError
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except SDEdgeError as error:
         _stop(error, str(error))

@@ -22,6 +22,7 @@ from anomalysd_edge.errors import InputError, SDEdgeError
 
 _CHUNK_BYTES = 1 << 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -100,8 +101,14 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
 
 
 def _through_links(path: Path) -> Path:
-    """The absolute path that is written where `path` is asked for: of a symbolic link, what it points to."""
-    return path.resolve() if path.is_symlink() else path.absolute()
+    """The absolute path that is written where `path` is asked for: of symbolic links on the way, what they point to.
+
+    A link may point to what is still to be made. Raises InputError for links that go round in a circle.
+    """
+    try:
+        return path.resolve() if path.is_symlink() else path.parent.resolve() / path.name
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be written: its links go round in a circle; choose another place") from error
 
 
 def read_json(path: Path) -> Any:
@@ -146,8 +153,12 @@ def json_text(value: Any, indent: int | None = 2) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` for people: bytes of file names that are not UTF-8 as U+FFFD, the replacement character."""
-    return _SURROGATE.sub("\ufffd", text)
+    """`text` for people, on one line: bytes of file names that are not UTF-8 as U+FFFD, control characters escaped.
+
+    A file name may hold line breaks: written to a log as they are, they would forge a line.
+    """
+    shown = _SURROGATE.sub("\ufffd", text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
 
 
 def json_ready(value: Any) -> Any:

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalysd_edge.core.files import folder_aside, read_json, sha256_bytes, sha256_file, write_aside, write_json
+from anomalysd_edge.core.files import (
+    folder_aside,
+    printable,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_aside,
+    write_json,
+)
 from anomalysd_edge.errors import InputError
 
 
@@ -178,3 +186,20 @@ def test_a_link_to_nothing_is_written_where_it_points(tmp_path: Path) -> None:
         (folder / "a").write_text("x")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "later/a").read_text() == "x"
+
+
+def test_links_in_a_circle_get_a_sentence_and_links_to_nothing_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(InputError, match="circle"), write_aside(tmp_path / "a/x.json") as aside:
+        aside.write_text("x")
+    (tmp_path / "out").symlink_to("later")
+    with write_aside(tmp_path / "out/000/x.json") as aside:
+        aside.write_text("x")
+    assert (tmp_path / "later/000/x.json").read_text() == "x"
+
+
+def test_a_name_for_people_is_one_line() -> None:
+    assert printable("a\nERROR forged\x1b[2J.png") == "a\\nERROR forged\\x1b[2J.png"
+    assert printable("teil_\udce4.png") == "teil_\ufffd.png"
+    assert printable("Geh\xe4use.png") == "Geh\xe4use.png"

@@ -173,7 +173,7 @@ class FolderWatch:
             try:
                 found_one = self._claim(path)
             except OSError as error:  # what was claimed before it is kept
-                log.error("%s cannot be claimed (%s); trying again", path.name, error)
+                log.error("%s cannot be claimed (%s); trying again", printable(path.name), error)
                 break
             if found_one is not None:
                 claimed.append(found_one)
@@ -230,7 +230,7 @@ class FolderWatch:
                 target.symlink_to(pointed)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # otherwise somebody else took it
-                log.error("%s cannot be moved (%s); trying again", relative, error)
+                log.error("%s cannot be moved (%s); trying again", printable(relative.as_posix()), error)
             _remove_empty(target.parent, self._work)
             return None
         return ClaimedPhoto(uid, target, relative)
@@ -270,7 +270,7 @@ class FolderWatch:
             del self._running[uid]
             error = future.exception()
             if isinstance(error, TEMPORARY):
-                log.warning("%s waits: %s", claimed.relative, error)
+                log.warning("%s waits: %s", _shown(claimed), error)
                 pending.append(claimed)
                 self._end.wait(0.2)
                 continue
@@ -280,18 +280,18 @@ class FolderWatch:
                 else:
                     self._reject(claimed, str(error), error.status if isinstance(error, ServeError) else 500)
             except OSError as why:  # asked again under the same key, the record answers
-                log.error("%s cannot be put in its place (%s); trying again", claimed.relative, why)
+                log.error("%s cannot be put in its place (%s); trying again", _shown(claimed), why)
                 pending.append(claimed)
                 self._end.wait(AGAIN_S)
 
     def _place(self, claimed: ClaimedPhoto, verdict: Verdict) -> None:
         self._move(claimed, PLACES[verdict.verdict], verdict.to_json())
-        log.info("%s: %s, score %.4f", claimed.relative, verdict.verdict, verdict.pred_score)
+        log.info("%s: %s, score %.4f", _shown(claimed), verdict.verdict, verdict.pred_score)
 
     def _reject(self, claimed: ClaimedPhoto, sentence: str, status: int) -> None:
         document = {"photo": claimed.relative.as_posix(), "error": sentence, "status": status}
         self._move(claimed, ERROR, {**document, "request_key": f"watch:{claimed.uid}"})
-        log.warning("%s: %s", claimed.relative, sentence)
+        log.warning("%s: %s", _shown(claimed), sentence)
 
     def _move(self, claimed: ClaimedPhoto, place: str, document: dict[str, Any]) -> None:
         """The verdict file first, then the photo: a photo in ok/ or ng/ always has its verdict."""
@@ -309,6 +309,10 @@ class FolderWatch:
         while len(os.fsencode(f"{stem}-{uid[:8]}{target.suffix}")) > LONGEST_NAME:
             stem = stem[:-1]
         return target if fits else target.with_name(f"{stem}-{uid[:8]}{target.suffix}")
+
+
+def _shown(claimed: ClaimedPhoto) -> str:
+    return printable(claimed.relative.as_posix())
 
 
 def _verdict_file(photo: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import BundleError, SDEdgeError
 from anomalysd_runtime.server.errors import NotFound, Unavailable
 from anomalysd_runtime.server.inference.engine import Engine
@@ -90,7 +91,7 @@ class BundleStore:
         if len(self.paths) == 1:
             return next(iter(self.paths))
         # Closed ones count, too: who answers must not depend on what is in memory just now.
-        holding = [n for n in self.names() if class_name in self.classes(n)]
+        holding = [n for n in self.names() if class_name and find_class(class_name, self.classes(n)) is not None]
         if len(holding) == 1:
             return holding[0]
         raise NotFound(f"say which bundle judges the photo; there are: {', '.join(self.names())}")
