@@ -7,6 +7,8 @@
     python -m benchmarks.large_model export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
     python -m benchmarks.large_model inspect --out OUT                   # one photo: ONNX Runtime against torch
 
+Above 300 lines: every subcommand stands by itself, in a process of its own.
+
 Weights are random, so only cost and agreement are measured, never a score's worth. Every measurement runs in a process
 of its own; peak memory is the most that the process had of its own once the model was loaded, and with the pages of
 weight files that it had mapped. "memory" also lets go of those pages after the first step: what is there in the steps

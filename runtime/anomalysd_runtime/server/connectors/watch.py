@@ -6,16 +6,13 @@ recorded, its verdict file written aside and renamed, and last the photo is move
 goes on from there: the record answers for one that was judged already. Polling, because network shares tell of no
 changes.
 
-One entry never costs the rest: what cannot be read, listed or moved is named once and tried again or left, and the
-others go on. What nobody looks at (a folder that is no class, an unknown suffix, a broken link, an empty file) is named
-once, too.
+One entry never costs the rest: what cannot be read, listed or moved is named once and tried again or left. What nobody
+looks at (a folder that is no class, an unknown suffix, a broken link, an empty file) is named once, too.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import secrets
 import threading
 import time
@@ -30,6 +27,7 @@ from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
+from anomalysd_runtime.server.connectors.inbox_names import free_name, remove_empty, verdict_file
 from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
@@ -41,10 +39,7 @@ ERROR = "error"
 HIDDEN = ".sd-edge"
 DEADLINE_S = 3600.0
 AGAIN_S = 1.0
-"""Pause after the folder could not be read or written: a share that is away, a full disk."""
-LONGEST_NAME = 180
-"""Bytes of a file's name in ok/ and its siblings: file systems take 255, and the verdict's file and the one that is
-written aside have longer names than the photo."""
+"""Pause after a folder could not be read or written."""
 TEMPORARY = (QueueFull, Unavailable, DeadlineMissed)
 """What may be otherwise in a moment; everything else is the photo's own fault."""
 
@@ -135,7 +130,7 @@ class FolderWatch:
                 self._name_once(folder, f"cannot be looked through ({error.strerror}) and is left there")
                 continue
             if not files:
-                _remove_empty(folder, folder.parent)
+                remove_empty(folder, folder.parent)
             found += [ClaimedPhoto(folder.name, path, path.relative_to(folder)) for path in files]
         return found
 
@@ -231,7 +226,7 @@ class FolderWatch:
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # otherwise somebody else took it
                 log.error("%s cannot be moved (%s); trying again", printable(relative.as_posix()), error)
-            _remove_empty(target.parent, self._work)
+            remove_empty(target.parent, self._work)
             return None
         return ClaimedPhoto(uid, target, relative)
 
@@ -295,46 +290,12 @@ class FolderWatch:
 
     def _move(self, claimed: ClaimedPhoto, place: str, document: dict[str, Any]) -> None:
         """The verdict file first, then the photo: a photo in ok/ or ng/ always has its verdict."""
-        target = self._free_name(self._settings.folder / place / claimed.relative, claimed.uid)
-        write_json(_verdict_file(target), document)
+        target = free_name(self._settings.folder / place / claimed.relative, claimed.uid)
+        write_json(verdict_file(target), document)
         claimed.path.rename(target)
-        _remove_empty(claimed.path.parent, self._work)
+        remove_empty(claimed.path.parent, self._work)
         self.finished += 1
-
-    def _free_name(self, target: Path, uid: str) -> Path:
-        """`target`, or with the UID in its name where another photo has it or its own name is too long."""
-        stem = target.stem
-        if fits := len(os.fsencode(target.name)) <= LONGEST_NAME:
-            fits = _owner(target) in (None, f"watch:{uid}")
-        while len(os.fsencode(f"{stem}-{uid[:8]}{target.suffix}")) > LONGEST_NAME:
-            stem = stem[:-1]
-        return target if fits else target.with_name(f"{stem}-{uid[:8]}{target.suffix}")
 
 
 def _shown(claimed: ClaimedPhoto) -> str:
     return printable(claimed.relative.as_posix())
-
-
-def _verdict_file(photo: Path) -> Path:
-    return photo.with_name(photo.name + ".json")
-
-
-def _owner(target: Path) -> str | None:
-    """The request key of the photo or verdict that lies at `target`; None where nothing does."""
-    try:
-        document = json.loads(_verdict_file(target).read_text(encoding="utf-8"))
-        return str(document.get("request_key"))
-    except FileNotFoundError:
-        return "another" if target.exists() else None
-    except (ValueError, AttributeError):
-        return "another"
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and the folders above it, up to `root`, as far as they are empty."""
-    while folder != root:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
