@@ -150,7 +150,11 @@ def evaluate(
     if as_json:
         show_json(found.to_json())
     else:
-        show_table("Image/pixel AUROC per map, then the fused map, in percent", found.columns, found.rows)
+        show_table(
+            "Balanced error at the shipped threshold and at the best one, F1, pixel F1; image/pixel AUROC per map; percent",
+            found.columns,
+            found.rows,
+        )
 
 
 def protocol(

@@ -27,7 +27,11 @@ def demo(
 
     with progress_bars(quiet) as progress:
         found = run_demo(out, seed, progress)
-    show_table("Demo: image/pixel AUROC per map, then the fused map, in percent", found.columns, found.rows)
+    show_table(
+        "Demo, percent: verdicts first (balanced error, at best threshold), then image/pixel AUROC per map",
+        found.columns,
+        found.rows,
+    )
     say(found.sentence)
     if not found.passed:
         raise typer.Exit(1)

@@ -96,7 +96,9 @@ def evaluate_bundle(
         if (picture := inspection.examples_picture(rows)) is not None:
             images.save_png(out / "examples.png", picture)
         table = gallery.TableData(
-            measured.columns, tuple(measured.rows), "Image/pixel AUROC per map, then the fused map, in percent"
+            measured.columns,
+            tuple(measured.rows),
+            "Balanced error at the shipped threshold and at the best one, F1, pixel F1; image/pixel AUROC per map; percent",
         )
         gallery.write_report(
             out / "report.html", f"Inspection of {data.name}", rows, table, list(facts.items()), side_px=128
