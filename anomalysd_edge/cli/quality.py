@@ -151,7 +151,7 @@ def evaluate(
         show_json(found.to_json())
     else:
         show_table(
-            "Balanced error at the shipped threshold and at the best one, F1, pixel F1; image/pixel AUROC per map; percent",
+            "Balanced error as shipped and at best, F1, pixel F1; image/pixel AUROC per map; percent",
             found.columns,
             found.rows,
         )

@@ -98,7 +98,7 @@ def evaluate_bundle(
         table = gallery.TableData(
             measured.columns,
             tuple(measured.rows),
-            "Balanced error at the shipped threshold and at the best one, F1, pixel F1; image/pixel AUROC per map; percent",
+            "Balanced error as shipped and at best, F1, pixel F1; image/pixel AUROC per map; percent",
         )
         gallery.write_report(
             out / "report.html", f"Inspection of {data.name}", rows, table, list(facts.items()), side_px=128
