@@ -11,11 +11,13 @@ are loaded when they are first used, so importing the package costs next to noth
 
 from __future__ import annotations
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
+# Not typing's own: importing that module takes longer than everything else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from anomalysd_edge.bundle.reader import Bundle, read_bundle
     from anomalysd_edge.errors import (
         BackendError,
@@ -106,6 +108,8 @@ for _name, _value in {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     found = getattr(importlib.import_module(_MODULES.get(name, "anomalysd_edge.errors")), name)
     globals()[name] = found
     return found
