@@ -13,11 +13,12 @@ from tests.support.benchmarks import RunBenchmark
 from tests.support.command import ROOT
 from tests.support.small_graphs import small_bundle
 
-HELPERS = {"harness", "large_networks", "peers"}
+HELPERS = {"harness", "large.networks", "peers"}
 """Modules that are no programs."""
 OTHER_PYTHONS = {"patchcore_peer", "optimum_repaints"}
 """Programs that run where this project is not installed."""
-PROGRAMS = sorted({file.stem for file in (ROOT / "benchmarks").glob("*.py")} - HELPERS - OTHER_PYTHONS)
+FILES = [file.relative_to(ROOT / "benchmarks") for file in (ROOT / "benchmarks").rglob("*.py")]
+PROGRAMS = sorted({".".join(file.with_suffix("").parts) for file in FILES} - HELPERS - OTHER_PYTHONS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -1,7 +1,7 @@
 """Ray on one machine against one process: scores, speed, a killed worker, a resumed run; replicas under load.
 
-    python -m benchmarks.cluster photos BUNDLE --data DIR --workers 2 --out results.json
-    python -m benchmarks.cluster serve BUNDLE --data DIR --class NAME --out results.json
+    python -m benchmarks.serving.cluster photos BUNDLE --data DIR --workers 2 --out results.json
+    python -m benchmarks.serving.cluster serve BUNDLE --data DIR --class NAME --out results.json
 
 `photos` judges all test photos of DIR with a plain Detector of one thread, then with Ray actors of one thread each, the
 way `sd-edge eval --ray` does. Rates are taken between the first and the last answer, so that starting Ray (told apart)
@@ -163,7 +163,7 @@ def resume(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "journal.sqlite"
         command = [
-            sys.executable, "-m", "benchmarks.cluster", "journal", str(told.bundle), "--data", str(told.data),
+            sys.executable, "-m", "benchmarks.serving.cluster", "journal", str(told.bundle), "--data", str(told.data),
             "--most", str(told.most), "--workers", str(told.workers), "--journal", str(file),
         ]  # fmt: skip
         killed_at = 0

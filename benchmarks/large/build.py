@@ -1,6 +1,6 @@
 """Engines of Stable Diffusion 1.5's size, built ahead of time from random weights: time, size, memory.
 
-    python -m benchmarks.build_large --out FOLDER [--networks unet,vae_decoder] [--targets portable] [--batch 1]
+    python -m benchmarks.large.build --out FOLDER [--networks unet,vae_decoder] [--targets portable] [--batch 1]
 
 Weights are random, so only the cost of building is measured, never a score. Graphs are exported in float32, brought to
 the asked precision by the same code as `sd-edge build`, and built by the same process. Everything but the results file
@@ -26,7 +26,7 @@ from anomalysd_export.engines.precisions import save_graph
 from anomalysd_export.engines.profiles import Graph
 from anomalysd_export.engines.worker import peak_bytes
 from benchmarks import harness
-from benchmarks.large_networks import PROMPT_WIDTH, network
+from benchmarks.large.networks import PROMPT_WIDTH, network
 
 SIZES = NetworkSizes(size_px=512, latent_channels=4, latent_factor=8, features_px=0)
 
@@ -46,7 +46,7 @@ def convert(source: Path, name: str, precision: str, target: Path) -> None:
 
 def in_a_process(*arguments: str) -> dict[str, float]:
     """Run a step of this script by itself: seconds on the wall, seconds of CPU, peak memory in bytes."""
-    found, seconds, _ = harness.timed(harness.last_json, "build_large", *arguments)
+    found, seconds, _ = harness.timed(harness.last_json, "large.build", *arguments)
     return {"seconds": seconds, **found}
 
 

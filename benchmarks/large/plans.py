@@ -1,8 +1,8 @@
 """Edge against paper plan at Stable Diffusion 1.5's size, with random weights: counted, and measured where it can be.
 
-    python -m benchmarks.large_plans count   --out counts.json [--side 512]
-    python -m benchmarks.large_plans export  --work DIR [--side 256]
-    python -m benchmarks.large_plans measure --work DIR --out results.json [--device cpu]
+    python -m benchmarks.large.plans count   --out counts.json [--side 512]
+    python -m benchmarks.large.plans export  --work DIR [--side 256]
+    python -m benchmarks.large.plans measure --work DIR --out results.json [--device cpu]
 
 Random weights cost what trained ones cost; no score is read from them. The edge plan is run whole on one photo. The
 paper plan's 1290 UNet samples would take an hour on a CPU: a part of its masks and passes is run, and what a mask costs
@@ -30,7 +30,7 @@ from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from anomalysd_edge.profiling.hardware import gpu_memory_bytes, machine_facts, peak_rss_bytes
 from anomalysd_edge.profiling.network_meter import JOBS, MeteredNetworks
 from benchmarks import harness
-from benchmarks.large_networks import PROMPT_WIDTH, network
+from benchmarks.large.networks import PROMPT_WIDTH, network
 
 NETWORKS = ("unet", "vae_encoder", "vae_decoder", "perceptual", "features")
 SCHEDULE = {

@@ -1,6 +1,6 @@
 """Load on `sd-edge serve`: photos/s and latencies, closed and open loop, beside the plain Detector in the same minutes.
 
-    python -m benchmarks.serve_load BUNDLE --photos DIR --class NAME --out results.json
+    python -m benchmarks.serving.load BUNDLE --photos DIR --class NAME --out results.json
 
 Closed loop: each client sends its next photo when it has the verdict of the last. The plain Detector is measured
 before and after each level on the same photos, from file to verdict, in groups of the same size and on all cores:
@@ -34,7 +34,7 @@ from benchmarks import harness
 
 SHORT_QUEUE = 16
 """Of the box that the open loop asks: past saturation it fills while somebody waits for the figures."""
-LUA = Path(__file__).with_name("serve_load.lua")
+LUA = Path(__file__).with_name("load.lua")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Stable Diffusion 1.5 inpainting's size with random weights: LoRA steps, resume, export, one photo, on a CPU.
 
-    python -m benchmarks.large_model estimate --out OUT                   # what training foretells; needs no model
-    python -m benchmarks.large_model write  --model FOLDER
-    python -m benchmarks.large_model memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
-    python -m benchmarks.large_model resume --model FOLDER --out OUT     # stopped after step 4, gone on
-    python -m benchmarks.large_model export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
-    python -m benchmarks.large_model inspect --out OUT                   # one photo: ONNX Runtime against torch
+    python -m benchmarks.large.model estimate --out OUT                   # what training foretells; needs no model
+    python -m benchmarks.large.model write  --model FOLDER
+    python -m benchmarks.large.model memory --model FOLDER --out OUT     # 5 LoRA steps, one option more each time
+    python -m benchmarks.large.model resume --model FOLDER --out OUT     # stopped after step 4, gone on
+    python -m benchmarks.large.model export --model FOLDER --out OUT     # fp32, fp16: time, memory, sizes, differences
+    python -m benchmarks.large.model inspect --out OUT                   # one photo: ONNX Runtime against torch
 
 Above 300 lines: every subcommand stands by itself, in a process of its own.
 
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.files import write_json
-from benchmarks import harness, large_networks
+from benchmarks import harness
+from benchmarks.large import networks as sd15
 
 GIB = 2**30
 BATCH = 2
@@ -59,7 +60,7 @@ def estimate(asked: argparse.Namespace) -> None:
     from anomalysd_edge.training.settings import TrainSettings
 
     with torch.device("meta"):
-        unet, vae = large_networks.unet(), large_networks.autoencoder()
+        unet, vae = sd15.unet(), sd15.autoencoder()
     base = Base(unet, vae, None, None, scheduler={}, name="", sha256="", folder=asked.out)
     full = {**LORA, "lora_rank": 0, "ema": 0.999}
     rows: dict[str, float] = {"all weights, ema, float32": 0.0}
@@ -86,7 +87,7 @@ def write(folder: Path) -> None:
     from anomalysd_edge.training.models.base import load_base
 
     torch.manual_seed(0)
-    unet, vae = large_networks.unet(), large_networks.autoencoder()
+    unet, vae = sd15.unet(), sd15.autoencoder()
     words = load_base("nano").tokenizer  # the published vocabulary is a download; any other has the same cost
     StableDiffusionInpaintPipeline(
         unet=unet,
@@ -363,7 +364,7 @@ def _silent(_phase: str, _done: int, _total: int, _detail: str) -> None:
 def in_a_process(asked: argparse.Namespace, *step: str) -> dict[str, Any]:
     """Run one measurement by itself and enter it into OUT/large-model.json."""
     options = ["--out", str(asked.out), "--model", str(asked.model), "--px", str(asked.px), "--device", asked.device]
-    found = harness.last_json("large_model", asked.verb, *options, "--step", *step)
+    found = harness.last_json("large.model", asked.verb, *options, "--step", *step)
     enter(asked, asked.verb, " ".join(step), found)
     print(asked.verb, *step, json.dumps(found), flush=True)
     return found
