@@ -75,12 +75,13 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path: Path) -> None:
 def test_a_killed_replica_costs_its_requests_alone(tmp_path: Path) -> None:
     small_bundle(tmp_path / "line")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/00.png").write_bytes(png(0))
+    photo = png(side=1200)  # long in decoding: a replica that dies is at one, and Ray cannot give it to another
+    (tmp_path / "photos/00.png").write_bytes(photo)
     told = scenario("serve", tmp_path)
     failed = [status for status, _ in told["answers"] if status != 200]
     assert 1 <= len(failed) <= 8, "four clients: what was with the dead replica, and little more"
     with open_detector(tmp_path / "line", threads=1) as detector:
-        (expected,) = detector.inspect([decode_rgb(png(0))], "bottle")
+        (expected,) = detector.inspect([decode_rgb(photo)], "bottle")
     assert {score for status, score in told["answers"] if status == 200} == {expected.pred_score}
     assert told["reload"] == 501
     assert told["code"] == 0
