@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -70,9 +71,9 @@ def finite(array: F32, network: str, backend: str) -> F32:
 class CheckedNetworks(Networks):
     """Networks that check the inputs of all but the UNet; `run_batched` of a subclass runs them."""
 
+    @abstractmethod
     def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:
         """Run `network` on `count` samples made from images of `side` pixels, as many at once as fit; finite values."""
-        raise NotImplementedError
 
     def require(self, network: str) -> None:
         """Raise BundleError where `network` was not opened; the features are optional in a bundle."""
