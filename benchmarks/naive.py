@@ -157,9 +157,9 @@ def slots_of(detector: Detector, constants: ClassModel, photo: U8) -> list[Slot]
     sizes, settings = detector.networks.sizes, detector.settings
     slots = list(make_plan(settings.plan, sizes.latent_side, settings.scales).slots)
     threshold = constants.guided_threshold(settings)
-    if constants.bank is not None and threshold is not None:
+    if constants.banks and threshold is not None:
         seen = images.to_array(images.resize(photo, sizes.features_px))
-        distance = prototype_distance(constants.bank, detector.networks.features(seen)[0])
+        distance = prototype_distance(constants.banks[0], detector.networks.features(seen)[0])
         guided = prototype_guided(distance, threshold, sizes.latent_side, dilate=1)
         slots.append(Slot(GUIDED, 0, guided))
     return slots

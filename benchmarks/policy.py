@@ -22,7 +22,7 @@ import numpy.typing as npt
 from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.calibration.calibrate import calibrate
-from anomalysd_edge.calibration.holdout import Fold, Holdout
+from anomalysd_edge.calibration.holdout import Fold, hold_out
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.files import write_json
@@ -35,6 +35,7 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.patches.memory_bank import MemoryBank
+from anomalysd_edge.method.patches.shot_banks import ShotBanks
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
@@ -199,34 +200,36 @@ def _inspected(
     base = preset_settings(bundle, "edge")
     schedule = bundle.schedule()
     negative, networks = bundle.constants[NEGATIVE_PROMPT], MeteredNetworks(opened.networks)
-    holdouts: Mapping[str, Holdout] = {}
+    banks: Mapping[str, tuple[ShotBanks, ...]] = {}
+    learning = CalibrationSettings(negatives=12)
     lesson: dict[int, tuple[str, bool, None, bool, dict[str, Outcome]]] = {}
     tests: dict[int, tuple[str, bool, npt.NDArray[np.bool_] | None, bool, dict[str, Outcome]]] = {}
     painted: dict[tuple[str, int], list[U8]] = {}
     for number, (arm, changes) in enumerate(arms.items()):
         settings = replace(base, **changes)
         told = harness.labelled(progress, f"{arm}:")
-        task = calibration_task(bundle, networks, shots, settings, CalibrationSettings(negatives=12))
-        fitted = calibrate(replace(task, holdouts=holdouts), told)
-        constants, holdouts = fitted.classes, fitted.holdouts
+        task = calibration_task(bundle, networks, shots, settings, learning)
+        fitted = calibrate(replace(task, banks=banks), told)
+        constants, banks = fitted.classes, fitted.banks
         seat = test = 0
         for name, known in constants.items():
-            folds, textured = holdouts[name].folds, known.kind == "texture"
+            folds = hold_out(shots[name], banks[name], learning.negatives, learning.seed)
+            textured = known.kind == "texture"
             if not number:
                 painted |= _painted(asked.anomalies, name, folds, known.kind)
             normals = [
-                _inspect(networks, schedule, known, fold.bank, settings, negative, fold.photos) for fold in folds
+                _inspect(networks, schedule, known, fold.banks, settings, negative, fold.photos) for fold in folds
             ]
             middle = float(np.median([answer.pred_score for answers in normals for answer, _ in answers]))
             for place, (fold, answers) in enumerate(zip(folds, normals, strict=True)):
-                bad = _inspect(networks, schedule, known, fold.bank, settings, negative, painted[name, place])
+                bad = _inspect(networks, schedule, known, fold.banks, settings, negative, painted[name, place])
                 for label, found in [(False, a) for a in answers] + [(True, a) for a in bad]:
                     lesson.setdefault(seat, (name, label, None, textured, {}))[4][arm] = _outcome(found, middle)
                     seat += 1
             for sample in data.classes[name].test:
                 progress(f"{arm}: inspect", test, sum(len(c.test) for c in data.classes.values()), name)
                 photo = load_rgb(sample.path)
-                (found,) = _inspect(networks, schedule, known, known.bank, settings, negative, [photo])
+                (found,) = _inspect(networks, schedule, known, known.banks, settings, negative, [photo])
                 mask = truth_mask(sample, (photo.shape[0], photo.shape[1]))
                 tests.setdefault(test, (name, bool(sample.label), mask, textured, {}))[4][arm] = _outcome(found, middle)
                 test += 1
@@ -253,13 +256,13 @@ def _inspect(
     networks: MeteredNetworks,
     schedule: NoiseSchedule,
     known: ClassModel,
-    bank: MemoryBank | None,
+    banks: tuple[MemoryBank, ...],
     settings: InspectSettings,
     negative: F32,
     photos: Sequence[U8],
 ) -> list[tuple[Inspection, int]]:
     """Each photo alone, so that its UNet samples can be told."""
-    detector = Detector(networks, schedule, {"": replace(known, bank=bank)}, settings, negative, 1)
+    detector = Detector(networks, schedule, {"": replace(known, banks=banks)}, settings, negative, 1)
     found = []
     for photo in photos:
         before = networks.meter.jobs["unet"].samples

@@ -79,7 +79,7 @@ def main() -> None:
             for name, (seen, masks) in photos.items():
                 progress("settings", number, len(fitting), f"{words(changes) or 'the preset'}: {name}")
                 # Without a bank there is no guided mask: S_ms alone is repainted.
-                bare = replace(opened.classes[name], bank=None).calibrated(choices={})
+                bare = replace(opened.classes[name], banks=()).calibrated(choices={})
                 settings = replace(base, fusion="paper", **changes)
                 detector = Detector(
                     opened.networks, schedule, {name: bare}, settings, bundle.constants[NEGATIVE_PROMPT]

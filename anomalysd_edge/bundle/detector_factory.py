@@ -12,12 +12,14 @@ from anomalysd_edge.bundle.manifest import ClassRecord, PromptPair
 from anomalysd_edge.bundle.reader import CONSTANTS, NEGATIVE_PROMPT, Bundle, prompt_key, prototypes_key
 from anomalysd_edge.calibration.calibrate import CalibrationTask
 from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.threshold_model import shipped_prior
 from anomalysd_edge.core.types import F32, U8, Array
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import BundleError, SettingsError
 from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import Networks
+from anomalysd_edge.method.patches.distance_correction import DistanceCorrection
 from anomalysd_edge.method.patches.memory_bank import MemoryBank
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.settings import InspectSettings
@@ -39,16 +41,17 @@ def class_models(bundle: Bundle, preset: str) -> dict[str, ClassModel]:
     """What the bundle knows of each class under `preset`; without a calibration for it there is no threshold."""
     found: dict[str, ClassModel] = {}
     patch_scorer, settings = patch_scorer_of(bundle), preset_settings(bundle, preset)
+    correction = correction_of(bundle)
     for name, record in bundle.manifest.classes.items():
-        vectors = bundle.prototypes(name)
         calibration = record.calibration.get(preset, Calibration())
         known = ClassModel(
             prompts=bundle.prompts(name),
             kind=record.kind,
             aspect=record.aspect,
             tiles=record.tiles,
-            bank=None if vectors is None else MemoryBank(vectors),
+            banks=tuple(MemoryBank(vectors) for vectors in bundle.prototypes(name)),
             patch_scorer=patch_scorer,
+            correction=correction,
             guided=record.guided,
             calibration=replace(calibration, choices=_choices(bundle, preset, calibration)),
         )
@@ -61,6 +64,11 @@ def class_models(bundle: Bundle, preset: str) -> dict[str, ClassModel]:
 def patch_scorer_of(bundle: Bundle) -> PatchScorer | None:
     """What reads the distances of the bundle's features; None in a bundle without one. Raises BundleError."""
     return PatchScorer.of_tensors(bundle.constants, bundle.path / CONSTANTS)
+
+
+def correction_of(bundle: Bundle) -> DistanceCorrection | None:
+    """What corrects the distances of the bundle's features; None in a bundle without one. Raises BundleError."""
+    return DistanceCorrection.of_tensors(bundle.constants, bundle.path / CONSTANTS)
 
 
 def _choices(bundle: Bundle, preset: str, calibration: Calibration) -> dict[str, Any]:
@@ -108,6 +116,8 @@ def calibration_task(
         settings or CalibrationSettings(),
         bundle.constants[NEGATIVE_PROMPT],
         patch_scorer_of(bundle),
+        correction_of(bundle),
+        shipped_prior(bundle.manifest.features.kind) if bundle.manifest.features else None,
     )
 
 
@@ -134,13 +144,16 @@ def class_record(spec: ClassSpec, shots: int, calibrated: Mapping[str, ClassMode
 
 
 def constant_tensors(classes: Mapping[str, ClassModel], negative_states: F32) -> dict[str, Array]:
-    """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, a patch scorer."""
+    """The tensors of constants.safetensors: prompt states (77,D) float32, prototypes (B,Df) float16, and the weights of
+    patch scorer and correction."""
     tensors: dict[str, Array] = {NEGATIVE_PROMPT: negative_states}
     for patch_scorer in {id(found.patch_scorer): found.patch_scorer for found in classes.values()}.values():
         tensors |= {} if patch_scorer is None else patch_scorer.tensors()
+    for correction in {id(found.correction): found.correction for found in classes.values()}.values():
+        tensors |= {} if correction is None else correction.tensors()
     for name, found in classes.items():
         for level, states in found.prompts.items():
             tensors[prompt_key(name, level)] = states
-        if found.bank is not None:
-            tensors[prototypes_key(name)] = found.bank.vectors.astype(np.float16)
+        for size, bank in enumerate(reversed(found.banks)):
+            tensors[prototypes_key(name, coarse=size > 0)] = bank.vectors.astype(np.float16)
     return tensors

@@ -225,6 +225,11 @@ def manifest_from_json(value: object, where: str) -> Manifest:
 T = TypeVar("T")
 
 
+def calibration_from_json(value: object, where: str) -> Calibration:
+    """A class's calibration from JSON. Raises BundleError, naming the place that is wrong."""
+    return _decode_dataclass(Calibration, value, where)
+
+
 def _decode_dataclass(kind: type[T], value: object, where: str) -> T:
     if not isinstance(value, Mapping):
         raise BundleError(f"{where} is {value!r}, expected an object")

@@ -4,7 +4,9 @@
     NETWORK/model.onnx      unet, vae_encoder, vae_decoder, perceptual, features (+ model.onnx.data when large)
     precisions/KIND-.../NETWORK.onnx, engines/FINGERPRINT/NETWORK.plan    optional, see engine_records.py
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
-                            prototypes/CLASS: (B,Df) float16, absent for a class without photos;
+                            prototypes/CLASS, prototypes/CLASS/coarse: (B,Df) float16, absent for a class without
+                            photos; the second is of the photo at one window, where CLASS is seen at two sizes;
+                            correction/...: weights of the distance correction, absent for features without one;
                             reading/...: weights of the patch scorer (patch_scorer.py), absent for features without one
 
 Class names are percent-encoded in tensor names. There is no pickle anywhere.
@@ -45,9 +47,9 @@ def prompt_key(class_name: str, level: str) -> str:
     return f"prompts/{quote(class_name, safe='', errors='surrogateescape')}/{level}"
 
 
-def prototypes_key(class_name: str) -> str:
-    """Tensor name of a class's bank of normal features."""
-    return f"prototypes/{quote(class_name, safe='', errors='surrogateescape')}"
+def prototypes_key(class_name: str, coarse: bool = False) -> str:
+    """Tensor name of a class's bank of normal features; `coarse` is that of the photo's smaller size."""
+    return f"prototypes/{quote(class_name, safe='', errors='surrogateescape')}{'/coarse' if coarse else ''}"
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,19 @@ class Bundle:
         config = {**self.manifest.scheduler, "prediction_type": self.manifest.prediction_type}
         return NoiseSchedule.from_config(config)
 
-    def prototypes(self, class_name: str) -> F32 | None:
-        """(B,Df) float32 unit vectors, or None for a class without photos. Raises ClassError for an unknown class."""
+    def prototypes(self, class_name: str) -> list[F32]:
+        """(B,Df) float32 unit vectors of each size of the photo, from the smallest; none for a class without photos.
+
+        Raises ClassError for an unknown class.
+        """
         self._check_class(class_name)
-        stored = self.constants.get(prototypes_key(class_name))
-        if stored is None:
-            return None
-        bank = stored.astype(np.float32)
+        keys = [key for key in (prototypes_key(class_name, True), prototypes_key(class_name)) if key in self.constants]
+        banks = [self.constants[key].astype(np.float32) for key in keys]
         # float16 shortened them by up to 0.05%; a cosine must not exceed 1 by more than float32 does.
-        return np.asarray(bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+        return [
+            np.asarray(bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+            for bank in banks
+        ]
 
     def _check_class(self, class_name: str) -> None:
         if class_name not in self.manifest.classes:

@@ -1,7 +1,8 @@
 """What a bundle learns of a class from its good photos alone: prototypes, map scales, thresholds, settings of its own.
 
-No defect photo is ever asked for. Thresholds come from held-out normals (holdout.py); where settings are to be chosen
-too, from synthetic anomalies painted on those (synthetic_anomalies.py, settings_search.py).
+No photo of a defect is needed. Thresholds come from both sides: what held-out shots score, and synthetic anomalies on
+them (evidence.py), read by what many other classes tell (threshold_model.py). Where settings are to be chosen too, it
+is on synthetic anomalies (settings_search.py).
 """
 
 from __future__ import annotations
@@ -13,25 +14,34 @@ from typing import Any
 
 import numpy as np
 
-from anomalysd_edge.calibration.holdout import Fold, Holdout, hold_out
-from anomalysd_edge.calibration.holdout_maps import HoldoutJudge, PrototypeScores
+from anomalysd_edge.calibration.class_features import ClassFeatures
+from anomalysd_edge.calibration.evidence import banks_of, observe
+from anomalysd_edge.calibration.holdout import Fold, hold_out
+from anomalysd_edge.calibration.holdout_maps import HoldoutJudge
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import Trial
+from anomalysd_edge.calibration.threshold_model import ThresholdPrior
 from anomalysd_edge.core.types import F32, U8, Progress
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.method.anomaly_map import MapScale, image_score
+from anomalysd_edge.method.anomaly_map import image_score
 from anomalysd_edge.method.class_model import Calibration, ClassModel
+from anomalysd_edge.method.fusion import clear_bound, counted_area, finished_prototype_map
+from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
-from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side, tiles_for
+from anomalysd_edge.method.patches.distance_correction import DistanceCorrection
+from anomalysd_edge.method.patches.feature_windows import tiles_for
+from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_similarity
 from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.patches.prediction_bounds import upper_bound
+from anomalysd_edge.method.patches.shot_banks import ShotBanks
+from anomalysd_edge.method.score_model import SMALLEST, ScoreEvidence, ScoreModel
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
 from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
-_ALONE = 0.1
-"""False-alarm rate from which the threshold of a single shot is taken."""
+PIXEL_SHARE = 1.0
+"""Of the image threshold, the score-map value from which a pixel is in the predicted mask."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,12 @@ class CalibrationTask:
     """(77,D) states of the negative prompt, for guidance above 1."""
     patch_scorer: PatchScorer | None = None
     """Patch scorer of these features' distances; None where there is none."""
-    holdouts: Mapping[str, Holdout] = field(default_factory=dict)
-    """Of an earlier result on the same shots, so that banks are not built again."""
+    correction: DistanceCorrection | None = None
+    """Learned correction of them; None where there is none."""
+    threshold_prior: ThresholdPrior | None = None
+    """What other classes tell of image scores of these features; None where nobody measured it."""
+    banks: Mapping[str, tuple[ShotBanks, ...]] = field(default_factory=dict)
+    """Of an earlier result on the same shots, so that they are not built again."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,15 @@ class CalibrationResult:
     """By name. A class without shots keeps its prompts alone: no bank, no threshold."""
     trials: dict[str, list[Trial]]
     """What was tried to choose a class's settings; only where settings were to be chosen."""
-    holdouts: dict[str, Holdout]
-    """Banks and held-out photos by class."""
+    banks: dict[str, tuple[ShotBanks, ...]]
+    """By class, one a size of the photo."""
     seconds: dict[str, float]
     """How long each class took."""
 
 
 def calibrate(task: CalibrationTask, progress: Progress | None = None) -> CalibrationResult:
     """Calibrate every class of `task.specs`. Deterministic for given settings."""
-    found = CalibrationResult({}, {}, dict(task.holdouts), {})
+    found = CalibrationResult({}, {}, dict(task.banks), {})
     for number, name in enumerate(task.specs):
         if progress:
             progress("calibrate", number, len(task.specs), name)
@@ -89,103 +103,119 @@ def calibrate(task: CalibrationTask, progress: Progress | None = None) -> Calibr
 
 
 def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult) -> ClassModel:
-    """One class; what was tried and held out goes into `found`."""
+    """One class; its banks and what was tried go into `found`."""
     networks, settings, photos = task.networks, task.settings, list(task.shots.get(name, ()))
     shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
-    aspect = common_aspect(shapes)
-    spec = replace(task.specs[name], tiles=task.specs[name].tiles or tiles_for(shapes, networks.sizes.features_px))
-    bare = ClassModel(task.prompts[name], spec.kind, aspect, spec.tiles, patch_scorer=task.patch_scorer)
+    side, aspect = networks.sizes.features_px, common_aspect(shapes)
+    tiles = task.specs[name].tiles or tiles_for(shapes, side)
+    spec = replace(task.specs[name], tiles=tiles if task.correction is None else max(2, tiles))
+    bare = ClassModel(
+        task.prompts[name], spec.kind, aspect, spec.tiles, (), task.patch_scorer, task.correction if side else None
+    )
     if not photos:
         return bare
-    if name not in found.holdouts:
-        found.holdouts[name] = hold_out(
-            networks, photos, spec, aspect, settings.negatives, settings.bank_size, settings.seed, settings.exposures
-        )
-    held = found.holdouts[name]
-    guided, median_distances = _by_prototypes(networks, held.folds, bare, task.inspect, settings)
+    seen = ClassFeatures(networks, aspect, (spec.tiles,) if bare.correction is None else (1, spec.tiles))
+    if side and name not in found.banks:
+        found.banks[name] = banks_of(seen, photos, settings.bank_size)
+    banks = found.banks.get(name, ())
+    folds = hold_out(photos, banks, settings.negatives, settings.seed)
+    guided, median_distances = _by_prototypes(seen, folds, bare, task.inspect, settings)
     bare = replace(bare, guided=guided)
-    judge = HoldoutJudge(task.networks, task.schedule, bare, held.folds, task.inspect, task.negative_states, settings)
+    judge = HoldoutJudge(task.networks, task.schedule, bare, folds, task.inspect, task.negative_states, settings)
     choices: dict[str, Any] = {}
     if settings.synthetic:
         choices, found.trials[name] = judge.search_settings()
     tuned = replace(task.inspect, **choices)
     fused, scales = judge.normals(tuned)
-    rate = settings.false_alarm_rate
-    scores = [image_score(m, tuned.top_share) for m in fused]
-    expected = _expected(bare, judge.prototype_scores(tuned), scores, scales, tuned, rate)
-    # Copies of one shot count as photos only where there is nothing better.
-    own = upper_bound(scores, rate) if expected is None or len(photos) == 1 else max(scores)
-    threshold = own if expected is None else max(own, expected)
-    calibration = Calibration(
-        threshold=threshold,
-        pixel_threshold=max(threshold, upper_bound([float(m.max()) for m in fused], rate)),
-        scales=scales,
-        choices=choices,
-        clear=judge.clear(tuned, scales, threshold),
-        limits=PhotoLimits.of(median_distances, _contrasts(photos, aspect, networks.sizes.size_px))
-        if median_distances
-        else None,
+    scores, plain = [image_score(m, tuned.top_share) for m in fused], judge.prototype_scores(tuned, scales)
+    calibration = Calibration(scales=scales, choices=choices)
+    evidence = None
+    if tuned.fusion == "modulated" and plain and task.threshold_prior is not None:
+        evidence = _evidence(seen, photos, banks, bare, tuned, settings.seed)
+    if evidence is not None and task.threshold_prior is not None:
+        # What the repaint adds to a good photo is known from the held-out ones, and moves the whole scale.
+        repaint = float(np.median(np.log(np.maximum(scores, SMALLEST) / np.maximum(plain, SMALLEST))))
+        calibration = from_both_sides(
+            calibration, task.threshold_prior.score_model(evidence).shifted(repaint), settings
+        )
+        calibration = replace(calibration, evidence=evidence)
+    else:
+        threshold = upper_bound(scores, settings.false_alarm_rate)
+        pixel = upper_bound([float(m.max()) for m in fused], settings.false_alarm_rate)
+        calibration = replace(calibration, threshold=threshold, pixel_threshold=max(threshold, pixel))
+    assert calibration.threshold is not None
+    limits = PhotoLimits.of(median_distances, _contrasts(photos, aspect, networks.sizes.size_px))
+    return replace(
+        bare,
+        banks=tuple(bank.joined() for bank in banks),
+        calibration=replace(
+            calibration,
+            clear=clear_bound(plain, min(calibration.steps)) if plain else None,
+            limits=limits if median_distances else None,
+        ),
     )
-    return replace(bare, bank=held.bank, calibration=calibration)
 
 
-def _expected(
+def from_both_sides(calibration: Calibration, model: ScoreModel, settings: CalibrationSettings) -> Calibration:
+    """`calibration` with the threshold, the limits and the expected errors that follow from a score model."""
+    threshold = model.threshold(settings.costs)
+    return replace(
+        calibration,
+        threshold=threshold,
+        pixel_threshold=PIXEL_SHARE * threshold,
+        score_model=model,
+        decision=model.limits(settings.costs),
+        costs=settings.costs,
+        expected=model.errors(threshold),
+    )
+
+
+def _evidence(
+    seen: ClassFeatures,
+    photos: Sequence[U8],
+    banks: Sequence[ShotBanks],
     bare: ClassModel,
-    held_out: PrototypeScores,
-    fused: Sequence[float],
-    scales: Mapping[str, MapScale],
     settings: InspectSettings,
-    rate: float,
-) -> float | None:
-    """Fused score that a further good photo exceeds with probability `rate`; None where nothing but the class's says.
+    seed: int,
+) -> ScoreEvidence | None:
+    """What the class's own photos score by their prototype maps; None where no synthetic anomaly shows on any."""
+    size = seen.networks.sizes.size_px
 
-    From the prototype scores of the shots, each judged without itself, and from how such scores spread on the drawn
-    classes' good photos (patch_scorer.NormalScorePrior). `fused` are the fused scores of all held-out photos; the most
-    that the other maps added to one of them is added here. Perturbed copies are no further photos and do not enter the
-    bound. A single shot has no score, and asking the drawn classes alone for a rate that a dozen photos would carry
-    gives a threshold that misses every other defect: there it is _ALONE.
-    """
-    patch_scorer, weight = bare.patch_scorer, settings.prototypes_weight
-    if bare.map_kind(settings) != "reading" or patch_scorer is None or patch_scorer.prior is None:
+    def score(photo: U8, features: Sequence[F32], under: Sequence[MemoryBank]) -> float:
+        frame = seen.frame(photo)
+        inside = counted_area(frame.resize(photo, size), bare.kind, settings)
+        found, _ = bare.by_prototypes(features, settings, under)
+        return image_score(finished_prototype_map(found, frame, inside, settings, size), settings.top_share)
+
+    own = [self_similarity(seen(photo)[-1]) for photo in photos]
+    inside = [foreground(photo, bare.kind) for photo in photos]
+    made = observe(seen, photos, inside, banks, score, seed)
+    if not made.synthetic:
         return None
-    if settings.fusion != "scaled" or not weight or "prototypes" not in scales:
-        return None
-    others = settings.multiscale_weight * ("multiscale" in scales) + settings.guided_weight * ("guided" in scales)
-    share, scale = weight / (weight + others), scales["prototypes"]
-
-    def part(scores: Sequence[float]) -> F32:
-        return share * scale.apply(np.array(scores, np.float32))
-
-    shots = held_out.shots
-    bound = patch_scorer.prior[bare.kind == "object"].bound(shots, rate if shots else max(rate, _ALONE))
-    added = max(0.0, float((np.array(fused) - part(held_out.all)).max()))
-    return float(part([bound])[0]) + added
+    return ScoreEvidence(made.left_out, made.copies, made.synthetic, float(np.mean(own)))
 
 
 def _by_prototypes(
-    networks: Networks, folds: list[Fold], bare: ClassModel, inspect: InspectSettings, settings: CalibrationSettings
+    seen: ClassFeatures, folds: list[Fold], bare: ClassModel, inspect: InspectSettings, settings: CalibrationSettings
 ) -> tuple[dict[str, float], list[float]]:
     """What prototypes say of held-out normals; nothing without prototypes.
 
     By kind of prototype map, the value that they hardly reach, above which a patch goes into the guided mask; and under
-    `inspect`, where a patch scorer scores, the median_patch_distance of each.
+    `inspect`, where a patch scorer sees them, the median_patch_distance of each.
     """
     kinds = {bare.map_kind(preset): preset for preset in (*PRESETS.values(), inspect)}
     found: dict[str, list[F32]] = {kind: [] for kind in kinds}
     median_distances: list[float] = []
-    for fold in folds:
-        if fold.bank is None:
-            return {}, []
-        side = tiled_side(networks.sizes.features_px, bare.tiles)
-        framed = [Letterbox.of(p.shape[:2], bare.aspect).resize(p, side) for p in fold.photos]
-        features = dense_features(networks, framed, bare.tiles)
-        for kind, preset in kinds.items():
-            for patches in features:
-                judged_map, middle = bare.by_prototypes(patches, preset, fold.bank)
+    for fold in folds if seen.networks.sizes.features_px else ():
+        for photo in fold.photos:
+            features = seen(photo)
+            for kind, preset in kinds.items():
+                judged_map, middle = bare.by_prototypes(features[-len(bare.windows(preset)) :], preset, fold.banks)
                 found[kind].append(judged_map)
                 if kind == bare.map_kind(inspect) and middle is not None:
                     median_distances.append(middle)
-    guided = {kind: float(np.quantile(np.stack(maps), settings.guided_quantile)) for kind, maps in found.items()}
+    quantile = settings.guided_quantile
+    guided = {kind: float(np.quantile(np.stack(maps), quantile)) for kind, maps in found.items() if maps}
     return guided, median_distances
 
 

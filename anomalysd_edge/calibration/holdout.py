@@ -13,62 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from anomalysd_edge.core.types import F32, U8
-from anomalysd_edge.data.classes import ClassSpec, apply_view, symmetry_group
-from anomalysd_edge.method.networks import Networks
-from anomalysd_edge.method.patches.feature_windows import dense_features, tiled_side
-from anomalysd_edge.method.patches.memory_bank import MemoryBank, build_memory_bank
-from anomalysd_edge.vision.letterbox import Letterbox
+from anomalysd_edge.core.types import U8
+from anomalysd_edge.method.patches.memory_bank import MemoryBank
+from anomalysd_edge.method.patches.shot_banks import ShotBanks
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Normals that a bank built without them judges."""
+    """Normals that banks built without them judge."""
 
     photos: list[U8]
     """The shot itself first, where it was held out, then disturbed copies of it."""
-    bank: MemoryBank | None
-    """None where the networks have no features."""
+    banks: tuple[MemoryBank, ...]
+    """One a size of the photo; empty where the networks have no features."""
 
 
-@dataclass(frozen=True)
-class Holdout:
-    """The good photos of one class, each held out in turn."""
-
-    folds: list[Fold]
-    """One a shot."""
-    bank: MemoryBank | None
-    """Of all shots; None where the networks have no features."""
-
-
-def hold_out(
-    networks: Networks,
-    photos: list[U8],
-    spec: ClassSpec,
-    aspect: float | None,
-    negatives: int,
-    bank_size: int,
-    seed: int,
-    exposures: Sequence[float] = (),
-) -> Holdout:
-    """A fold per shot, `negatives` photos in all, and the bank of all shots; `exposures` are further lights."""
-    held = [_negatives(photo, i, len(photos), negatives, seed) for i, photo in enumerate(photos)]
-    if not networks.sizes.features_px:
-        return Holdout([Fold(mine, None) for mine in held], None)
-    views = [_view_features(networks, photo, spec, aspect, (1.0,)) for photo in photos]
-    lit = [_view_features(networks, photo, spec, aspect, exposures) if exposures else views[0][:0] for photo in photos]
-
-    def bank_of(shots: list[int]) -> MemoryBank:
-        return build_memory_bank(
-            np.concatenate([views[i] for i in shots]), bank_size, np.concatenate([lit[i] for i in shots])
+def hold_out(photos: list[U8], banks: Sequence[ShotBanks], negatives: int, seed: int) -> list[Fold]:
+    """A fold per shot, `negatives` photos in all, each with the banks of the other shots; a single shot has its own."""
+    alone = len(photos) == 1
+    return [
+        Fold(
+            _negatives(photo, i, len(photos), negatives, seed),
+            tuple(bank.joined(None if alone else i) for bank in banks),
         )
-
-    bank = bank_of(list(range(len(photos))))
-    folds = []
-    for i, mine in enumerate(held):
-        others = [j for j in range(len(photos)) if j != i]
-        folds.append(Fold(mine, bank_of(others) if others else bank))
-    return Holdout(folds, bank)
+        for i, photo in enumerate(photos)
+    ]
 
 
 def perturbed(photo: U8, rng: np.random.Generator) -> U8:
@@ -101,24 +70,3 @@ def _negatives(photo: U8, number: int, shots: int, negatives: int, seed: int) ->
     rng = np.random.default_rng((seed, number))
     copies = [perturbed(photo, rng) for _ in range(share)]
     return copies if shots == 1 else [photo, *copies[1:]]
-
-
-def with_exposure(photo: U8, exposure: float) -> U8:
-    """(H,W,3) -> the same under a light `exposure` times as strong; what it makes too bright is white."""
-    if exposure == 1:
-        return photo
-    return np.asarray(np.clip(photo * np.float32(exposure) + np.float32(0.5), 0, 255), np.uint8)
-
-
-def _view_features(
-    networks: Networks, photo: U8, spec: ClassSpec, aspect: float | None, exposures: Sequence[float]
-) -> F32:
-    """(V*E,D,f,f) features of the photo and of every copy that the class's symmetries allow, at each exposure."""
-    side = tiled_side(networks.sizes.features_px, spec.tiles)
-    small = Letterbox.of(photo.shape[:2], aspect).resize(photo, side)
-    views = [
-        np.ascontiguousarray(apply_view(with_exposure(small, exposure), view))
-        for exposure in exposures
-        for view in symmetry_group(spec.symmetries)
-    ]
-    return dense_features(networks, views, spec.tiles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,11 @@ from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.anomaly_map import MapScale, image_score
 from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.fusion import clear_bound, fuse
+from anomalysd_edge.method.fusion import fuse
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.settings import InspectSettings
-
-
-@dataclass(frozen=True)
-class PrototypeScores:
-    """What the prototypes say of held-out normals."""
-
-    all: list[float]
-    """Image score of each, copies included; empty without prototypes."""
-    shots: list[float]
-    """Of the shots themselves, each under the bank of the others; empty where there is a single one."""
 
 
 class HoldoutJudge:
@@ -62,20 +52,12 @@ class HoldoutJudge:
         scales = _scales(maps, self._settings.spread_quantile)
         return [fuse(m, scales, settings) for m in maps], scales
 
-    def prototype_scores(self, settings: InspectSettings) -> PrototypeScores:
-        """Image scores of the held-out normals' prototype maps, before scaling."""
+    def prototype_scores(self, settings: InspectSettings, scales: Mapping[str, MapScale]) -> list[float]:
+        """Image scores of what fusion makes of the held-out normals' prototype maps alone; empty without them."""
         maps = [m["prototypes"] for m in self._judged(settings, synthetic=False) if "prototypes" in m]
-        scores = [image_score(m, settings.top_share) for m in maps]
-        firsts = np.cumsum([0, *(len(fold.photos) for fold in self._folds[:-1])])
-        return PrototypeScores(scores, [scores[i] for i in firsts] if scores and len(firsts) > 1 else [])
-
-    def clear(self, settings: InspectSettings, scales: Mapping[str, MapScale], threshold: float) -> float | None:
-        """The cascade's bound; None without prototypes."""
-        maps = [m["prototypes"] for m in self._judged(settings, synthetic=False) if "prototypes" in m]
-        if not maps:
-            return None
-        scaled = [scales["prototypes"].apply(m) for m in maps]
-        return clear_bound([image_score(m, settings.top_share) for m in scaled], threshold)
+        if settings.fusion == "scaled":
+            maps = [scales["prototypes"].apply(m) for m in maps]
+        return [image_score(m, settings.top_share) for m in maps]
 
     def search_settings(self) -> tuple[dict[str, Any], list[Trial]]:
         """Settings for this class, and what was tried."""
@@ -112,7 +94,7 @@ class HoldoutJudge:
         if key not in self._maps:
             found: list[Mapping[str, F32]] = []
             for fold, painted in zip(self._folds, self._painted, strict=True):
-                constants = replace(self._bare, bank=fold.bank)
+                constants = replace(self._bare, banks=fold.banks)
                 detector = Detector(self._networks, self._schedule, {"": constants}, key[0], self._negative_states)
                 photos = [s.photo for s in painted] if synthetic else fold.photos
                 found += [answer.maps for answer in detector.inspect(photos, "")]

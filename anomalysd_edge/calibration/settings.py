@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.method.score_model import Costs
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,13 @@ class CalibrationSettings:
 
     bank_size: int = 2048
     """Prototypes kept a class."""
-    exposures: tuple[float, ...] = (0.7, 1.4, 2.0)
-    """Each shot is also seen with its light multiplied by these: a lamp ages, and a border that is not in the shots is
-    black or white. Prototypes alone see such copies; training does not."""
     negatives: int = 8
     """Held-out normals a class: shots judged without themselves, and disturbed copies of them."""
     false_alarm_rate: float = 0.02
-    """Share of good photos that may be called anomalous; the threshold is the upper prediction bound at this rate."""
+    """Where nothing is known of defects (`paper`'s fusion, 'scaled'): share of good photos that may be called
+    anomalous; the threshold is the upper prediction bound at this rate."""
+    costs: Costs = field(default_factory=Costs)
+    """What wrong answers cost, for thresholds from both sides."""
     guided_quantile: float = 0.995
     """Quantile of the negatives' prototype distances above which a patch goes into the guided mask."""
     spread_quantile: float = 0.995
@@ -32,7 +33,5 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 0.5:
             raise SettingsError(f"false_alarm_rate is {self.false_alarm_rate}; it must lie between 0 and 0.5")
-        if not all(0.1 <= e <= 10 for e in self.exposures):
-            raise SettingsError(f"exposures are {self.exposures}; each must lie between 0.1 and 10")
         if min(self.bank_size, self.negatives) < 1 or self.synthetic < 0:
             raise SettingsError("bank_size and negatives must be at least 1, synthetic at least 0")

@@ -113,6 +113,20 @@ def fuse_scaled(
     return np.asarray(sum(weights[name] / total * part(name) for name in used), dtype=np.float32)
 
 
+def fuse_modulated(
+    maps: Mapping[str, F32], scales: Mapping[str, MapScale], weights: Mapping[str, float], cap: float
+) -> F32:
+    """maps["prototypes"] times 1 + the weighted sum of the other maps, each scaled and clipped to [0, cap].
+
+    Bounded on both sides: a repaint can raise what prototypes see by at most a known factor, and never lower it.
+    """
+    factor = np.ones_like(maps["prototypes"])
+    for name, weight in weights.items():
+        if weight and name in maps and name in scales:
+            factor += np.float32(weight) * np.clip(scales[name].apply(maps[name]), 0, np.float32(cap or np.inf))
+    return np.asarray(maps["prototypes"] * factor, dtype=np.float32)
+
+
 def image_score(score_map: F32, top_share: float) -> float:
     """Mean of the highest `top_share` of the pixels; 0 gives the maximum. Raises NumericError on NaN or Inf."""
     if not np.isfinite(score_map).all():

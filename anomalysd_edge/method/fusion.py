@@ -1,8 +1,8 @@
 """From one photo's measured distances to its fused map, and what further repaints could still make of it.
 
-Every step from S^(k) to the image score grows with every S^(k): harmonic mean, smoothing, scaling, cap, weighted sum,
-mean of the highest pixels. So a map made of the smallest value that a missing S^(k) can have bounds the score from
-below, one made of the largest from above, and where both lie on one side of the threshold the verdict is settled.
+Every step from S^(k) to the image score grows with every S^(k): harmonic mean, smoothing, scaling, cap, weighted sum or
+factor, mean of the highest pixels. So a map made of the smallest value that a missing S^(k) can have bounds the score
+from below, one made of the largest from above, and where no step of the verdict lies between them it is settled.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from anomalysd_edge.core.types import F32
+from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.method import anomaly_map
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED
+from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.inpainting.reconstruction_error import SMALLEST
 from anomalysd_edge.method.photo_state import PhotoState
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.vision import images
+from anomalysd_edge.vision.letterbox import Letterbox
+from anomalysd_edge.vision.morphology import dilate
 
 _LARGEST = np.float32(1e6)
 """Stands for 'no bound': a finite number, since resizing would make NaN of infinity times zero."""
@@ -49,7 +52,7 @@ class MapFusion:
 
     def bounds(self, work: PhotoState) -> tuple[F32, F32] | None:
         """(S,S) lowest and highest fused map that the slots still missing can lead to; None where nothing says."""
-        if self._settings.fusion == "scaled" and not work.constants.calibration.scales:
+        if self._settings.fusion != "paper" and not work.constants.calibration.scales:
             return None
         found = []
         for unknown in (SMALLEST, _LARGEST):
@@ -63,21 +66,27 @@ class MapFusion:
         return found[0], found[1]
 
     def settled(self, work: PhotoState) -> bool:
-        """Whether no repaint that is still missing can change the verdict."""
-        threshold = work.constants.calibration.threshold
-        between = None if threshold is None else self.bounds(work)
-        if between is None or threshold is None:
+        """Whether no repaint that is still missing can change the verdict: label, or good, uncertain, anomalous."""
+        steps = work.constants.calibration.steps
+        between = self.bounds(work) if steps else None
+        if between is None:
             return False
         low, high = (anomaly_map.image_score(bound, self._settings.top_share) for bound in between)
-        slack = _SLACK * max(1.0, abs(threshold))
-        return low >= threshold + slack or high < threshold - slack
+
+        def on_one_side(step: float) -> bool:
+            slack = _SLACK * abs(step)
+            return low >= step + slack or high < step - slack
+
+        return all(on_one_side(step) for step in steps)
 
     def prototypes_score(self, work: PhotoState) -> float | None:
-        """Image score of the scaled prototype map alone; None without prototypes or their scale."""
+        """Image score of what fusion makes of the prototype map alone; None without prototypes or their scale."""
         if work.prototype_map is None or "prototypes" not in work.constants.calibration.scales:
             return None
-        scaled = work.constants.calibration.scales["prototypes"].apply(self._smoothed(work, {})["prototypes"])
-        return anomaly_map.image_score(scaled, self._settings.top_share)
+        found = self._smoothed(work, {})["prototypes"]
+        if self._settings.fusion == "scaled":
+            found = work.constants.calibration.scales["prototypes"].apply(found)
+        return anomaly_map.image_score(found, self._settings.top_share)
 
     def _planned(self, work: PhotoState) -> tuple[int, ...]:
         """The scales that count for this photo: all, or none where it is judged by prototypes alone."""
@@ -98,18 +107,34 @@ class MapFusion:
         return np.full((self._size_px, self._size_px), value, np.float32)
 
     def _smoothed(self, work: PhotoState, raw: dict[str, F32]) -> dict[str, F32]:
-        """(S,S) raw repaint maps -> those and the prototypes': inside the foreground, cut to the photo, smoothed."""
+        """(S,S) raw repaint maps -> those and the prototypes', each as `finished` leaves it."""
         settings, side = self._settings, self._size_px
-        maps = dict(raw)
+        sigma = settings.repaint_smoothing * side
+        maps = {name: finished(m, work.frame, work.foreground, sigma) for name, m in raw.items()}
         if work.prototype_map is not None:
-            maps["prototypes"] = images.resize_map(work.prototype_map, (side, side))
-        inside = work.foreground
-        if inside is not None:
-            maps = {name: np.where(inside, m, m[inside].min()) for name, m in maps.items()}
-        maps = {name: work.frame.cut(m) for name, m in maps.items()}
-        sigmas = {"prototypes": settings.smoothing * side}
-        usual = settings.repaint_smoothing * side
-        return {name: anomaly_map.smooth(m, sigmas.get(name, usual)) for name, m in maps.items()}
+            maps["prototypes"] = finished_prototype_map(work.prototype_map, work.frame, work.foreground, settings, side)
+        return maps
+
+
+def finished(score_map: F32, frame: Letterbox, inside: Mask | None, sigma_px: float) -> F32:
+    """(S,S) -> the same with its least value outside (S,S) `inside`, cut to the photo, smoothed."""
+    if inside is not None:
+        score_map = np.where(inside, score_map, score_map[inside].min())
+    return anomaly_map.smooth(frame.cut(score_map), sigma_px)
+
+
+def finished_prototype_map(
+    found: F32, frame: Letterbox, inside: Mask | None, settings: InspectSettings, side: int
+) -> F32:
+    """(f,f) of ClassModel.by_prototypes -> the map that is fused and scored."""
+    return finished(images.resize_map(found, (side, side)), frame, inside, settings.smoothing * side)
+
+
+def counted_area(seen: U8, kind: str, settings: InspectSettings) -> Mask | None:
+    """(S,S,3) the photo as the networks see it -> (S,S) an object's outline, widened; None where every pixel counts."""
+    if not settings.foreground or kind != "object":
+        return None
+    return dilate(foreground(seen, "object"), max(1, len(seen) // 32))
 
 
 def fuse(maps: Mapping[str, F32], scales: Mapping[str, MapScale], settings: InspectSettings) -> F32:
@@ -117,12 +142,11 @@ def fuse(maps: Mapping[str, F32], scales: Mapping[str, MapScale], settings: Insp
 
     A class without calibrated scales (0 shots) has S_ms alone: there is nothing to bring the maps together with.
     """
-    if settings.fusion == "scaled" and scales:
-        weights = {
-            "prototypes": settings.prototypes_weight,
-            "multiscale": settings.multiscale_weight,
-            "guided": settings.guided_weight,
-        }
+    weights = {"multiscale": settings.multiscale_weight, "guided": settings.guided_weight}
+    if settings.fusion == "modulated" and scales and "prototypes" in maps:
+        return anomaly_map.fuse_modulated(maps, scales, weights, settings.multiscale_cap)
+    if settings.fusion != "paper" and scales:
+        weights["prototypes"] = settings.prototypes_weight
         return anomaly_map.fuse_scaled(
             maps, scales, weights, {"multiscale": settings.multiscale_cap} if "prototypes" in maps else None
         )

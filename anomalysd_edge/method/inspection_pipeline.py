@@ -14,9 +14,9 @@ from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method import anomaly_map
 from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.deadline import DeadlinePacer
-from anomalysd_edge.method.fusion import MapFusion
+from anomalysd_edge.method.fusion import MapFusion, counted_area
 from anomalysd_edge.method.inpainting.mask_plan import GUIDED, Slot, make_plan, touching
-from anomalysd_edge.method.inpainting.masks import foreground, prototype_guided, to_pixels
+from anomalysd_edge.method.inpainting.masks import prototype_guided, to_pixels
 from anomalysd_edge.method.inpainting.reconstruction_error import ReconstructionError, Repaint
 from anomalysd_edge.method.inpainting.repainter import Repainter
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
@@ -28,7 +28,6 @@ from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.method.verdict import make_inspection
 from anomalysd_edge.vision import images
 from anomalysd_edge.vision.letterbox import Letterbox
-from anomalysd_edge.vision.morphology import dilate
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,15 @@ class InspectionPipeline:
                 Letterbox.of(photo.shape[:2], known.aspect) for photo, known in zip(photos, constants, strict=True)
             ]
             squares = [
-                frame.squares(photo, (sizes.size_px, *self._features_side(known)))
+                frame.squares(photo, (sizes.size_px, *self._features_sides(known)))
                 for photo, frame, known in zip(photos, frames, constants, strict=True)
             ]
             work = [
                 PhotoState(known, name, list(self.plan.slots), frame, square[0])
                 for name, known, frame, square in zip(names, constants, frames, squares, strict=True)
             ]
-            if self.settings.foreground:
-                for photo in work:
-                    if photo.constants.kind == "object":
-                        photo.foreground = dilate(foreground(photo.seen, "object"), max(1, sizes.size_px // 32))
+            for photo in work:
+                photo.foreground = counted_area(photo.seen, photo.constants.kind, self.settings)
         self._prototypes(work, squares, timer)
         with timer.stage("score"):
             for photo in work:
@@ -108,26 +105,29 @@ class InspectionPipeline:
             for photo in work
         ]
 
-    def _features_side(self, constants: ClassModel) -> tuple[int, ...]:
-        """Side in pixels of the square that prototypes are looked for in; nothing without a bank."""
+    def _features_sides(self, constants: ClassModel) -> tuple[int, ...]:
+        """Sides in pixels of the squares that prototypes are looked for in; nothing without a bank."""
         side = self.networks.sizes.features_px
-        return (tiled_side(side, constants.tiles),) if side and constants.bank is not None else ()
+        return tuple(tiled_side(side, n) for n in constants.windows(self.settings)) if side and constants.banks else ()
 
     def _prototypes(self, work: list[PhotoState], squares: Sequence[Sequence[U8]], timer: StageTimer) -> None:
-        """Prototype distance of each photo that has a bank; its second square is what the network sees."""
-        chosen = [i for i, mine in enumerate(squares) if len(mine) > 1]
-        if not chosen:
-            return
-        found: dict[int, F32] = {}
+        """Prototype distance of each photo that has banks; its squares after the first are what the network sees."""
+        seen = [
+            (i, tiles, square)
+            for i, mine in enumerate(squares)
+            for tiles, square in zip(work[i].constants.windows(self.settings), mine[1:], strict=False)
+        ]
+        found: dict[int, list[F32]] = {}
         with timer.stage("features"):
-            for tiles in sorted({work[i].constants.tiles for i in chosen}):
-                alike = [i for i in chosen if work[i].constants.tiles == tiles]
-                dense = dense_features(self.networks, [squares[i][1] for i in alike], tiles)
-                found |= zip(alike, dense, strict=True)
+            for tiles in sorted({tiles for _, tiles, _ in seen}):
+                alike = [(i, square) for i, n, square in seen if n == tiles]
+                dense = dense_features(self.networks, [square for _, square in alike], tiles)
+                for (i, _), field in zip(alike, dense, strict=True):
+                    found.setdefault(i, []).append(field)
         with timer.stage("prototypes"):
-            for i, field in sorted(found.items()):
+            for i, fields in sorted(found.items()):
                 known = work[i].constants
-                work[i].prototype_map, work[i].median_patch_distance = known.by_prototypes(field, self.settings)
+                work[i].prototype_map, work[i].median_patch_distance = known.by_prototypes(fields, self.settings)
 
     def _choose_slots(self, photo: PhotoState) -> None:
         """What of the plan this photo needs, by its prototypes, and the guided slot that follows from them."""
@@ -195,7 +195,7 @@ class InspectionPipeline:
 
     def _rounds(self) -> list[int | None]:
         """Scales from coarse to fine. The guided mask comes first where the verdict counts it, else last."""
-        counts = self.settings.guided_weight > 0 if self.settings.fusion == "scaled" else self.settings.alpha > 0
+        counts = self.settings.guided_weight > 0 if self.settings.fusion != "paper" else self.settings.alpha > 0
         scales: list[int | None] = [*sorted(self.plan.scales)]
         return [GUIDED, *scales] if counts else [*scales, GUIDED]
 
@@ -209,7 +209,7 @@ class InspectionPipeline:
 
     def _by_prototypes(self, photo: PhotoState) -> bool:
         """Whether prototypes alone give this photo a score on the verdict's scale."""
-        able = self.settings.fusion == "scaled" and self.settings.prototypes_weight > 0
+        able = self.settings.fusion != "paper" and self.settings.prototypes_weight > 0
         return able and photo.prototype_map is not None and "prototypes" in photo.constants.calibration.scales
 
     def _merged(self, row: int, painted: list[tuple[Slot, F32]], latents: F32) -> list[Repaint]:

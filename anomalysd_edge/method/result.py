@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomalysd_edge.core.types import F32
+from anomalysd_edge.method.score_model import Limits
 
 MAPS = ("prototypes", "multiscale", "guided", "fused")
 """The score maps of an inspection: prototype distance, S_ms, S_pg, and what the verdict is made of."""
@@ -43,6 +44,12 @@ class Inspection:
     """1 anomalous, 0 good; None where the class has no threshold (0 shots)."""
     threshold: float | None
     """What pred_score was held against."""
+    verdict: str | None
+    """'good', 'anomalous' or, between `limits`, 'uncertain': a person should look. None without a threshold."""
+    pred_probability: float | None
+    """Probability in [0,1] that the part is defective, under the class's score model; None without one."""
+    limits: Limits | None
+    """Image scores between which the verdict is 'uncertain'; None where the threshold alone decides."""
     anomaly_map: F32
     """(S,S) fused score map."""
     pred_mask: npt.NDArray[np.bool_] | None

@@ -54,24 +54,28 @@ class InspectSettings:
     """Coarse scales first, and no further repaint of a photo whose verdict no further repaint can change."""
     merge_decode: bool = True
     """Merge a scale's repainted cells in latent space and decode once, in place of one decode a slot."""
-    fusion: str = "scaled"
-    """'paper': (1-alpha) S_ms + alpha S_pg; 'scaled': calibrated maps, prototypes included, by the weights below."""
+    fusion: str = "modulated"
+    """'paper': (1-alpha) S_ms + alpha S_pg. 'scaled': calibrated maps, prototypes included, by the weights below.
+    'modulated': the prototype map times 1 + the weighted repaint maps, each scaled and within [0, `multiscale_cap`]:
+    image scores keep the prototype map's unit, for which the threshold prior was fitted.
+    """
     alpha: float = 0.5
     """Weight of S_pg in paper fusion."""
     prototypes_weight: float = 1.0
     """Weight of the prototype distance in scaled fusion."""
-    multiscale_weight: float = 0.5
-    """Weight of S_ms in scaled fusion."""
+    multiscale_weight: float = 0.1
+    """Weight of S_ms in scaled and in modulated fusion."""
     multiscale_cap: float = 2.0
     """Largest value of scaled S_ms beside prototypes (1 = what normals hardly reach); 0 = no bound.
 
     A repaint of a look that the shots did not show differs everywhere; bounded, it cannot raise the alarm alone.
     """
     guided_weight: float = 0.0
-    """Weight of S_pg in scaled fusion; at 0 it still serves as evidence."""
-    prototype_map: str = "reading"
-    """How a patch is scored: 'distance' to the memory bank, or 'reading', what the bundle's patch scorer makes of the
-    distances of all layers (patch_scorer.py). Features without a patch scorer, DINOv2's say, keep the distance.
+    """Weight of S_pg in scaled and in modulated fusion; at 0 it still serves as evidence."""
+    prototype_map: str = "corrected"
+    """How a patch is scored: by its 'distance' to the memory bank; 'corrected', the distance at two sizes of the photo
+    with the bundle's learned correction (distance_correction.py); 'reading', what the bundle's patch scorer makes of
+    the distances of all layers (patch_scorer.py). Features without these, DINOv2's say, keep the distance.
     """
     self_share: float = 0.1
     """Textures: the distance counts with the distance to this share of the photo's own patches; 0 = alone."""
@@ -91,10 +95,10 @@ class InspectSettings:
             ("plan", ("paper", "packed")),
             ("prompt", ("whole", "detail")),
             ("reference", ("photo", "round_trip", "both")),
-            ("fusion", ("paper", "scaled")),
+            ("fusion", ("paper", "scaled", "modulated")),
             ("sampler", ("ddim", "dpm2m")),
             ("cells", ("all", "suspect", "none")),
-            ("prototype_map", ("distance", "reading")),
+            ("prototype_map", ("distance", "corrected", "reading")),
         ):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")

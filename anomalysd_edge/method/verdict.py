@@ -38,7 +38,7 @@ def make_inspection(
     if calibration.limits is not None and threshold is not None and photo.median_patch_distance is not None:
         excess = calibration.limits.excess(photo.median_patch_distance, contrast(photo.seen))
         if excess > 1:
-            scores["fused"] = raised_score(scores["fused"], threshold, excess)
+            scores["fused"] = raised_score(scores["fused"], max(calibration.steps), excess)
             evidence = replace(evidence, kind="photo", scale=0, cell=np.ones(fused.shape, np.bool_))
     score = scores["fused"]
     return Inspection(
@@ -46,6 +46,9 @@ def make_inspection(
         pred_score=score,
         pred_label=None if threshold is None else int(score >= threshold),
         threshold=threshold,
+        verdict=calibration.verdict(score),
+        pred_probability=calibration.probability(score),
+        limits=calibration.decision,
         anomaly_map=fused,
         pred_mask=None if pixel is None else fused >= pixel,
         maps=photo.maps,

@@ -15,7 +15,7 @@ from PIL import Image
 from anomalysd_edge.bundle.detector_factory import calibration_task
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.calibration.calibrate import calibrate
-from anomalysd_edge.calibration.holdout import Holdout, perturbed
+from anomalysd_edge.calibration.holdout import perturbed
 from anomalysd_edge.calibration.synthetic_anomalies import synthetic_anomaly
 from anomalysd_edge.core.types import U8, Mask, Progress
 from anomalysd_edge.evaluation import metrics
@@ -23,6 +23,7 @@ from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.inpainting.masks import foreground
 from anomalysd_edge.method.networks import Networks
+from anomalysd_edge.method.patches.shot_banks import ShotBanks
 from anomalysd_edge.method.settings import InspectSettings
 from anomalysd_edge.profiling.network_meter import MeteredNetworks
 from anomalysd_edge.profiling.operating_points import OperatingPoint, at_operating_point, mark_pareto_front
@@ -77,7 +78,7 @@ def measure_operating_points(
 ) -> tuple[OperatingPoint, ...]:
     """The modes, from fast to slow. `base` is the bundle's own detector over `networks`."""
     calibrated: dict[InspectSettings, dict[str, ClassModel]] = {}
-    holdouts: Mapping[str, Holdout] = {}
+    banks: Mapping[str, tuple[ShotBanks, ...]] = {}
     side = networks.sizes.latent_side
     fitting = {n: c for n, c in asked.candidates.items() if max(c.get("scales", asked.settings.scales)) <= side}
     modes: list[OperatingPoint] = []
@@ -88,8 +89,8 @@ def measure_operating_points(
         plain = replace(settings, cascade=False, settle=False, cells="none" if settings.cells == "none" else "all")
         if plain not in calibrated:
             task = calibration_task(asked.bundle, networks, asked.shots, plain)
-            found = calibrate(replace(task, holdouts=holdouts))
-            calibrated[plain], holdouts = found.classes, found.holdouts
+            found = calibrate(replace(task, banks=banks))
+            calibrated[plain], banks = found.classes, found.banks
         records = {
             n: replace(c.calibration, choices={}, limits=None)
             for n, c in calibrated[plain].items()

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.bundle.manifest import calibration_from_json
 from anomalysd_edge.bundle.reader import MANIFEST
 from anomalysd_edge.core.files import read_json, sha256_file, write_json
 from anomalysd_edge.errors import BundleError, InputError, SettingsError
-from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.settings import InspectSettings
@@ -174,7 +174,7 @@ def _table(value: Mapping[str, Any]) -> OperatingPointTable:
     modes = []
     for entry in value["modes"]:
         calibration = {
-            name: Calibration(**{**record, "scales": {k: MapScale(**v) for k, v in record["scales"].items()}})
+            name: calibration_from_json(record, f"calibration of {name}")
             for name, record in entry["calibration"].items()
         }
         modes.append(OperatingPoint(**{**entry, "calibration": calibration}))

@@ -125,7 +125,7 @@ def constants(rng: np.random.Generator, depth: int) -> ClassModel:
     vectors = rng.normal(size=(4096, depth)).astype(np.float32)
     return ClassModel(
         prompts={"whole": rng.normal(size=(77, PROMPT_WIDTH)).astype(np.float32)},
-        bank=MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
+        banks=(MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
         calibration=Calibration(
             1.0, scales={name: MapScale(0.1, 0.1) for name in ("prototypes", "multiscale", "guided")}

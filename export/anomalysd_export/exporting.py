@@ -14,11 +14,13 @@ from anomalysd_edge.bundle.update import writing
 from anomalysd_edge.bundle.writer import BundleWriter, write_bundle
 from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.threshold_model import shipped_prior
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.method.patches.distance_correction import shipped_correction
 from anomalysd_edge.method.patches.patch_scorer import shipped_patch_scorer
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
 from anomalysd_edge.training.models.base import check_size
@@ -137,6 +139,8 @@ def export_trained(
                         calibration or CalibrationSettings(),
                         negative,
                         shipped_patch_scorer(trained.features_source.kind),
+                        shipped_correction(trained.features_source.kind),
+                        shipped_prior(trained.features_source.kind),
                     ),
                     progress,
                 ).classes

@@ -109,8 +109,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert bundle.constants[key].dtype == value.dtype
     assert bundle.prompt_states(ODD_NAME, "detail") is None
     assert bundle.prototypes(ODD_NAME) is None
-    bank = bundle.prototypes("bottle")
-    assert bank is not None
+    bank = bundle.prototypes("bottle")[-1]
     assert bank.dtype == np.float32
     assert bundle.network_file("unet").read_bytes() == b"graph unet"
     with pytest.raises(ClassError, match=r"'screw'.*bottle"):

@@ -7,17 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration.calibrate import _expected
-from anomalysd_edge.calibration.holdout import hold_out, perturbed, with_exposure
-from anomalysd_edge.calibration.holdout_maps import PrototypeScores
+from anomalysd_edge.calibration.holdout import perturbed
+from anomalysd_edge.calibration.threshold_model import Regression, ThresholdPrior
 from anomalysd_edge.data.classes import ClassSpec
-from anomalysd_edge.method.anomaly_map import MapScale
-from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
-from anomalysd_edge.method.patches.patch_scorer import NormalScorePrior, shipped_patch_scorer
 from anomalysd_edge.method.patches.prediction_bounds import student_t, upper_bound
-from anomalysd_edge.method.settings import EDGE
-from anomalysd_edge.vision.images import resize, to_array
+from anomalysd_edge.method.score_model import Costs
 from tests.support.calibration import INSPECT, SETTINGS, calibrated
 from tests.support.detectors import SCHEDULE, photo
 from tests.support.fake_networks import FakeNetworks
@@ -28,7 +23,7 @@ def test_a_calibrated_class_tells_good_from_bad(shots: int) -> None:
     networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
     found = calibrated(networks, spec, [photo(s) for s in range(shots)], INSPECT, SETTINGS)
     assert found.calibration.threshold is not None
-    assert found.bank is not None
+    assert found.banks
     good, bad = Detector(networks, SCHEDULE, {"part": found}, INSPECT).inspect([photo(50), photo(50, True)], "part")
     assert bad.pred_label == 1
     assert good.pred_score < bad.pred_score
@@ -37,7 +32,7 @@ def test_a_calibrated_class_tells_good_from_bad(shots: int) -> None:
 def test_no_shots_give_prompts_and_nothing_else() -> None:
     spec = ClassSpec("part", "part", "object", (), ())
     found = calibrated(FakeNetworks(), spec, [], INSPECT, SETTINGS)
-    assert (found.bank, found.calibration.threshold, found.guided_threshold(INSPECT)) == (None, None, None)
+    assert (found.banks, found.calibration.threshold, found.guided_threshold(INSPECT)) == ((), None, None)
 
 
 def test_the_one_shot_is_never_judged_undisturbed() -> None:
@@ -52,57 +47,53 @@ def test_the_one_shot_is_never_judged_undisturbed() -> None:
 def test_each_kind_of_prototype_map_has_its_guided_threshold() -> None:
     """Presets judge patches in different units: paper's guided mask must not be cut at edge's value."""
     spec, networks = ClassSpec("part", "part", "texture", (), ()), FakeNetworks()
-    found = calibrated(networks, spec, [photo(1)], INSPECT, SETTINGS)
+    own = replace(INSPECT, prototype_map="distance", self_share=0.1)
+    found = calibrated(networks, spec, [photo(1)], own, SETTINGS)
     assert set(found.guided) == {"distance", "own"}
-    assert found.guided_threshold(INSPECT) == found.guided["own"]
+    assert found.guided_threshold(own) == found.guided["own"]
     assert found.guided["distance"] != found.guided["own"]
 
 
-def test_with_a_single_shot_the_drawn_good_photos_keep_the_threshold_up() -> None:
-    """Copies of one shot do not tell how good photos differ: the drawn classes do, on the class's scales."""
-    patch_scorer = shipped_patch_scorer("efficientnet_lite2")
-    assert patch_scorer is not None
-    assert patch_scorer.prior is not None
-    scales = {"prototypes": MapScale(0.05, 0.02), "multiscale": MapScale(0.1, 0.3)}
-    part = ClassModel({}, kind="object", patch_scorer=patch_scorer)
-    prior = patch_scorer.prior[1]
-    nine_in_ten = np.exp(prior.mean + 1.2816 * np.hypot(prior.between, prior.within))
-    # Two copies: one at the prototypes' centre, to which the repaint added 0.2, one above it, to which it added 0.1.
-    copies, fused = PrototypeScores([0.05, 0.07], []), [0.2, 1 / 1.5 + 0.1]
-    alone = _expected(part, copies, fused, scales, EDGE, 0.02)
-    assert alone == pytest.approx((nine_in_ten - 0.05) / 0.02 / 1.5 + 0.2, rel=1e-3)
-    surface = _expected(replace(part, kind="texture"), copies, fused, scales, EDGE, 0.02)
-    assert surface is not None
-    assert alone is not None
-    assert surface > alone
-    assert _expected(replace(part, patch_scorer=None), copies, fused, scales, EDGE, 0.02) is None
-    assert _expected(part, copies, fused, scales, replace(EDGE, prototype_map="distance"), 0.02) is None
-    shots = replace(copies, shots=[0.05, 0.07])
-    known = _expected(part, shots, fused, scales, EDGE, 0.02)
-    bound = prior.bound([0.05, 0.07], 0.02)
-    assert known == pytest.approx((bound - 0.05) / 0.02 / 1.5 + 0.2, rel=1e-3)
+def prior(good: float, defect: float) -> ThresholdPrior:
+    """Says for any class that log scores of good photos lie around `good`, of defective ones around `defect`."""
+    offset, zeros = np.array([good, np.log(0.2), defect, np.log(0.2)]), np.zeros((3, 4))
+    one = Regression(np.zeros(3), np.ones(3), offset, zeros, np.zeros(4))
+    return ThresholdPrior({1: one, 2: one})
 
 
-def test_held_out_shots_move_the_threshold_the_more_the_more_they_are() -> None:
-    prior = NormalScorePrior(mean=np.log(0.2), between=0.4, within=0.5)
-    few, many = prior.bound([0.05] * 2, 0.02), prior.bound([0.05] * 40, 0.02)
-    assert prior.bound([], 0.02) > few > many > 0.05
-    assert prior.bound([0.05] * 4, 0.02) < prior.bound([0.05] * 4, 0.002)
-    assert prior.bound([0.02, 0.05, 0.05, 0.08], 0.02) > prior.bound([0.045, 0.05, 0.05, 0.055], 0.02)
-    assert prior.bound([0.0, 0.0], 0.02) > 0, "a score of nothing has no logarithm"
+def test_a_threshold_lies_between_what_good_and_defective_photos_are_expected_to_score() -> None:
+    networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
+    found = calibrated(networks, spec, [photo(1)], INSPECT, SETTINGS, threshold_prior=prior(-4.0, -3.0)).calibration
+    assert found.score_model is not None
+    assert found.decision is not None
+    assert found.threshold is not None
+    assert found.evidence is not None
+    # Both shift alike by what the repaint adds to a good photo, at most a factor of 1.2.
+    repaint = found.score_model.good_mean + 4
+    assert 0 <= repaint <= np.log(1.2) + 1e-6
+    assert found.score_model.defect_mean == pytest.approx(-3 + repaint)
+    cap = max(found.evidence.synthetic) * np.exp(repaint)
+    assert found.threshold == pytest.approx(min(cap, np.exp(-3.5 + repaint)), rel=0.02)
+    assert found.decision.good < found.threshold < found.decision.anomalous
+    assert found.expected == found.score_model.errors(found.threshold)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 16])
-def test_a_bound_keeps_its_false_alarm_rate_on_classes_like_the_drawn_ones(count: int) -> None:
-    """Classes differ in how much their good photos do: variances of a scaled inverse chi-square, 4 degrees."""
-    rng, prior, rate = np.random.default_rng(count), NormalScorePrior(-2.0, 0.4, 0.5), 0.05
-    alarms = []
-    for _ in range(4000):
-        mine = rng.normal(prior.mean, prior.between)
-        spread = prior.within * np.sqrt(2 / rng.chisquare(4))
-        *seen, new = np.exp(rng.normal(mine, spread, count + 1))
-        alarms.append(new > prior.bound(seen, rate))
-    assert 0.03 < np.mean(alarms) < 0.07
+def test_dear_misses_lower_the_threshold() -> None:
+    networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
+    cheap, dear = (
+        calibrated(
+            networks,
+            spec,
+            [photo(s) for s in range(2)],
+            INSPECT,
+            replace(SETTINGS, costs=Costs(missed=missed)),
+            threshold_prior=prior(-1.0, -0.5),
+        ).calibration.threshold
+        for missed in (1.0, 10.0)
+    )
+    assert cheap is not None
+    assert dear is not None
+    assert dear < cheap
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
@@ -111,23 +102,6 @@ def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:
     assert copy.shape == image.shape
     assert not np.array_equal(copy, image)
     assert abs(float(copy.mean()) - float(image.mean())) < 12
-
-
-def test_another_exposure_is_the_photo_times_it() -> None:
-    image = photo(2)
-    assert with_exposure(image, 1.0) is image
-    np.testing.assert_array_equal(with_exposure(image, 0.5), (image * 0.5 + 0.5).astype(np.uint8))
-    assert with_exposure(np.full((2, 2, 3), 200, np.uint8), 2.0).max() == 255
-
-
-def test_prototypes_know_a_good_part_in_another_light() -> None:
-    networks, spec, shot = FakeNetworks(), ClassSpec("part", "part", tiles=1), photo(1)
-    bright = networks.features(to_array(resize(with_exposure(shot, 1.4), networks.sizes.features_px)))[0]
-    plain = hold_out(networks, [shot], spec, None, 2, 4096, 0).bank
-    lit = hold_out(networks, [shot], spec, None, 2, 4096, 0, (0.7, 1.4)).bank
-    assert plain is not None
-    assert lit is not None
-    assert lit.distance(bright).mean() < 0.5 * plain.distance(bright).mean()
 
 
 def test_student_t_against_scipy() -> None:

@@ -29,7 +29,7 @@ def known(networks: FakeNetworks, clear: float | None = None) -> ClassModel:
     vectors[0, 0] = -1
     return ClassModel(
         prompts={"whole": STATES},
-        bank=MemoryBank(vectors),
+        banks=(MemoryBank(vectors),),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.0),
         calibration=Calibration(3.0, scales=SCALES, clear=clear),
     )

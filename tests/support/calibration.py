@@ -9,6 +9,7 @@ import numpy as np
 
 from anomalysd_edge.calibration.calibrate import CalibrationTask, calibrate
 from anomalysd_edge.calibration.settings import CalibrationSettings
+from anomalysd_edge.calibration.threshold_model import ThresholdPrior
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.class_model import ClassModel
@@ -33,10 +34,19 @@ def calibrated(
     settings: CalibrationSettings,
     patch_scorer: PatchScorer | None = None,
     states: F32 = STATES,
+    threshold_prior: ThresholdPrior | None = None,
 ) -> ClassModel:
     """The constants of `spec` as its good photos give them; its prompt's states are `states`."""
     name, prompts = spec.name, {spec.name: {"whole": states}}
     task = CalibrationTask(
-        networks, SCHEDULE, {name: spec}, prompts, {name: photos}, inspect, settings, patch_scorer=patch_scorer
+        networks,
+        SCHEDULE,
+        {name: spec},
+        prompts,
+        {name: photos},
+        inspect,
+        settings,
+        patch_scorer=patch_scorer,
+        threshold_prior=threshold_prior,
     )
     return calibrate(task).classes[name]

@@ -38,7 +38,7 @@ def constants(networks: FakeNetworks, threshold: float | None = 3.0) -> ClassMod
     scale = MapScale(0.02, 0.05)
     return ClassModel(
         prompts={"whole": STATES},
-        bank=build_memory_bank(networks.features(views), 500),
+        banks=(build_memory_bank(networks.features(views), 500),),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.02),
         calibration=Calibration(threshold, threshold, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )

@@ -117,7 +117,7 @@ def small_bundle(path: Path) -> Bundle:
     scale = MapScale(0.1, 0.5)
     constants = ClassModel(
         prompts={"whole": states[0], "detail": states[1]},
-        bank=MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
+        banks=(MemoryBank(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),),
         guided=dict.fromkeys(("distance", "own", "reading"), 0.05),
         calibration=Calibration(0.75, 1.5, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )

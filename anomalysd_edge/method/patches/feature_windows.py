@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.errors import ShapeError
-from anomalysd_edge.method.networks import Networks
+from anomalysd_edge.method.networks import NetworkSizes
 from anomalysd_edge.vision import images
 
 _OVERLAP = 4
@@ -25,6 +26,16 @@ _USUAL = 3
 """Windows along a side."""
 _AT_ONCE = 8
 """Windows in one call of the network: 64 at once would not fit a small box."""
+
+
+class HasFeatures(Protocol):
+    """What of networks.Networks is needed here."""
+
+    sizes: NetworkSizes
+
+    def features(self, images: F32) -> F32:
+        """(N,3,F,F) at sizes.features_px -> (N,D,f,f) dense features, unit length along D."""
+        ...
 
 
 def tiled_side(features_px: int, tiles: int) -> int:
@@ -44,7 +55,7 @@ def tiles_for(shapes_hw: Sequence[tuple[int, int]], features_px: int) -> int:
     return next((n for n in range(1, _USUAL) if tiled_side(features_px, n) >= wanted), _USUAL)
 
 
-def dense_features(networks: Networks, squares: Sequence[U8], tiles: int = 1) -> F32:
+def dense_features(networks: HasFeatures, squares: Sequence[U8], tiles: int = 1) -> F32:
     """(S,S,3) uint8 squares, S = tiled_side(features_px, tiles) -> (N,D,f,f) float32 features of unit length along D.
 
     Raises ShapeError for a square of another side.

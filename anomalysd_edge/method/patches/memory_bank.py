@@ -79,6 +79,15 @@ def self_distances(features: F32, shares: Sequence[float], most: int) -> list[F3
     return [np.ascontiguousarray(column, dtype=np.float32).reshape(height, width) for column in found.T]
 
 
+_SIMILAR_SHARE, _SIMILAR_PATCHES, _SIMILAR_TOP = 0.0125, 256, 0.01
+
+
+def self_similarity(features: F32) -> float:
+    """(D,f,f) -> mean of the largest hundredth of `self_distance` to the nearest part in eighty of its own patches."""
+    distances = np.sort(self_distance(features, _SIMILAR_SHARE, _SIMILAR_PATCHES), axis=None)
+    return float(distances[-max(1, round(_SIMILAR_TOP * distances.size)) :].mean())
+
+
 def prototype_distance(bank: MemoryBank, features: F32, self_share_of: float = 0.0) -> F32:
     """(D,f,f) unit features -> (f,f) distance to the bank; with `own_share` its geometric mean with `self_distance`."""
     distance = bank.distance(features)

@@ -10,11 +10,9 @@ field each costs some thirty million multiplications.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ from anomalysd_edge.core.threads import map_threads
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import BundleError, InputError
 from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_distances, unit
-from anomalysd_edge.method.patches.prediction_bounds import student_t
 
 SHIPPED = {"efficientnet_lite2": Path(__file__).parents[2] / "assets/patch_scorer/efficientnet_lite2.safetensors"}
 """By kind of feature network: the patch scorer that was taught on its distances."""
@@ -36,45 +33,8 @@ _SELF_PATCHES = 256
 """Of those patches, evenly drawn: what is asked for is a quantile."""
 _SMALLEST = np.float32(1e-4)
 """Floor inside the logarithm, above float32's rounding of 1 - cosine."""
-_PRIOR_PHOTOS = 4
-"""What the drawn classes' variance counts for beside a class's own: few, since they differ in it. Of a scaled inverse
-chi-square with 4 degrees the mean is 1.7 times the median; of the drawn classes' variances likewise."""
 _LOG_OFFSET = 2.0
 """Added to the logarithm of a distance, so that usual ones come near 0."""
-
-
-@dataclass(frozen=True)
-class NormalScorePrior:
-    """Image scores of `Reading.judge` that good photos get, as logarithms: what is known of a class before its shots.
-
-    Classes differ in their mean, good photos of a class from each other. Both are estimated from drawn classes
-    (training/reading_recipe.py) by a one-way analysis of variance.
-    """
-
-    mean: float
-    """Mean over classes."""
-    between: float
-    """Standard deviation of the classes' means."""
-    within: float
-    """Standard deviation of a class's good photos; root of the mean variance."""
-
-    def bound(self, scores: Sequence[float], rate: float) -> float:
-        """Score that a further good photo exceeds with probability `rate`, given held-out good photos' `scores`.
-
-        The normal model with this prior (Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5 and 2.6): the variance
-        is pooled with _PRIOR_PHOTOS of the drawn classes' (scaled inverse chi-square), then the mean with theirs, and
-        the answer is the quantile of Student's t around it. Without scores it is what drawn classes give.
-        """
-        count = len(scores)
-        if not count:
-            return math.exp(self.mean + NormalDist().inv_cdf(1 - rate) * math.hypot(self.between, self.within))
-        logs = np.log(np.maximum(np.asarray(scores, np.float64), _SMALLEST))
-        freedom = _PRIOR_PHOTOS + count - 1
-        # The mean of a scaled inverse chi-square is n/(n-2) times its scale: `within` is that mean.
-        variance = ((_PRIOR_PHOTOS - 2) * self.within**2 + float(np.square(logs - logs.mean()).sum())) / freedom
-        sure, known = count / variance, 1 / self.between**2
-        mean = (sure * float(logs.mean()) + known * self.mean) / (sure + known)
-        return math.exp(mean + student_t(1 - rate, freedom) * math.sqrt(variance + 1 / (sure + known)))
 
 
 @dataclass(frozen=True)
@@ -89,8 +49,6 @@ class PatchScorer:
     """(M,O) float32 of each."""
     dilations: tuple[int, ...]
     """Of each; the photo is mirrored at its border."""
-    prior: tuple[NormalScorePrior, NormalScorePrior] | None = None
-    """What good photos of drawn surfaces score, and of drawn parts; None where nobody measured it."""
 
     def fits(self, depth: int) -> bool:
         """Whether features of this many channels are those that it reads."""
@@ -131,7 +89,6 @@ class PatchScorer:
             tuple(np.concatenate(kernels) for kernels in zip(*(r.kernels for r in patch_scorers), strict=True)),
             tuple(np.concatenate(biases) for biases in zip(*(r.biases for r in patch_scorers), strict=True)),
             first.dilations,
-            first.prior,
         )
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -140,8 +97,6 @@ class PatchScorer:
             "reading/layers": np.array(self.layers, np.int64),
             "reading/dilations": np.array(self.dilations, np.int64),
         }
-        if self.prior is not None:
-            found["reading/usual"] = np.array([[u.mean, u.between, u.within] for u in self.prior], np.float32)
         for number, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             found[f"reading/{number}/kernel"], found[f"reading/{number}/bias"] = kernel, bias
         return found
@@ -153,7 +108,6 @@ class PatchScorer:
             return None
         try:
             dilations = tuple(int(d) for d in tensors["reading/dilations"])
-            prior = tensors.get("reading/usual")
             kernels = [np.asarray(tensors[f"reading/{n}/kernel"], np.float32) for n in range(len(dilations))]
             biases = [np.asarray(tensors[f"reading/{n}/bias"], np.float32) for n in range(len(dilations))]
             found = cls(
@@ -162,7 +116,6 @@ class PatchScorer:
                 tuple(kernel[None] if kernel.ndim == 4 else kernel for kernel in kernels),
                 tuple(bias[None] if bias.ndim == 1 else bias for bias in biases),
                 dilations,
-                None if prior is None else _prior_of(prior),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(f"{where} has a patch scorer without {error}: export the bundle again") from error
@@ -186,14 +139,6 @@ def shipped_patch_scorer(features_kind: str) -> PatchScorer | None:
         return PatchScorer.of_tensors(load_file(file), file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error}): install anomalysd-edge again") from error
-
-
-def _prior_of(tensor: npt.NDArray[Any]) -> tuple[NormalScorePrior, NormalScorePrior]:
-    """Raises ValueError for another shape, and where a standard deviation is not above 0."""
-    if tensor.shape != (2, 3) or not (np.isfinite(tensor).all() and (tensor[:, 1:] > 0).all()):
-        raise ValueError(f"a usable reading/usual: it is {tensor.tolist()}")
-    surface, part = (NormalScorePrior(*(float(v) for v in row)) for row in tensor)
-    return surface, part
 
 
 def layer_distances(bank: MemoryBank, features: F32, layers: tuple[int, ...]) -> F32:

@@ -10,37 +10,31 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as nnf
 from PIL import Image
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from anomalysd_edge.calibration.holdout import with_exposure
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import F32, U8
 from anomalysd_edge.data.classes import apply_view, symmetry_group
 from anomalysd_edge.evaluation.metrics import image_auroc, pixel_auroc
-from anomalysd_edge.method.anomaly_map import image_score, smooth
 from anomalysd_edge.method.patches.memory_bank import build_memory_bank
 from anomalysd_edge.method.patches.patch_scorer import (
     SELF_SHARES,
     SHIPPED,
-    NormalScorePrior,
     PatchScorer,
     layer_distances,
     scorer_inputs,
 )
-from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.training.models.features import LAYERS, DenseFeatures, load_features
 from anomalysd_edge.training.patch_scorer.cases import Case, draw_case
-from anomalysd_edge.vision.images import resize_map, to_array
+from anomalysd_edge.vision.images import to_array
 
 SEED = 20261125
 PIECE = 20
@@ -77,6 +71,11 @@ def measure_piece(cache: Path, seed: int, piece: int) -> Path:
     np.savez(part, distances=distances, changed=changed, textured=textured, owner=owner)
     part.replace(file)
     return file
+
+
+def with_exposure(photo: U8, exposure: float) -> U8:
+    """(H,W,3) -> the same under a light `exposure` times as strong; what it makes too bright is white."""
+    return np.asarray(np.clip(photo * np.float32(exposure) + np.float32(0.5), 0, 255), np.uint8)
 
 
 def distances_of(network: DenseFeatures, case: Case, number: int) -> list[F32]:
@@ -158,21 +157,6 @@ def figures(score: F32, changed: F32) -> tuple[float, float]:
     return image_auroc(touched.any(axis=(1, 2)), tops), pixel_auroc(list(touched), list(score))
 
 
-def usual_of(
-    patch_scorer: PatchScorer, distances: F32, owner: npt.NDArray[np.int64], textured: bool
-) -> NormalScorePrior:
-    """How the image scores of preset edge spread: of (N,C,f,f) distances of good photos, at least two of an owner."""
-    side = 4 * distances.shape[-1]
-    maps = (resize_map(patch_scorer.score(d, textured), (side, side)) for d in distances)
-    logs = np.log([image_score(smooth(m, EDGE.smoothing * side), EDGE.top_share) for m in maps])
-    classes = [logs[owner == number] for number in np.unique(owner)]
-    within = float(np.mean([mine.var(ddof=1) for mine in classes]))
-    means = np.array([mine.mean() for mine in classes])
-    # The means of a few photos each spread by the photos' share, too.
-    between = float(means.var(ddof=1)) - within * float(np.mean([1 / len(mine) for mine in classes]))
-    return NormalScorePrior(float(means.mean()), max(between, 1e-3) ** 0.5, within**0.5)
-
-
 def main() -> None:
     """Draw and measure cases, train, evaluate on held-out cases, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,13 +188,8 @@ def main() -> None:
             f"{name}, {int(chosen.sum())} photos of cases left out, image / pixel AUROC: nearest prototype "
             f"{before[0]:.3f} / {before[1]:.3f}, read {after[0]:.3f} / {after[1]:.3f}"
         )
-    good, patch_scorer = changed.max(axis=(1, 2)) == 0, PatchScorer.ensemble([model.patch_scorer() for model in models])
-    prior = tuple(
-        usual_of(patch_scorer, distances[of], owner[of], t) for t in (True, False) for of in [good & (textured == t)]
-    )
-    print(f"prior image scores: surfaces {prior[0]}, parts {prior[1]}")  # noqa: T201
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(replace(patch_scorer, prior=(prior[0], prior[1])).tensors(), options.out)
+    save_file(PatchScorer.ensemble([model.patch_scorer() for model in models]).tensors(), options.out)
 
 
 if __name__ == "__main__":

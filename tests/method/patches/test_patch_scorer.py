@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from anomalysd_edge.errors import BundleError
 from anomalysd_edge.method.class_model import ClassModel
+from anomalysd_edge.method.patches.distance_correction import shipped_correction
 from anomalysd_edge.method.patches.memory_bank import MemoryBank, prototype_distance, self_distances
 from anomalysd_edge.method.patches.patch_scorer import (
     SHIPPED,
@@ -165,13 +167,23 @@ def test_tensors_there_and_back(tmp_path: Path) -> None:
 def test_a_preset_says_how_prototypes_judge() -> None:
     features, seen = unit_features(1, LAYERS, 8), unit_features(2, LAYERS, 8)
     bank = bank_of(seen)
-    known = ClassModel({}, bank=bank, patch_scorer=shipped_patch_scorer("efficientnet_lite2"))
-    assert known.map_kind(EDGE) == "reading"
-    assert known.map_kind(PAPER) == "distance"
-    np.testing.assert_array_equal(known.by_prototypes(features, PAPER)[0], prototype_distance(bank, features))
-    bare = ClassModel({}, bank=bank)
-    assert bare.map_kind(EDGE) == "own"
-    np.testing.assert_array_equal(bare.by_prototypes(features, EDGE)[0], prototype_distance(bank, features, 0.1))
+    scorer, correction = shipped_patch_scorer("efficientnet_lite2"), shipped_correction("efficientnet_lite2")
+    known = ClassModel({}, kind="texture", tiles=2, banks=(bank, bank), patch_scorer=scorer, correction=correction)
+    reading = replace(EDGE, prototype_map="reading")
+    assert [known.map_kind(preset) for preset in (EDGE, PAPER, reading)] == ["corrected", "distance", "reading"]
+    assert [known.windows(preset) for preset in (EDGE, PAPER)] == [(1, 2), (2,)]
+    np.testing.assert_array_equal(known.by_prototypes([features], PAPER)[0], prototype_distance(bank, features))
+    corrected, median = known.by_prototypes([features, features], EDGE)
+    assert corrected.shape == (8, 8)
+    assert median is not None
+    factor = corrected / prototype_distance(bank, features)
+    assert np.exp(-0.51) < factor.min() < factor.max() < np.exp(0.51), "half of a correction that is bounded by 1"
+    bare = ClassModel({}, kind="texture", banks=(bank,))
+    assert bare.map_kind(EDGE) == "distance"
+    np.testing.assert_array_equal(bare.by_prototypes([features], EDGE)[0], prototype_distance(bank, features))
+    own = replace(PAPER, self_share=0.1)
+    assert bare.map_kind(own) == "own"
+    np.testing.assert_array_equal(bare.by_prototypes([features], own)[0], prototype_distance(bank, features, 0.1))
 
 
 def test_cases_are_seeded_and_their_masks_say_what_changed() -> None:

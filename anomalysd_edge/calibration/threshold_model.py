@@ -1,0 +1,161 @@
+"""What a class's own photos say of the scores that further photos will get: evidence in, score model out.
+
+Both sides are asked. Good photos: each shot judged by a bank of the others (leave one out), or perturbed copies where
+there is a single shot. Defects: synthetic anomalies painted on the shots and scored alike. How such evidence relates to
+the scores of further photos is a property of the scorer rather than of the class, so it is learned over many classes
+whose good and defective photos are known, none of them the user's (training/threshold_prior): a ridge regression per
+number of shots, whose leave-one-out residuals are the doubt that stays. This is empirical Bayes; with more shots than
+the regressions were fitted for, the class's own scores take over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalysd_edge.core.types import F64
+from anomalysd_edge.errors import InputError, SettingsError
+from anomalysd_edge.method.score_model import SMALLEST, ScoreEvidence, ScoreModel
+
+SHIPPED = {"efficientnet_lite2": Path(__file__).parents[1] / "assets/threshold_prior/efficientnet_lite2.json"}
+"""By kind of feature network: the prior for the scores of method.patches.multisize_scorer on its features."""
+TARGETS = ("good mean", "log of good sd", "defect mean", "log of defect sd")
+"""What is predicted of a class's natural log scores, in this order. Means are medians: one odd photo moves none."""
+LEAST_LOG_SD = math.log(0.04), math.log(0.08)
+"""Floors of the two log standard deviations: a handful of alike photos does not prove that all are alike."""
+
+
+def features_of(evidence: ScoreEvidence) -> F64:
+    """(3,) float64: what the regression of this number of shots sees.
+
+    One shot: median log score of its copies, of its synthetic anomalies, log self-similarity. More: mean log left-out
+    score, median log score of the synthetic anomalies, standard deviation of the log left-out scores.
+    """
+    defects = float(np.median(logs(evidence.synthetic)))
+    if not evidence.left_out:
+        return np.array([np.median(logs(evidence.copies)), defects, math.log(max(evidence.self_similarity, SMALLEST))])
+    good = logs(evidence.left_out)
+    return np.array([good.mean(), defects, good.std()])
+
+
+def anchor_of(evidence: ScoreEvidence) -> F64:
+    """(4,) float64: what TARGETS would be if the evidence were taken as it stands; zeros for a single shot."""
+    if not evidence.left_out:
+        return np.zeros(4)
+    seen = features_of(evidence)
+    return np.array([seen[0], 0.0, seen[1], 0.0])
+
+
+@dataclass(frozen=True)
+class Regression:
+    """TARGETS less the anchor, as a linear function of the standardised features; for one number of shots."""
+
+    centre: F64
+    """(3,) mean of the features over the classes."""
+    scale: F64
+    """(3,) their standard deviation, > 0."""
+    offset: F64
+    """(4,) mean of the targets less the anchor."""
+    weights: F64
+    """(3,4)."""
+    residual: F64
+    """(4,) root mean square of the leave-one-out residuals."""
+
+    def predict(self, evidence: ScoreEvidence) -> F64:
+        """(4,) TARGETS."""
+        standard = (features_of(evidence) - self.centre) / self.scale
+        return np.asarray(anchor_of(evidence) + self.offset + standard @ self.weights)
+
+
+@dataclass(frozen=True)
+class ThresholdPrior:
+    """What many other classes tell, by number of shots."""
+
+    regressions: Mapping[int, Regression]
+    """Keys are numbers of shots; 1 and at least one larger."""
+
+    def __post_init__(self) -> None:
+        if 1 not in self.regressions or len(self.regressions) < 2:
+            raise SettingsError(f"a threshold prior for {sorted(self.regressions)} shots; expected 1 and a larger one")
+
+    def score_model(self, evidence: ScoreEvidence) -> ScoreModel:
+        """The predictive score model of a class.
+
+        Between two fitted numbers of shots the regression of the smaller one holds. Beyond the largest, M, the share
+        M/K of what it adds to the class's own left-out scores remains, and M/K of its residual variance: the mean
+        of K scores is that much better known.
+        """
+        known = max(k for k in self.regressions if k <= evidence.shots)
+        regression = self.regressions[known]
+        found, doubt = regression.predict(evidence), np.square(regression.residual)
+        if evidence.left_out and evidence.shots > known == max(self.regressions):
+            left = known / evidence.shots
+            own = features_of(evidence)
+            found[0] = own[0] + left * (found[0] - own[0])
+            found[1] = left * found[1] + (1 - left) * math.log(max(own[2], math.exp(LEAST_LOG_SD[0])))
+            doubt[0] *= left
+        good, good_log_sd, defect, defect_log_sd = found
+        return ScoreModel(
+            good_mean=float(good),
+            good_sd=_total(max(float(good_log_sd), LEAST_LOG_SD[0]), float(doubt[0])),
+            defect_mean=float(max(defect, good)),
+            defect_sd=_total(max(float(defect_log_sd), LEAST_LOG_SD[1]), float(doubt[2])),
+            cap=float(np.exp(logs(evidence.synthetic).max())),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to be read by :meth:`of_json`."""
+        return {
+            str(shots): {name: np.asarray(value).tolist() for name, value in vars(regression).items()}
+            for shots, regression in sorted(self.regressions.items())
+        }
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> ThresholdPrior:
+        """The inverse of :meth:`to_json`. Raises InputError where a part is missing or of another shape."""
+        shapes = {"centre": (3,), "scale": (3,), "offset": (4,), "weights": (3, 4), "residual": (4,)}
+        found: dict[int, Regression] = {}
+        try:
+            for shots, part in values.items():
+                arrays = {name: np.array(part[name], np.float64) for name in shapes}
+                if any(arrays[name].shape != shape for name, shape in shapes.items()) or not all(
+                    np.isfinite(a).all() for a in arrays.values()
+                ):
+                    raise InputError(f"the threshold prior for {shots} shots has a part of another shape, or no number")
+                found[int(shots)] = Regression(**arrays)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"this is no threshold prior: {error!r} is missing or unreadable") from error
+        return cls(found)
+
+
+def load_prior(path: Path) -> ThresholdPrior:
+    """Read a prior's JSON file; raises InputError, naming the file, where it cannot be read.
+
+    Under `regressions` stand those of :meth:`ThresholdPrior.to_json`, under `made_from` what it was fitted to.
+    """
+    try:
+        return ThresholdPrior.of_json(json.loads(path.read_text(encoding="utf-8"))["regressions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a threshold prior ({error})") from error
+
+
+def shipped_prior(features_kind: str) -> ThresholdPrior | None:
+    """The prior for a kind of feature network; None where none was fitted."""
+    file = SHIPPED.get(features_kind)
+    return None if file is None else load_prior(file)
+
+
+def logs(scores: Sequence[float] | F64) -> F64:
+    """(N,) natural logarithms; scores below SMALLEST count as it."""
+    return np.log(np.maximum(np.asarray(scores, np.float64), SMALLEST))
+
+
+def _total(log_sd: float, mean_doubt: float) -> float:
+    """Standard deviation of the predictive distribution: the spread between photos and the doubt about their mean."""
+    return math.sqrt(math.exp(2 * log_sd) + mean_doubt)
