@@ -144,14 +144,15 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
         pixel = upper_bound([float(m.max()) for m in fused], settings.false_alarm_rate)
         calibration = replace(calibration, threshold=threshold, pixel_threshold=max(threshold, pixel))
     assert calibration.threshold is not None
-    limits = PhotoLimits.of(median_distances, _contrasts(photos, aspect, networks.sizes.size_px))
+    contrasts = _contrasts(photos, aspect, networks.sizes.size_px)
+    limits = PhotoLimits.of(median_distances, contrasts) if median_distances else None
     return replace(
         bare,
         banks=tuple(bank.joined() for bank in banks),
         calibration=replace(
             calibration,
             clear=clear_bound(plain, min(calibration.steps)) if plain else None,
-            limits=limits if median_distances else None,
+            limits=limits,
         ),
     )
 

@@ -114,7 +114,8 @@ class ClassModel:
         banks = tuple(banks or self.banks)[-len(features) :]
         map_kind, scorer = self.map_kind(settings), self.patch_scorer
         if map_kind not in ("reading", "corrected"):
-            return prototype_distance(banks[-1], features[-1], self.self_share_of(settings)), None
+            share = self.self_share_of(settings) if map_kind == "own" else 0.0
+            return prototype_distance(banks[-1], features[-1], share), None
         assert scorer is not None
         distances = layer_distances(banks[0], features[0], scorer.layers)
         median = median_patch_distance(mean_layer_distance(distances, textured=False))

@@ -74,7 +74,8 @@ class MapFusion:
         low, high = (anomaly_map.image_score(bound, self._settings.top_share) for bound in between)
 
         def on_one_side(step: float) -> bool:
-            slack = _SLACK * abs(step)
+            # Scaled maps are differences: their rounding does not shrink with the score.
+            slack = _SLACK * (max(1.0, abs(step)) if self._settings.fusion == "scaled" else abs(step))
             return low >= step + slack or high < step - slack
 
         return all(on_one_side(step) for step in steps)

@@ -44,12 +44,6 @@ class Inspection:
     """1 anomalous, 0 good; None where the class has no threshold (0 shots)."""
     threshold: float | None
     """What pred_score was held against."""
-    verdict: str | None
-    """'good', 'anomalous' or, between `limits`, 'uncertain': a person should look. None without a threshold."""
-    pred_probability: float | None
-    """Probability in [0,1] that the part is defective, under the class's score model; None without one."""
-    limits: Limits | None
-    """Image scores between which the verdict is 'uncertain'; None where the threshold alone decides."""
     anomaly_map: F32
     """(S,S) fused score map."""
     pred_mask: npt.NDArray[np.bool_] | None
@@ -74,3 +68,9 @@ class Inspection:
     """
     deadline_met: bool | None = None
     """Whether the answer was ready by its deadline; None where none was given."""
+    verdict: str | None = None
+    """'good', 'anomalous' or, between `limits`, 'uncertain': a person should look. None without a threshold."""
+    pred_probability: float | None = None
+    """Probability in [0,1] that the part is defective, under the class's score model; None without one."""
+    limits: Limits | None = None
+    """Image scores between which the verdict is 'uncertain'; None where the threshold alone decides."""

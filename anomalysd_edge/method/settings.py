@@ -118,10 +118,10 @@ class InspectSettings:
             raise SettingsError(f"draws is {self.draws}; it must be at least 1")
         if not 0 <= self.self_share < 1:
             raise SettingsError(f"self_share is {self.self_share}; it must lie in [0, 1)")
-        if (self.cells == "none" or self.cascade) and (self.fusion != "scaled" or self.prototypes_weight <= 0):
+        if (self.cells == "none" or self.cascade) and (self.fusion == "paper" or self.prototypes_weight <= 0):
             raise SettingsError(
-                "cells 'none' and cascade judge photos by prototypes alone: they need fusion 'scaled' and a "
-                "prototypes_weight above 0"
+                "cells 'none' and cascade judge photos by prototypes alone: they need another fusion than 'paper' and "
+                "a prototypes_weight above 0"
             )
         if not self.scales:
             raise SettingsError("scales is empty; give at least one, for instance 1,2,4,8")

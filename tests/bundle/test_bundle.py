@@ -108,7 +108,7 @@ def test_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(bundle.constants[key], value)
         assert bundle.constants[key].dtype == value.dtype
     assert bundle.prompt_states(ODD_NAME, "detail") is None
-    assert bundle.prototypes(ODD_NAME) is None
+    assert bundle.prototypes(ODD_NAME) == []
     bank = bundle.prototypes("bottle")[-1]
     assert bank.dtype == np.float32
     assert bundle.network_file("unet").read_bytes() == b"graph unet"

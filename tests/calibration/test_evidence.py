@@ -54,7 +54,7 @@ def test_several_shots_judge_each_other() -> None:
     assert np.median(found.synthetic) > max(found.left_out)
     # Under the bank of all, a shot itself scores less.
     everything = [bank.joined() for bank in banks_of(describe, shots)]
-    assert largest(shots[0], describe(shots[0]), everything) < 0.8 * found.left_out[0]
+    assert largest(shots[0], describe(shots[0]), everything) < 0.9 * found.left_out[0]
 
 
 def test_a_single_shot_is_judged_by_its_copies() -> None:
@@ -77,7 +77,7 @@ def test_no_shots_are_refused() -> None:
 
 def test_banks_of_more_shots_are_cut_from_those_of_each() -> None:
     shots = photos(3)
-    apart = [banks_of(describe, [shot], 900) for shot in shots]
-    for size, bank in enumerate(banks_of(describe, shots, 900)):
-        cut = ShotBanks.joined_of([part[size] for part in apart], 900)
+    apart = [banks_of(describe, [shot], 240) for shot in shots]
+    for size, bank in enumerate(banks_of(describe, shots, 240)):
+        cut = ShotBanks.joined_of([part[size] for part in apart], 240)
         np.testing.assert_array_equal(cut.joined().vectors, bank.joined().vectors)

@@ -18,11 +18,13 @@ from anomalysd_edge.method.fusion import clear_bound
 from anomalysd_edge.method.inpainting.mask_plan import packed_plan, touching
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.method.settings import EDGE, PAPER, InspectSettings
 from tests.support.detectors import SCHEDULE, STATES, constants, photo
 from tests.support.fake_networks import FakeNetworks
 
-SMALL = replace(EDGE, scales=(1, 2, 4, 8), passes=2, foreground=False)
+MODULATED = replace(EDGE, scales=(1, 2, 4, 8), passes=2, foreground=False)
+SMALL = replace(MODULATED, fusion="scaled", multiscale_weight=0.5, prototype_map="distance")
 PHOTOS = [photo(seed, defect=seed % 3 == 0) for seed in range(6)]
 
 
@@ -58,6 +60,26 @@ def test_most_of_the_repaints_are_spared_far_from_the_threshold() -> None:
     assert saving.samples == 0 < networks.samples
     assert all(a.ended == "whole" for a in whole)
     assert all(a.evidence.kind == "prototypes" and a.evidence.cell.any() for a in early)
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.05, 0.1, 0.2, 0.24, 0.26, 0.28, 0.3, 0.34, 0.5])
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_settled_answer_is_the_whole_inspections_answer(threshold: float, weight: float) -> None:
+    """Of three: good, uncertain, anomalous."""
+    known = constants(FakeNetworks(), threshold).calibrated(decision=Limits(0.9 * threshold, 1.2 * threshold))
+    settings = replace(MODULATED, multiscale_weight=0.1, guided_weight=weight)
+    whole, networks = judge(settings, known)
+    early, saving = judge(replace(settings, settle=True), known)
+    assert [(a.pred_label, a.verdict) for a in early] == [(a.pred_label, a.verdict) for a in whole]
+    assert saving.samples <= networks.samples
+
+
+def test_a_repaint_raises_what_prototypes_see_by_a_bounded_factor() -> None:
+    answers, _ = judge(replace(MODULATED, multiscale_weight=0.1, multiscale_cap=2.0), constants(FakeNetworks()))
+    for answer in answers:
+        seen, fused = answer.maps["prototypes"], answer.maps["fused"]
+        assert (fused >= np.minimum(seen, 1.2 * seen) - 1e-7).all()
+        assert (fused <= np.maximum(seen, 1.2 * seen) + 1e-7).all()
 
 
 def test_the_papers_fusion_settles_too() -> None:

@@ -19,8 +19,10 @@ from tests.support.fake_networks import FakeNetworks
 SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 STATES = np.zeros((77, 4), np.float32)
 """States of a prompt: (tokens, D)."""
-SMALL = replace(EDGE, scales=(1, 2, 4), passes=3)
+MODULATED = replace(EDGE, scales=(1, 2, 4), passes=3)
 """The edge preset over the grids that fit FakeNetworks' 8 x 8 latents."""
+SMALL = replace(MODULATED, fusion="scaled", multiscale_weight=0.5, prototype_map="distance")
+"""The same with the fusion of the first releases, whose threshold is in units of what normals hardly reach."""
 
 
 def photo(seed: int = 0, defect: bool = False) -> U8:

@@ -43,7 +43,10 @@ class ShotBanks:
 
     @classmethod
     def joined_of(cls, parts: Sequence[ShotBanks], size: int) -> ShotBanks:
-        """The banks of several, each cut to what `of` would give it of `size` prototypes."""
+        """The banks of several, each cut to what `of` would give it of `size` prototypes.
+
+        So it is where every shot had more patches than prototypes: then they are in the order of the choice.
+        """
         banks = [bank for part in parts for bank in part.banks]
         share = max(LEAST_OF_A_SHOT, size // len(banks))
         return cls(tuple(MemoryBank(bank.vectors[:share]) for bank in banks))

@@ -134,7 +134,7 @@ def shots_of(number: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of N photos under one bank."""
+    """What is kept of N photos under one bank; numbers are float16."""
 
     small: F32
     """(N,g,g) distance to the nearest prototype at the smaller size."""
@@ -191,7 +191,7 @@ def load_runs(file: Path, number: int) -> list[KnownRun]:
         runs = []
         for shots in shots_of(number):
             seen = {
-                role: Seen(*(_plain(kept[f"{shots}/{role}/{entry.name}"]) for entry in fields(Seen)))
+                role: Seen(*(kept[f"{shots}/{role}/{entry.name}"] for entry in fields(Seen)))
                 for role in ROLES
                 if f"{shots}/{role}/small" in kept.files
             }
@@ -239,10 +239,6 @@ def _measured(features: TorchFeatures, made: Photographed, number: int) -> dict[
                 found[f"{count}/{role}/inputs"] = inputs.astype(np.float16)
                 found[f"{count}/{role}/inside"] = inside
     return found
-
-
-def _plain(values: Any) -> Any:
-    return values if values.dtype == np.bool_ else values.astype(np.float32)
 
 
 def _least_shots(number: int) -> int:

@@ -175,7 +175,8 @@ def maps_of(run: KnownRun, role: str, correction: DistanceCorrection | None) -> 
     seen, found = run.seen[role], []
     for coarse, fine, inputs in zip(seen.small, seen.large, seen.inputs, strict=True):
         factor = None if correction is None else correction.factor(inputs.astype(np.float32))
-        whole = resize_map(combined_distance(coarse, fine, factor), (MAP_SIDE, MAP_SIDE))
+        distance = combined_distance(coarse.astype(np.float32), fine.astype(np.float32), factor)
+        whole = resize_map(distance, (MAP_SIDE, MAP_SIDE))
         found.append(smooth(whole, EDGE.smoothing * MAP_SIDE))
     return found
 

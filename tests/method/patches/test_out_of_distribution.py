@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,17 @@ from anomalysd_edge.method.class_model import ClassModel
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast, raised_score
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
-from tests.support.calibration import INSPECT, SETTINGS, calibrated
+from tests.support.calibration import INSPECT as EDGE_INSPECT
+from tests.support.calibration import SETTINGS, calibrated
 from tests.support.detectors import SCHEDULE, photo
 from tests.support.fake_networks import FakeNetworks
 
 SPEC = ClassSpec("part", "part", "texture", (), ())
 DEAF = PatchScorer((7,), (np.zeros((1, 1, 7, 1, 1), np.float32),), (np.zeros((1, 1), np.float32),), (1,))
 """Reads FakeNetworks' seven channels and finds every patch as likely as the next: what is left is the distance."""
+
+
+INSPECT = replace(EDGE_INSPECT, prototype_map="reading", fusion="scaled", multiscale_weight=0.5)
 
 
 def scored(networks: FakeNetworks) -> ClassModel:
