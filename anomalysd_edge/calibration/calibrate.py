@@ -40,6 +40,10 @@ from anomalysd_edge.method.score_model import SMALLEST, ScoreEvidence, ScoreMode
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
 from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
+BANK_PHOTOS = 16
+"""Good photos that make a class's banks, at most; of more, the others are judged by them as further good photos."""
+_ENOUGH = 8
+"""Of those others, from which leaving out photos of the bank tells nothing more."""
 PIXEL_SHARE = 1.0
 """Of the image threshold, the score-map value from which a pixel is in the predicted mask."""
 
@@ -102,10 +106,19 @@ def calibrate(task: CalibrationTask, progress: Progress | None = None) -> Calibr
     return found
 
 
+def split_photos(photos: Sequence[U8]) -> tuple[list[U8], list[U8]]:
+    """Good photos of a class -> those that make its banks, BANK_PHOTOS evenly spread ones, and the others."""
+    if len(photos) <= BANK_PHOTOS:
+        return list(photos), []
+    chosen = set(np.linspace(0, len(photos) - 1, BANK_PHOTOS).round().astype(int).tolist())
+    return [photos[i] for i in sorted(chosen)], [photo for i, photo in enumerate(photos) if i not in chosen]
+
+
 def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult) -> ClassModel:
     """One class; its banks and what was tried go into `found`."""
-    networks, settings, photos = task.networks, task.settings, list(task.shots.get(name, ()))
-    shapes = [(photo.shape[0], photo.shape[1]) for photo in photos]
+    networks, settings = task.networks, task.settings
+    photos, others = split_photos(task.shots.get(name, ()))
+    shapes = [(photo.shape[0], photo.shape[1]) for photo in (*photos, *others)]
     side, aspect = networks.sizes.features_px, common_aspect(shapes)
     tiles = task.specs[name].tiles or tiles_for(shapes, side)
     spec = replace(task.specs[name], tiles=tiles if task.correction is None else max(2, tiles))
@@ -131,7 +144,7 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
     calibration = Calibration(scales=scales, choices=choices)
     evidence = None
     if tuned.fusion == "modulated" and plain and task.threshold_prior is not None:
-        evidence = _evidence(seen, photos, banks, bare, tuned, settings.seed)
+        evidence = _evidence(seen, photos, others, banks, bare, tuned, settings.seed)
     if evidence is not None and task.threshold_prior is not None:
         # What the repaint adds to a good photo is known from the held-out ones, and moves the whole scale.
         repaint = float(np.median(np.log(np.maximum(scores, SMALLEST) / np.maximum(plain, SMALLEST))))
@@ -174,12 +187,16 @@ def from_both_sides(calibration: Calibration, model: ScoreModel, settings: Calib
 def _evidence(
     seen: ClassFeatures,
     photos: Sequence[U8],
+    others: Sequence[U8],
     banks: Sequence[ShotBanks],
     bare: ClassModel,
     settings: InspectSettings,
     seed: int,
 ) -> ScoreEvidence | None:
-    """What the class's own photos score by their prototype maps; None where no synthetic anomaly shows on any."""
+    """What the class's own photos score by their prototype maps; None where no synthetic anomaly shows on any.
+
+    `others` are no part of the banks: where there are enough, what they score takes the place of leaving shots out.
+    """
     size = seen.networks.sizes.size_px
 
     def score(photo: U8, features: Sequence[F32], under: Sequence[MemoryBank]) -> float:
@@ -193,7 +210,10 @@ def _evidence(
     made = observe(seen, photos, inside, banks, score, seed)
     if not made.synthetic:
         return None
-    return ScoreEvidence(made.left_out, made.copies, made.synthetic, float(np.mean(own)))
+    everything = [bank.joined() for bank in banks]
+    held_out = tuple(score(photo, seen(photo), everything) for photo in others)
+    left_out = held_out if len(held_out) >= _ENOUGH else (*made.left_out, *held_out)
+    return ScoreEvidence(left_out, made.copies, made.synthetic, float(np.mean(own)))
 
 
 def _by_prototypes(

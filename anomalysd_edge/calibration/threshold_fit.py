@@ -17,7 +17,9 @@ from anomalysd_edge.calibration.threshold_model import (
     ThresholdPrior,
     anchor_of,
     features_of,
+    level_of,
     logs,
+    relative_to,
 )
 from anomalysd_edge.core.types import F64
 from anomalysd_edge.errors import SettingsError
@@ -56,15 +58,22 @@ class KnownClass:
         )
 
 
-def fit(classes: Sequence[KnownClass], ridge: float = RIDGE) -> ThresholdPrior:
+def fit(classes: Sequence[KnownClass], ridge: float = RIDGE, relative: bool = False) -> ThresholdPrior:
     """A prior with one regression for each number of shots that the classes were measured with.
 
-    Raises SettingsError where a number of shots has fewer than LEAST_CLASSES classes.
+    With `relative`, of the ratios of their scores alone. Raises SettingsError where a number of shots has fewer than
+    LEAST_CLASSES classes.
     """
     by_shots: dict[int, list[KnownClass]] = {}
-    for known in classes:
+    for known in map(_relative, classes) if relative else classes:
         by_shots.setdefault(known.evidence.shots, []).append(known)
-    return ThresholdPrior({shots: _regression(mine, ridge) for shots, mine in sorted(by_shots.items())})
+    return ThresholdPrior({shots: _regression(mine, ridge) for shots, mine in sorted(by_shots.items())}, relative)
+
+
+def _relative(known: KnownClass) -> KnownClass:
+    level = level_of(known.evidence)
+    good, defective = (tuple(np.exp(logs(scores) - level).tolist()) for scores in (known.good, known.defective))
+    return KnownClass(known.name, relative_to(known.evidence, level), good, defective)
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,11 @@ class LeftOut:
     """(N,) 0 good, 1 defective."""
 
 
-def leave_one_class_out(classes: Sequence[KnownClass], ridge: float = RIDGE) -> list[LeftOut]:
+def leave_one_class_out(classes: Sequence[KnownClass], ridge: float = RIDGE, relative: bool = False) -> list[LeftOut]:
     """Each class judged by a prior fitted to the others."""
     found = []
     for known in classes:
-        prior = fit([other for other in classes if other.name != known.name], ridge)
+        prior = fit([other for other in classes if other.name != known.name], ridge, relative)
         model = prior.score_model(known.evidence)
         threshold = model.threshold()
         good, bad = np.array(known.good), np.array(known.defective)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from anomalysd_edge.core.types import F64
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.method.score_model import SMALLEST, ScoreEvidence, ScoreModel
 
-SHIPPED = {"efficientnet_lite2": Path(__file__).parents[1] / "assets/threshold_prior/efficientnet_lite2.json"}
-"""By kind of feature network: the prior for the scores of method.patches.multisize_scorer on its features."""
+_ASSETS = Path(__file__).parents[1] / "assets/threshold_prior"
+SHIPPED = {"efficientnet_lite2": _ASSETS / "efficientnet_lite2.json"}
+"""By kind of feature network: the prior for the image scores of its corrected distances at two sizes."""
+ANY_FEATURES = _ASSETS / "any_features.json"
+"""For all others: of plain distances, and of nothing but how scores relate to each other."""
 TARGETS = ("good mean", "log of good sd", "defect mean", "log of defect sd")
 """What is predicted of a class's natural log scores, in this order. Means are medians: one odd photo moves none."""
 LEAST_LOG_SD = math.log(0.04), math.log(0.08)
@@ -50,6 +53,21 @@ def anchor_of(evidence: ScoreEvidence) -> F64:
         return np.zeros(4)
     seen = features_of(evidence)
     return np.array([seen[0], 0.0, seen[1], 0.0])
+
+
+def level_of(evidence: ScoreEvidence) -> float:
+    """Mean log score of the good photos of the evidence: of the left-out shots, or else of the copies."""
+    return float(logs(evidence.left_out or evidence.copies).mean())
+
+
+def relative_to(evidence: ScoreEvidence, level: float) -> ScoreEvidence:
+    """The same with every score divided by exp(level)."""
+
+    def divided(scores: Sequence[float]) -> tuple[float, ...]:
+        return tuple(np.exp(logs(scores) - level).tolist())
+
+    own = divided([evidence.self_similarity])[0]
+    return ScoreEvidence(divided(evidence.left_out), divided(evidence.copies), divided(evidence.synthetic), own)
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,8 @@ class ThresholdPrior:
 
     regressions: Mapping[int, Regression]
     """Keys are numbers of shots; 1 and at least one larger."""
+    relative: bool = False
+    """Whether it knows ratios of scores alone: then it serves scores of any unit."""
 
     def __post_init__(self) -> None:
         if 1 not in self.regressions or len(self.regressions) < 2:
@@ -91,6 +111,9 @@ class ThresholdPrior:
         M/K of what it adds to the class's own left-out scores remains, and M/K of its residual variance: the mean
         of K scores is that much better known.
         """
+        if self.relative:
+            level = level_of(evidence)
+            return replace(self, relative=False).score_model(relative_to(evidence, level)).shifted(level)
         known = max(k for k in self.regressions if k <= evidence.shots)
         regression = self.regressions[known]
         found, doubt = regression.predict(evidence), np.square(regression.residual)
@@ -111,14 +134,16 @@ class ThresholdPrior:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to be read by :meth:`of_json`."""
-        return {
+        regressions = {
             str(shots): {name: np.asarray(value).tolist() for name, value in vars(regression).items()}
             for shots, regression in sorted(self.regressions.items())
         }
+        return {"relative": self.relative, "regressions": regressions}
 
     @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> ThresholdPrior:
+    def of_json(cls, value: Mapping[str, Any]) -> ThresholdPrior:
         """The inverse of :meth:`to_json`. Raises InputError where a part is missing or of another shape."""
+        values, relative = value["regressions"], value.get("relative", False)
         shapes = {"centre": (3,), "scale": (3,), "offset": (4,), "weights": (3, 4), "residual": (4,)}
         found: dict[int, Regression] = {}
         try:
@@ -131,24 +156,23 @@ class ThresholdPrior:
                 found[int(shots)] = Regression(**arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no threshold prior: {error!r} is missing or unreadable") from error
-        return cls(found)
+        return cls(found, bool(relative))
 
 
 def load_prior(path: Path) -> ThresholdPrior:
     """Read a prior's JSON file; raises InputError, naming the file, where it cannot be read.
 
-    Under `regressions` stand those of :meth:`ThresholdPrior.to_json`, under `made_from` what it was fitted to.
+    Beside what :meth:`ThresholdPrior.to_json` gives stands `made_from`: what it was fitted to.
     """
     try:
-        return ThresholdPrior.of_json(json.loads(path.read_text(encoding="utf-8"))["regressions"])
+        return ThresholdPrior.of_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a threshold prior ({error})") from error
 
 
-def shipped_prior(features_kind: str) -> ThresholdPrior | None:
-    """The prior for a kind of feature network; None where none was fitted."""
-    file = SHIPPED.get(features_kind)
-    return None if file is None else load_prior(file)
+def shipped_prior(features_kind: str) -> ThresholdPrior:
+    """The prior for a kind of feature network: its own, or the one for any features."""
+    return load_prior(SHIPPED.get(features_kind, ANY_FEATURES))
 
 
 def logs(scores: Sequence[float] | F64) -> F64:

@@ -97,7 +97,7 @@ def _typed(name: str, text: str, like: Any) -> Any:
 
 
 def graphs_of(
-    precision: str, size: int | None, static_batches: str | None, features: Path | None = None
+    precision: str, size: int | None, static_batches: str | None, features: str | None = None
 ) -> dict[str, Any]:
     """The options of `export` as fields of ExportSettings. Raises SettingsError for sizes that are no numbers."""
     fixed = static_batches not in (None, "dynamic")

@@ -53,7 +53,14 @@ MaskDirs = Annotated[
     Option("--mask-dir", metavar="DIR", help="With --abnormal-dir: masks of the bad photos; one, or one for each."),
 ]
 ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
-Features = Annotated[Path | None, Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")]
+Features = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="Features from DINOv2 in place of EfficientNet-Lite2: dinov2-small, dinov2-base, a hub id or a folder; "
+        "with @672 behind it at 672 px.",
+    ),
+]
 Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
 Backend = Annotated[
     str, Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; a colon adds the precision, as in cuda:fp16.")

@@ -22,7 +22,7 @@ def calibrate(
         Path | None, Option(help="Record of a box: only propose thresholds by its corrections.")
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
-    shots: Annotated[int | None, Option(help="Good photos per class; else as many as at export.")] = None,
+    shots: Annotated[int | None, Option(help="Good photos per class, the first ones; all if left out.")] = None,
     false_alarm_rate: options.FalseAlarmRate = 0.02,
     synthetic: Annotated[int, Option(help="Synthetic anomalies per class to choose settings on; 0 = none.")] = 24,
     check: Annotated[Path | None, Option(help="Data set to measure the false-alarm rate on.")] = None,

@@ -185,22 +185,22 @@ def networks_of_run(
     threads: int | None = None,
     max_batch: int = 16,
     device: str = "cpu",
-    features_folder: Path | None = None,
+    features: str | None = None,
 ) -> TorchNetworks:
     """The networks of a finished run: its model, the perceptual network of its training, the feature network.
 
-    `features_folder`: a DINOv2 folder in place of EfficientNet-Lite2.
+    `features`: as features_of takes them.
     Raises RunError, InputError or MissingExtra if one of them cannot be loaded.
     """
     base = run.load()
     perceptual, _ = load_perceptual(run.perceptual_kind or "auto")
-    features, _, _ = features_of(features_folder)
-    side: int = getattr(features, "side", FEATURES_PX)
+    described, _, _ = features_of(features)
+    side: int = getattr(described, "side", FEATURES_PX)
     return TorchNetworks(
         base.unet,
         base.vae,
         perceptual,
-        features,
+        described,
         size_px=run.size_px,
         features_px=side,
         max_batch=max_batch,

@@ -38,7 +38,7 @@ class CalibrateRequest:
     out: Path | None = None
     """Where the new bundle goes; in the place of the old one if None."""
     shots: int | None = None
-    """Good photos a class; as many as the bundle was fitted to if None."""
+    """Good photos a class, the first ones; all that `photos` holds if None."""
     preset: str = "edge"
     """The preset that is calibrated; others lose their thresholds, since the prototypes change."""
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
@@ -54,7 +54,7 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     bundle, preset = read_bundle(request.bundle), request.preset
     inspect = preset_settings(bundle, preset)
     records = bundle.manifest.classes
-    files = good_photos(request.photos, records, request.shots, dataset=request.dataset)
+    files = good_photos(request.photos, records, request.shots, every=request.shots is None, dataset=request.dataset)
     say_faults(files)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     use_threads(request.threads)

@@ -43,12 +43,13 @@ def good_photos(
     records: Mapping[str, ClassRecord],
     shots: int | None,
     partial: bool = False,
+    every: bool = False,
     dataset: str | None = None,
 ) -> dict[str, list[Path]]:
     """By class: the shots of a run, or the first good photos of a data set or folder.
 
-    Of each class `shots`, or as many as the bundle was fitted to. With `partial`, classes without photos are left out
-    and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where photos are missing.
+    Of each class `shots`, or as many as the bundle was fitted to; with `every`, all. With `partial`, classes without
+    photos are left out and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where photos are missing.
     """
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
@@ -64,7 +65,7 @@ def good_photos(
     chosen = {}
     for name, record in records.items():
         if name not in missing:
-            count = shots or record.shots or DEFAULT_SHOTS
+            count = len(found[name]) if every else shots or record.shots or DEFAULT_SHOTS
             count = min(count, len(found[name])) if partial else count
             chosen[name] = list(few_shot(tuple(found[name]), count, None, name))
     return chosen

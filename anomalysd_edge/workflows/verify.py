@@ -66,8 +66,8 @@ class VerifyRequest:
     """Folder for verify.json and verify.html."""
     gate: GateSettings = field(default_factory=GateSettings)
     """Differences that are allowed."""
-    features: Path | None = None
-    """Folder of DINOv2, for a bundle with DINOv2 features."""
+    features: str | None = None
+    """The DINOv2 of a bundle with DINOv2 features, as it was exported with."""
 
 
 def verify_backends(request: VerifyRequest, progress: Progress) -> ParityReport:
@@ -102,7 +102,7 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
         raise SettingsError("the backend torch needs the run that the bundle was exported from; give it with --run")
     from anomalysd_edge.training.run import networks_of_run, read_run
 
-    torch_networks = networks_of_run(read_run(request.run), request.threads, features_folder=request.features)
+    torch_networks = networks_of_run(read_run(request.run), request.threads, features=request.features)
     networks = stack.enter_context(torch_networks)
     return detector_of(bundle, networks, request.preset)
 

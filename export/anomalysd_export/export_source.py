@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,13 +55,13 @@ class ExportSource:
 
 
 def trained_of(
-    run: Run, specs: Mapping[str, ClassSpec] | None = None, features_folder: Path | None = None
+    run: Run, specs: Mapping[str, ClassSpec] | None = None, features_name: str | None = None
 ) -> ExportSource:
     """Load what `run` left; `specs` replace its classes of the same name. Raises RunError where a photo was changed."""
     base = run.load()
     # The distance that the decoder was trained with; where it needed none, the best that is here.
     perceptual, perceptual_source = load_perceptual(run.perceptual_kind or "auto")
-    features, features_source, features_kind = features_of(features_folder)
+    features, features_source, features_kind = features_of(features_name)
     digests = {run.path / shot["file"]: shot["sha256"] for c in run.record["classes"].values() for shot in c["shots"]}
     for file, digest in digests.items():
         if sha256_file(file) != digest:

@@ -52,8 +52,8 @@ class ExportSettings:
     """Static batch sizes to write beside the graph of any batch; none if empty."""
     precisions: tuple[str, ...] = ("fp32",)
     """fp32 always; fp16 and bf16 graphs are made from it."""
-    features: Path | None = None
-    """Folder of DINOv2 to take for the features; None = EfficientNet-Lite2."""
+    features: str | None = None
+    """A DINOv2 (training.models.features.features_of) to take for the features; None = EfficientNet-Lite2."""
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.batches) or len(set(self.batches)) != len(self.batches):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from anomalysd_edge.calibration.calibrate import BANK_PHOTOS, split_photos
 from anomalysd_edge.calibration.holdout import perturbed
 from anomalysd_edge.calibration.threshold_model import Regression, ThresholdPrior
 from anomalysd_edge.data.classes import ClassSpec
@@ -94,6 +95,22 @@ def test_dear_misses_lower_the_threshold() -> None:
     assert cheap is not None
     assert dear is not None
     assert dear < cheap
+
+
+def test_photos_beyond_the_banks_are_judged_by_them() -> None:
+    shots, others = split_photos([photo(s) for s in range(4)])
+    assert (len(shots), len(others)) == (4, 0)
+    photos = [photo(s) for s in range(BANK_PHOTOS + 9)]
+    shots, others = split_photos(photos)
+    assert (len(shots), len(others)) == (BANK_PHOTOS, 9)
+    assert shots[0] is photos[0]
+    assert shots[-1] is photos[-1]
+    networks, spec = FakeNetworks(), ClassSpec("part", "part", "object", (), ())
+    evidence = calibrated(
+        networks, spec, photos, INSPECT, SETTINGS, threshold_prior=prior(-1.0, -0.5)
+    ).calibration.evidence
+    assert evidence is not None
+    assert len(evidence.left_out) == 9
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:

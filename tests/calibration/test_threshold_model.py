@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anomalysd_edge.calibration.threshold_fit import KnownClass, fit, leave_one_class_out, reliability
-from anomalysd_edge.calibration.threshold_model import ThresholdPrior, load_prior, shipped_prior
+from anomalysd_edge.calibration.threshold_model import ThresholdPrior, load_prior, relative_to, shipped_prior
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.method.score_model import ScoreEvidence
 
@@ -83,7 +83,7 @@ def test_threshold_never_goes_beyond_the_synthetic_anomalies(prior: ThresholdPri
 
 def test_prior_survives_its_file(prior: ThresholdPrior, tmp_path: Path) -> None:
     file = tmp_path / "prior.json"
-    file.write_text(json.dumps({"regressions": prior.to_json()}))
+    file.write_text(json.dumps(prior.to_json()))
     for shots in (1, 3, 9):
         evidence = drawn(101, shots).evidence
         assert load_prior(file).score_model(evidence) == prior.score_model(evidence)
@@ -103,6 +103,16 @@ def test_broken_prior_files_are_named(text: str, tmp_path: Path) -> None:
 def test_prior_of_one_number_of_shots_is_refused() -> None:
     with pytest.raises(SettingsError, match="expected 1 and a larger one"):
         fit([drawn(n, 4) for n in range(12)])
+
+
+def test_a_relative_prior_serves_scores_of_any_unit() -> None:
+    prior = fit([drawn(n, shots) for n in range(40) for shots in (1, 4)], relative=True)
+    for shots in (1, 4, 16):
+        known = drawn(100, shots)
+        tenfold = relative_to(known.evidence, -np.log(10))
+        thresholds = [prior.score_model(evidence).threshold() for evidence in (known.evidence, tenfold)]
+        assert thresholds[1] == pytest.approx(10 * thresholds[0], rel=1e-6)
+        assert np.median(known.good) < thresholds[0] < np.median(known.defective)
 
 
 def test_too_few_classes_are_refused() -> None:
@@ -130,7 +140,8 @@ def test_a_left_out_class_is_left_out_with_all_its_numbers_of_shots() -> None:
 def test_shipped_prior_gives_thresholds_between_good_photos_and_defects() -> None:
     prior = shipped_prior("efficientnet_lite2")
     assert prior is not None
-    assert shipped_prior("dinov2") is None
+    assert not prior.relative
+    assert shipped_prior("dinov2").relative, "features that nobody measured"
     several = ScoreEvidence(left_out=(0.16, 0.18, 0.17, 0.2), synthetic=(0.25, 0.3, 0.4, 0.35))
     single = ScoreEvidence(copies=(0.13, 0.14), synthetic=(0.25, 0.3, 0.4, 0.35), self_similarity=0.25)
     for evidence in (several, single):

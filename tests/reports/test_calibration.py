@@ -67,7 +67,7 @@ def test_false_alarms_are_counted_on_photos_that_were_no_shots(tmp_path: Path) -
     images.save_png(data / "bottle/test/good/copy.png", photo(0))
     images.save_png(data / "bottle/test/spot/0.png", photo(9, defect=True))
     settings = CalibrationSettings(bank_size=200, negatives=4, synthetic=4)
-    found = recalibrate(CalibrateRequest(bundle=tmp_path / "B", photos=data, settings=settings), quiet)
+    found = recalibrate(CalibrateRequest(bundle=tmp_path / "B", photos=data, shots=4, settings=settings), quiet)
     assert list(found.seconds) == ["bottle"]
     seen = false_alarms(found, data, InspectOptions(threads=1), quiet)
     assert len(seen["bottle"].scores) == 3
@@ -113,6 +113,8 @@ def test_the_verb_writes_the_report_beside_the_bundle(tmp_path: Path) -> None:
         data,
         "--synthetic",
         "0",
+        "--shots",
+        "4",
         "--threads",
         "1",
         "--quiet",

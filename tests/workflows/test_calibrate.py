@@ -98,7 +98,8 @@ def test_a_class_without_photos_is_named(tmp_path: Path) -> None:
         )
     with pytest.raises(DatasetError, match="4"):
         recalibrate(
-            CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "FEW", 2), settings=FEW), quiet
+            CalibrateRequest(bundle=tmp_path / "B", photos=good_photos(tmp_path / "FEW", 2), shots=4, settings=FEW),
+            quiet,
         )
 
 

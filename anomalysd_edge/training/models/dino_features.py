@@ -1,7 +1,8 @@
-"""DINOv2 as the feature network, from a local folder of weights: `sd-edge export RUN --features FOLDER`.
+"""DINOv2 as the feature network: `sd-edge export RUN --features dinov2-small`.
 
-The folder is one of transformers' (config.json, model.safetensors), for instance a download of facebook/dinov2-small
-(Apache-2.0). The last layer's patch tokens at 448 px, as AnomalyDINO takes them (Damm et al., arXiv 2405.14529).
+By name, by hub id or from a local folder of transformers' (config.json, model.safetensors), for instance a download of
+facebook/dinov2-small (Apache-2.0). The last layer's patch tokens at 448 or 672 px, as AnomalyDINO takes them (Damm et
+al., arXiv 2405.14529).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from torch.nn import functional
 
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.errors import InputError, ShapeError
-from anomalysd_edge.training.models.hub import loading
+from anomalysd_edge.training.models.hub import from_hub, loading
 
-PATCHES = 32
-"""Patches along a side: with DINOv2's patches of 14 px the photo is 448 px wide."""
+NAMES = {"dinov2-small": "facebook/dinov2-small", "dinov2-base": "facebook/dinov2-base"}
+"""Hub ids by the names that --features takes."""
+SIDES_PX = (448, 672)
+"""Sides of the square photo; AnomalyDINO reports both."""
 
 
 class DinoFeatures(nn.Module):
@@ -28,12 +31,18 @@ class DinoFeatures(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, model: Any) -> None:
-        """`model`: a transformers Dinov2Model. Its position embeddings are resampled to this grid once."""
+    def __init__(self, model: Any, side_px: int = SIDES_PX[0]) -> None:
+        """`model`: a transformers Dinov2Model. Its position embeddings are resampled to this side's grid once.
+
+        Raises InputError where the side is no multiple of the model's patches.
+        """
         super().__init__()
-        self.side = PATCHES * int(model.config.patch_size)
+        patch = int(model.config.patch_size)
+        if side_px < patch or side_px % patch:
+            raise InputError(f"photos of {side_px} px do not divide into this DINOv2's patches of {patch} px")
+        self.side, self._patches = side_px, side_px // patch
         embeddings = model.embeddings
-        tokens = torch.zeros(1, PATCHES**2 + 1, int(model.config.hidden_size))
+        tokens = torch.zeros(1, self._patches**2 + 1, int(model.config.hidden_size))
         with torch.no_grad():
             resampled = embeddings.interpolate_pos_encoding(tokens, self.side, self.side)
         embeddings.position_embeddings = nn.Parameter(resampled.clone())
@@ -54,20 +63,27 @@ class DinoFeatures(nn.Module):
         patches = embeddings.patch_embeddings((images - self.mean) / self.spread)
         tokens = torch.cat((embeddings.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         encoded = self.model.encoder(tokens + embeddings.position_embeddings).last_hidden_state
-        grid = self.model.layernorm(encoded)[:, 1:].transpose(1, 2).unflatten(2, (PATCHES, PATCHES))
+        grid = self.model.layernorm(encoded)[:, 1:].transpose(1, 2).unflatten(2, (self._patches, self._patches))
         return functional.normalize(grid, dim=1, eps=1e-6)
 
 
-def load_dino(folder: Path) -> tuple[DinoFeatures, str]:
-    """The network in `folder`, and one line naming its source. Raises InputError if missing, broken or no DINOv2."""
+def load_dino(name: str, side_px: int = SIDES_PX[0]) -> tuple[DinoFeatures, str]:
+    """The network, and one line naming its source. Raises InputError if missing, broken or no DINOv2.
+
+    `name` is one of NAMES, a folder, or a hub id (OWNER/NAME), which is downloaded where it is not cached.
+    """
     from transformers import Dinov2Model
 
+    hub, folder = NAMES.get(name, name), Path(name)
+    if not folder.is_dir() and hub.count("/") == 1 and not hub.startswith((".", "/", "~")):
+        folder = from_hub(hub, ["config.json", "model.safetensors"], ["config.json", "model.safetensors"], "DINOv2")
     config, weights = folder / "config.json", folder / "model.safetensors"
     for file in (config, weights):
         if not file.is_file():
             raise InputError(
-                f"{folder} has no {file.name}: give a folder of DINOv2 in transformers' layout, as\n"
-                "  hf download facebook/dinov2-small --local-dir FOLDER\nmakes on a machine with a network"
+                f"{folder} has no {file.name}: give {', '.join(NAMES)}, a hub id, or a folder of DINOv2 in "
+                "transformers' layout, as\n  hf download facebook/dinov2-small --local-dir FOLDER\nmakes on a machine "
+                "with a network"
             )
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
@@ -77,4 +93,4 @@ def load_dino(folder: Path) -> tuple[DinoFeatures, str]:
         raise InputError(f"{folder} holds a model of type {kind!r}; expected dinov2")
     with loading("DINOv2", folder):
         model = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    return DinoFeatures(model), f"dinov2 {folder.name}, sha256 {sha256_file(weights)[:16]}"
+    return DinoFeatures(model, side_px), f"dinov2 {Path(hub).name}, sha256 {sha256_file(weights)[:16]}"

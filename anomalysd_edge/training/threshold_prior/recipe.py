@@ -256,9 +256,14 @@ def fit_and_write(runs: Sequence[KnownRun], steps: int, out: Path, made_from: di
     judged = leave_one_class_out(classes)
     diagram = [vars(one) for one in reliability(judged)]
     print("\n".join([*lines(judged, groups), *map(str, diagram)]))  # noqa: T201
+    plain = [known_class(run, alike[run.number], None) for run in runs]
+    print("\n".join(["any features:", *lines(leave_one_class_out(plain, relative=True), groups)]))  # noqa: T201
     save_file(joined([teach(runs, steps, seed) for seed in range(2)]).tensors(), out / "correction.safetensors")
-    values = {"regressions": fit(classes).to_json(), "reliability": diagram, "made_from": made_from}
-    (out / "prior.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    priors = {"prior": fit(classes), "any_features": fit(plain, relative=True)}
+    for name, prior in priors.items():
+        values = {**prior.to_json(), "made_from": made_from}
+        values |= {"reliability": diagram} if name == "prior" else {}
+        (out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
