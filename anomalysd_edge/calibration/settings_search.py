@@ -1,7 +1,7 @@
 """Which settings suit a class, judged on its good photos and on synthetic anomalies painted on them.
 
-Settings are tried in rounds, each starting from the best so far: how masks are repainted, how maps are fused,
-how a map becomes a score. A candidate replaces the default only where its lead is larger than chance: the lead's
+Settings are tried in rounds, each starting from the best so far: how masks are repainted, how maps are fused. A
+candidate replaces the default only where its lead is larger than chance: the lead's
 standard error comes from a paired bootstrap over photos, so with a handful of them the global default mostly stays.
 """
 
@@ -32,15 +32,12 @@ REPAINTS: tuple[dict[str, Any], ...] = (
 """Round 1: lambda and its passes, K. Each costs a repaint of every photo."""
 FUSIONS: tuple[dict[str, Any], ...] = (
     {"multiscale_weight": 0.0},
-    {"multiscale_weight": 0.2},
-    {"multiscale_weight": 1.0},
-    {"multiscale_weight": 2.5},
-    {"guided_weight": 0.5},
+    {"multiscale_weight": 0.04},
+    {"multiscale_weight": 0.25},
+    {"guided_weight": 0.1},
 )
-"""Round 2: weights of the maps."""
-SCORES: tuple[dict[str, Any], ...] = ({"top_share": 0.0}, {"top_share": 0.003}, {"top_share": 0.03})
-"""Round 3: the image score."""
-ROUNDS: tuple[tuple[Mapping[str, Any], ...], ...] = (REPAINTS, FUSIONS, SCORES)
+"""Round 2: weights of the maps. The image score stays the mean of the top hundredth: thresholds are fitted for it."""
+ROUNDS: tuple[tuple[Mapping[str, Any], ...], ...] = (REPAINTS, FUSIONS)
 """What is tried, in order."""
 
 

@@ -49,7 +49,8 @@ def good_photos(
     """By class: the shots of a run, or the first good photos of a data set or folder.
 
     Of each class `shots`, or as many as the bundle was fitted to; with `every`, all. With `partial`, classes without
-    photos are left out and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where photos are missing.
+    photos are left out and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where
+    photos are missing.
     """
     if (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
