@@ -72,14 +72,14 @@ def judge_class(
     negative = bundle.constants[NEGATIVE_PROMPT]
     detector = Detector(networks, bundle.schedule(), {part.name: known}, settings, negative)
     verdicts: list[str | None] = []
-    plain: dict[str, list[F32]] = {line: [] for line in LINES}
+    plain: dict[str, list[F32]] = {line: [] for line in LINES[-len(known.banks) :]}
 
     def judged() -> Any:
         for sample in part.test:
             photo = load_rgb(sample.path)
             (answer,) = detector.inspect([photo], part.name)
             verdicts.append(answer.verdict)
-            for line, found in zip(LINES, plain_maps(networks, known, photo, detector), strict=True):
+            for line, found in zip(plain, plain_maps(networks, known, photo, detector), strict=True):
                 plain[line].append(found)
             yield sample, photo, answer
 
@@ -108,7 +108,7 @@ def judge_class(
 
 def plain_maps(networks: Networks, known: ClassModel, photo: U8, detector: Detector) -> list[F32]:
     """Score maps of the distance alone, at each size."""
-    seen = ClassFeatures(networks, known.aspect, (1, known.tiles))
+    seen = ClassFeatures(networks, known.aspect, (1, known.tiles)[-len(known.banks) :])
     size, settings = networks.sizes.size_px, detector.settings
     return [
         finished_prototype_map(bank.distance(features), seen.frame(photo), None, settings, size)
@@ -137,7 +137,7 @@ def means(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     for shots in sorted({key.split("/")[1] for key in found}, key=int):
         mine = [cell for key, cell in found.items() if key.split("/")[1] == shots]
         by_shots[shots] = {figure: float(np.nanmean([cell[figure] for cell in mine])) for figure in FIGURES}
-        for line in LINES:
+        for line in mine[0]["lines"]:
             for figure in ("image_auroc", "pixel_auroc", "best_balanced_error"):
                 values = [cell["lines"][line][figure] for cell in mine]
                 by_shots[shots][f"{line}: {figure}"] = float(np.nanmean(values))
@@ -179,7 +179,7 @@ def main() -> None:
 
 def rows_of(key: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
     """One line of the table."""
-    lines = (cell["lines"][line] for line in LINES)
+    lines = cell["lines"].values()
     pairs = [f"{100 * line['image_auroc']:.1f} / {100 * line['pixel_auroc']:.1f}" for line in lines]
     return (*key.split("/", 1), *(f"{100 * cell[figure]:.1f}" for figure in FIGURES), *pairs)
 

@@ -44,7 +44,7 @@ BANK_PHOTOS = 16
 """Good photos that make a class's banks, at most; of more, the others are judged by them as further good photos."""
 _ENOUGH = 8
 """Of those others, from which leaving out photos of the bank tells nothing more."""
-PIXEL_SHARE = 1.0
+PIXEL_SHARE = 1.1
 """Of the image threshold, the score-map value from which a pixel is in the predicted mask."""
 
 
