@@ -11,6 +11,9 @@ ONNX_RUNTIME = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
+    "ort-rtx": "NvTensorRTRTXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
 }
 """Kinds that ONNX Runtime serves, with the provider that must be running."""
 ENGINES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -23,7 +26,7 @@ class BackendChoice:
     """One backend, as it was asked for."""
 
     kind: str
-    """cpu, cuda, ort-tensorrt (all ONNX Runtime), rtx or tensorrt (engines)."""
+    """One of ONNX_RUNTIME, or rtx or tensorrt (engines)."""
     precision: str = "fp32"
     """fp32, fp16, bf16, int8 or fp8."""
 

@@ -37,7 +37,7 @@ from anomalysd_edge.workflows.bench_worker import measure
 from anomalysd_edge.workflows.open_options import InspectOptions, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates
-from anomalysd_runtime.onnx.sessions import available_providers
+from anomalysd_runtime.onnx.providers import built_in
 from tests.support.small_graphs import small_bundle
 
 
@@ -149,7 +149,7 @@ def test_rates_of_this_machine_are_sane() -> None:
 
 @pytest.mark.gpu
 def test_rates_memory_and_energy_of_a_gpu(place: Path) -> None:
-    if "CUDAExecutionProvider" not in available_providers():
+    if "CUDAExecutionProvider" not in built_in():
         pytest.skip("no CUDAExecutionProvider in this onnxruntime: the GPU's rates were not measured")
     rates = measure_rates("cuda", half=True, seconds=0.5)
     assert 1e12 < rates.flops_a_second < 1e16
