@@ -41,6 +41,12 @@ def plan(parts: list[Part]) -> str:
     return "\n".join([*told, f"{len(parts)} subcommands, {claims} claims, at most {seconds / 60:.1f} minutes"])
 
 
+def _end(number: int, _frame: object) -> None:
+    """Leave in order, so that the runner kills what it started; a second signal does not interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the subcommands; see the module's text."""
     known = {part.name: part for part in PARTS}
@@ -64,8 +70,7 @@ def main() -> None:
     if asked.here:
         lines = [line for p in parts for line in in_this_process(p, kit, kit.work / f"{p.name}.jsonl").written.values()]
         sys.exit(exit_code(lines))
-    # A parent that is ended ends what it started: runner kills the group on the way out.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _end)
     results = results_of(kit, asked.commit or commit_here())
     file = None
     for part in parts:

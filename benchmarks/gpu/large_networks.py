@@ -97,7 +97,8 @@ class Large:
         pipeline.set_progress_bar_config(disable=True)
         perceptual = AlexPerceptual("lpips_alex").to(self.device).eval()
         side, dtype = self.sizes.size_px, self.unet.dtype
-        photo = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self.device)
+        photo = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        original = photo.to(self.device) * 2 - 1
         states = torch.from_numpy(self.feeds(1)["encoder_hidden_states"]).to(self.device, dtype)
         slots = make_plan(settings.plan, self.sizes.latent_side, settings.scales).slots[:masks]
 
@@ -110,7 +111,7 @@ class Large:
                     output_type="pt",
                 )  # fmt: skip
                 first = torch.zeros(1, dtype=torch.int64, device=self.device)
-                return float(perceptual(photo * 2 - 1, done.images.float() * 2 - 1, first).mean())
+                return float(perceptual(original, done.images.float() * 2 - 1, first).mean())
 
         one(slots[0])  # warm-up
         began = time.perf_counter()
@@ -134,13 +135,6 @@ class Large:
         for part in (raw, raw.with_name(f"{raw.name}.data")):
             part.unlink(missing_ok=True)
         _rename_graph(file.with_name("unet.partial.onnx"), file)
-
-    def attention_nodes(self, file: Path) -> dict[str, int]:
-        """How the graph's attention is written: fused operators, or products around a softmax."""
-        import onnx
-
-        nodes = [node.op_type for node in onnx.load(str(file), load_external_data=False).graph.node]
-        return {name: nodes.count(name) for name in ("MultiHeadAttention", "Attention", "Softmax") if name in nodes}
 
     def free(self) -> None:
         """Let go of the networks."""
@@ -174,8 +168,9 @@ def large(kit: Kit) -> Large:
         for entry in (painter, vae.encoder, vae.post_quant_conv):
             entry.register_forward_pre_hook(_cast, with_kwargs=True)
         painter, vae = painter.half(), vae.half()
-    frozen = [network.to(kit.device).eval().requires_grad_(False) for network in (painter, vae)]
-    return Large(kit.device, sizes, *frozen, counter.get_total_flops())
+    for network in (painter, vae):
+        network.to(kit.device).eval().requires_grad_(False)
+    return Large(kit.device, sizes, painter, vae, counter.get_total_flops())
 
 
 def _cast(

@@ -45,15 +45,24 @@ def _export(_kit: Kit) -> str | None:
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
-def _onnxruntime(kit: Kit) -> str | None:
+def missing_provider(kit: Kit) -> str | None:
+    """Why ONNX Runtime has no provider for the kit's device; None where it lists one, which may still not work."""
     if not _installed("onnxruntime"):
         return "onnxruntime-gpu is not installed"
-    from anomalysd_runtime.onnx.sessions import PROVIDERS, available_providers
+    from anomalysd_runtime.onnx.providers import PROVIDERS, built_in
 
-    offered = available_providers()
-    if PROVIDERS[kit.device] not in offered:
-        return f"this onnxruntime has only {', '.join(offered)}: install onnxruntime-gpu in its place"
+    if PROVIDERS[kit.device] not in built_in():
+        return f"this onnxruntime has only {', '.join(built_in())}: install onnxruntime-gpu in its place"
     return None
+
+
+def _onnxruntime(kit: Kit) -> str | None:
+    why = missing_provider(kit)
+    if why:
+        return why
+    from anomalysd_runtime.onnx.sessions import trouble
+
+    return trouble(kit.device)
 
 
 def _rtx(kit: Kit) -> str | None:

@@ -231,7 +231,7 @@ def used_bytes(kit: Kit) -> int:
 
 
 def _default_stream(kit: Kit, lines: Lines, modules: dict[str, Any]) -> None:
-    """Whether cudaStreamCreate's blocking streams are a danger: work on the legacy stream would end a capture."""
+    """A stream that waits for the legacy default one would lose its capture to another thread's work there."""
     from benchmarks.gpu.small_networks import job
 
     each, errors = job(2), list[str]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,6 @@ from typing import Any
 
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.profiling.hardware import machine_facts, package_versions
-from benchmarks import harness
 from benchmarks.gpu.claims import REHEARSAL, Kit, Lines, Part, read_lines, reason
 from benchmarks.gpu.needs import first_missing
 
@@ -83,7 +83,10 @@ def _last_words(log: Path) -> str:
 
 def results_of(kit: Kit, commit: str) -> dict[str, Any]:
     """What a results file says of the machine, without any part's lines."""
-    says, facts = harness.machine(), machine_facts()
+    # In a process of its own: to see whether CUDA works, doctor opens a context, which would stay all the while.
+    told = "import json; from benchmarks import harness; print(json.dumps(harness.machine()))"
+    done = subprocess.run([sys.executable, "-c", told], check=True, stdout=subprocess.PIPE, text=True)
+    says, facts = json.loads(done.stdout.splitlines()[-1]), machine_facts()
     return {
         "what": "claims about the GPU side, measured by python -m benchmarks.gpu",
         "rehearsal": REHEARSAL if kit.rehearsal else None,

@@ -49,7 +49,7 @@ _PROJECTIONS = ((CHANNELS, CHANNELS), (CHANNELS, 2 * CHANNELS), (WIDTH, 2 * CHAN
 
 
 def _heads(tokens: Tensor) -> Tensor:
-    return tokens.unflatten(2, (4, -1)).transpose(1, 2)
+    return tokens.reshape(*tokens.shape[:2], 4, -1).transpose(1, 2)
 
 
 class SmallEncoder(nn.Module):
@@ -175,7 +175,8 @@ class TorchWorker:
             from tests.support.host_engines import HostDevice
 
             host = HostDevice()
-            self.device, self._stream = WatchedDevice(host), HostStream(host)
+            self.device = WatchedDevice(host)
+            self._stream: HostStream | CudaStream = HostStream(host)
         else:
             from anomalysd_runtime.tensorrt.cuda_device import CudaDevice
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.bundle.backend_spec import ENGINES
+from anomalysd_edge.bundle.reader import read_bundle
 from anomalysd_edge.core.files import read_json
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.profiling.hardware import EnergyMeter
@@ -83,7 +85,9 @@ def bench(kit: Kit, lines: Lines) -> None:
 def _further(kit: Kit, at: Prepared) -> list[str]:
     """Backends whose times stand beside: fp16, and the engines that subcommand engines built."""
     found = [f"{kit.device}:fp16"]
-    if first_missing(kit, ("tensorrt-rtx",)) is None and any((at.bundle / "engines").glob("*")):
+    marks = [record.fingerprint for record in read_bundle(at.bundle, verify=False).manifest.engines]
+    built = any((mark.library, mark.precision) == (ENGINES["rtx"], "fp16") for mark in marks)
+    if built and first_missing(kit, ("tensorrt-rtx",)) is None:
         found.append("rtx:fp16")
     return found
 
@@ -103,7 +107,6 @@ def row(kit: Kit, at: Prepared, backend: str, in_flight: int, rounds: int) -> Be
 
 def _floor(kit: Kit, at: Prepared, measured: BenchRow) -> dict[str, Any] | None:
     """How far each network is from the machine's rates; None where the operations cannot be counted."""
-    from anomalysd_edge.bundle.reader import read_bundle
     from anomalysd_edge.workflows.bench import floor_of
 
     floor = floor_of(read_bundle(at.bundle, verify=False), kit.device, None, 16)

@@ -71,12 +71,14 @@ class CudaStream:
     """
 
     def __init__(self, stream: int) -> None:
-        self._stream = torch.cuda.ExternalStream(stream)
+        self._stream: Any = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.MemPool()
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         described = {"shape": shape, "typestr": dtype.str, "data": (address, False), "strides": None, "version": 3}
-        return torch.as_tensor(_Mapped(described), device="cuda")
+        found = torch.as_tensor(_Mapped(described), device="cuda")
+        assert found.data_ptr() == address, "torch copied what it was to map"
+        return found
 
     def submit(self, work: Callable[[], None]) -> None:
         with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
@@ -119,7 +121,8 @@ class TorchEngine:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Of an input or output."""
-        return np.dtype(self.types.get(name, np.float32))
+        found: np.dtype[Any] = np.dtype(self.types.get(name, np.float32))
+        return found
 
     def shape(self, name: str, size: int) -> tuple[int, ...]:
         """Of an input or output at batch size `size`."""
@@ -210,7 +213,7 @@ def profiled(work: Callable[[], None]) -> dict[str, int] | None:
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         work()
         torch.cuda.synchronize()
-    names = [str(event.name) for event in seen.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
+    names = [str(event.name) for event in seen.events() or () if event.device_type.name == "CUDA"]
     return copies_of(names) if names else None
 
 

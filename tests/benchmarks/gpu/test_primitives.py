@@ -38,6 +38,7 @@ def shown(kit: Kit) -> dict[str, Any]:
     return {name.partition(".")[2]: line["holds"] for name, line in lines.written.items()}
 
 
+@pytest.mark.slow
 def test_they_hold_on_a_host_device(kit: Kit) -> None:
     found = shown(kit)
     assert found.pop("default_stream") is None, "host memory has no streams"
@@ -45,6 +46,7 @@ def test_they_hold_on_a_host_device(kit: Kit) -> None:
     assert len(found) == len(primitives.CLAIMS) - 1
 
 
+@pytest.mark.slow
 def test_a_replay_that_differs_is_seen(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that does not do what was captured: here it leaves out its first kernel."""
     capture = HostDevice.capture
@@ -71,6 +73,7 @@ def test_a_copy_within_the_loop_is_seen(kit: Kit) -> None:
     assert lines.written["primitives.copies"]["holds"] is False
 
 
+@pytest.mark.slow
 def test_memory_that_stays_is_seen(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     close = HostDevice.close

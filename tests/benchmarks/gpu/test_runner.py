@@ -32,6 +32,12 @@ def part(run: Callable[[Kit, Lines], None], needs: tuple[str, ...] = (), name: s
     return Part(name, "a trial", 5, needs, CLAIMS, run)
 
 
+def users_of(work: Path) -> list[int]:
+    """Processes that were started with this folder."""
+    found = psutil.process_iter(["pid", "cmdline"])
+    return [process.info["pid"] for process in found if str(work) in (process.info["cmdline"] or [])]
+
+
 @pytest.fixture
 def kit(tmp_path: Path) -> Kit:
     return Kit("cpu", tmp_path / "work")
@@ -134,7 +140,6 @@ def test_a_wrong_call_has_code_2(run_benchmark: RunBenchmark) -> None:
 
 @pytest.mark.slow
 def test_a_time_limit_stops_the_subcommand_and_what_it_started(kit: Kit) -> None:
-    """soak starts a worker process of its own; preparing its bundle takes far more than the limit."""
     known = {each.name: each for each in PARTS}
     began = time.monotonic()
     found = runner.in_own_process(known["primitives"], kit, 6.0)
@@ -144,10 +149,7 @@ def test_a_time_limit_stops_the_subcommand_and_what_it_started(kit: Kit) -> None
     assert set(lines) == {claim.name for claim in known["primitives"].claims}
     assert lines["primitives.memory"]["holds"] is None
     assert lines["primitives.memory"]["because"] == "the time limit of 6 s was reached"
-    left = [
-        p.info["pid"] for p in psutil.process_iter(["pid", "cmdline"]) if str(kit.work) in (p.info["cmdline"] or [])
-    ]
-    assert not left, "a process outlived its limit"
+    assert not users_of(kit.work), "a process outlived its limit"
 
 
 def test_a_process_that_dies_leaves_what_it_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +201,21 @@ def test_the_commit_is_this_checkouts() -> None:
     if head.returncode:
         pytest.skip("no git checkout here")
     assert runner.commit_here().split()[0] == head.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_kit_that_is_ended_ends_what_it_started(kit: Kit, tmp_path: Path) -> None:
+    """By two signals, as `timeout` and a shell send them."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "primitives", "--device", "cpu", "--work", str(kit.work)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "export"), str(ROOT / "runtime")])
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not (kit.work / "primitives.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert users_of(kit.work), "the subcommand was not started"
+    process.terminate()
+    process.terminate()
+    assert process.wait(30) == 128 + 15
+    assert not users_of(kit.work)
