@@ -123,11 +123,11 @@ def _plans(lines: Lines, made: Large) -> None:
             seconds[name], jobs[name] = plans.run(networks, plan, known)
         ratio = seconds["paper"] / seconds["edge"]
         lines.shown("large.plans", ratio, ratio >= 15, seconds=seconds, jobs=jobs)
-        masks = jobs["paper"]["encode"]["samples"] - 1
-        done, taken = made.naive(NAIVE_MASKS, settings["paper"])
-        whole = taken / done * masks
-        figures = {"seconds": whole, "masks": masks, "masks_run": done, "edge_times_faster": whole / seconds["edge"]}
-        lines.shown("large.naive", whole / seconds["paper"], whole >= seconds["paper"], **figures)
+    masks = jobs["paper"]["encode"]["samples"] - 1
+    done, taken = made.naive(NAIVE_MASKS, settings["paper"])
+    whole = taken / done * masks
+    figures = {"seconds": whole, "masks": masks, "masks_run": done, "edge_times_faster": whole / seconds["edge"]}
+    lines.shown("large.naive", whole / seconds["paper"], whole >= seconds["paper"], **figures)
 
 
 def _graph(kit: Kit, lines: Lines, made: Large, right: F32, torch_ms: dict[int, float]) -> None:
@@ -144,7 +144,7 @@ def _graph(kit: Kit, lines: Lines, made: Large, right: F32, torch_ms: dict[int, 
     rows: dict[int, dict[str, float]] = {}
     for fuse in (True, False):
         before = _used_bytes(kit)
-        session = open_session(file, kit.device, 4, "unet", fuse=fuse)
+        session = open_session(file, kit.device, 1 if kit.rehearsal else 4, "unet", fuse=fuse)
         for size in BATCHES if fuse else (batch,):
             call = partial(run_numpy, session, made.feeds(size), "unet")
             if fuse and size == batch:

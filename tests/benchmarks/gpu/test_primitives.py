@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.gpu import primitives
 from benchmarks.gpu.claims import Kit, Lines
@@ -24,12 +22,8 @@ def kit(tmp_path: Path) -> Kit:
 
 
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primitives, "ROUNDS", 40)
-    yield
-    torch.set_num_threads(threads)
 
 
 def shown(kit: Kit) -> dict[str, Any]:
