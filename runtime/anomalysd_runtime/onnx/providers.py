@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME
+from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME, PROVIDER_PACKAGES
 from anomalysd_edge.errors import BackendError, missing_extra
 
 try:
@@ -26,12 +26,6 @@ except ModuleNotFoundError as error:
     raise missing_extra("onnxruntime", "cpu") from error
 
 PROVIDERS: dict[str, str] = ONNX_RUNTIME
-PLUGINS = {
-    "ort-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
-    "openvino": "onnxruntime_ep_openvino",
-    "webgpu": "onnxruntime_ep_webgpu",
-}
-"""Modules of the providers that come as packages, by kind; the extra has the kind's name."""
 ON_CUDA = ("cuda", "ort-tensorrt")
 """Kinds whose tensors live in CUDA's memory. The others' are the CPU's, and a provider copies what it needs."""
 TENSORRT_BUILDS = ("ort-tensorrt", "ort-rtx")
@@ -76,7 +70,7 @@ def check_device(device: str, available: Iterable[str] | None = None) -> None:
     offered = built_in() if available is None else list(available)
     if PROVIDERS[device] in offered or _registered(device):
         return
-    module = PLUGINS.get(device)
+    module = PROVIDER_PACKAGES.get(device)
     if module is not None:
         _register(device, module)
         return
