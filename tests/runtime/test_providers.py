@@ -109,8 +109,12 @@ def test_cuda_libraries_of_pip_are_loaded_before_a_session(monkeypatch: pytest.M
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
-    started = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: order.append("session") or started)
+
+    def start(*_: Any, **__: Any) -> Any:
+        order.append("session")
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", start)
     providers.load_cuda_libraries.cache_clear()
     try:
         with pytest.raises(

@@ -190,7 +190,7 @@ def test_a_gpus_energy_is_its_counters_difference(monkeypatch: pytest.MonkeyPatc
             return 0
 
     library = Nvml()
-    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: library if "nvidia-ml" in name else None)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library if "nvidia-ml" in name else None)
     monkeypatch.setattr(
         hardware, "_smi", lambda _arguments: pytest.fail("nvidia-smi was started while it was measured")
     )
