@@ -55,7 +55,8 @@ def test_every_image_can_open_a_backend(extra: str) -> None:
     text = (DEPLOY / "Containerfile").read_text(encoding="utf-8").replace("\\\n", "")
     (step,) = [line for line in text.splitlines() if line.startswith("RUN ") and "pip install" in line]
     command = step.removeprefix("RUN ").replace("/opt/sd-edge/bin/pip", "echo").partition("&& rm ")[0]
-    done = subprocess.run(["sh", "-ec", command], env={"EXTRA": extra, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)  # fmt: skip
+    shell = {"EXTRA": extra, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-ec", command], env=shell, capture_output=True, text=True, check=True)
     asked = re.search(r"\.\[([\w,-]+)\]", done.stdout)
     assert asked is not None, done.stdout
     wanted = packages(asked.group(1))

@@ -16,6 +16,12 @@ ONNX_RUNTIME = {
     "webgpu": "WebGpuExecutionProvider",
 }
 """Kinds that ONNX Runtime serves, with the provider that must be running."""
+PROVIDER_PACKAGES = {
+    "ort-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "openvino": "onnxruntime_ep_openvino",
+    "webgpu": "onnxruntime_ep_webgpu",
+}
+"""Modules of providers that come as packages, by kind; the extra has the kind's name."""
 ENGINES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Kinds that run engines built beforehand, with the library's module."""
 KINDS = (*ONNX_RUNTIME, *ENGINES)

@@ -243,10 +243,9 @@ def test_nothing_but_the_networks_runs_between_two_passes(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies to the device are a job's and a chunk's, never a pass's; only the steps that are used have a session."""
-    from anomalysd_runtime.onnx import networks as module
+    from anomalysd_runtime.onnx.sessions import to_device as real
 
     puts: list[tuple[int, ...]] = []
-    real = module.to_device
 
     def counted(device: str, array: Any) -> Any:
         puts.append(array.shape)

@@ -101,7 +101,7 @@ def build_engines(bundle: Bundle, settings: BuildSettings, progress: Progress | 
                 continue
             job = _job(bundle, library, settings, name, sizes, files, Path(work))
             if settings.memory_budget_bytes is not None:
-                # Kernels may ask for scratch memory beside the tensors: never more than the budget leaves after weights.
+                # Kernels may ask for scratch memory beside tensors: never more than the budget leaves after weights.
                 job["workspace_bytes"] = max(0, settings.memory_budget_bytes - profiles.weights_bytes)
             record = _build(bundle.path, mark, job, profiles.peak_bytes, Path(work))
             _enter(bundle.path, record)

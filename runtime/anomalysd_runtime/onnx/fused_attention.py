@@ -1,10 +1,10 @@
 """MatMul, Softmax, MatMul as one MultiHeadAttention, when a session is opened.
 
-Unfused, every head's scores of every query against every key lie in memory: 4.3 GB for 16 samples of 512 px in float16.
-ONNX Runtime's CUDA provider has kernels that never write them, behind its own operator com.microsoft.MultiHeadAttention;
-it finds BERT's attention by itself, and not this one. The change is made here and not in the bundle, since TensorRT does
-not know that operator and fuses the plain pattern: one graph, one digest and one signature serve both, and bundles that
-were exported before gain as well.
+Unfused, every head's scores of every query against every key lie in memory: 4.3 GB for 16 samples of 512 px in
+float16. ONNX Runtime's CUDA provider has kernels that never write them, behind its operator
+com.microsoft.MultiHeadAttention; by itself it finds BERT's attention and not this one. The change is made here and not
+in the bundle, since TensorRT does not know that operator and fuses the plain pattern: one graph, one digest and one
+signature serve both, and bundles that were exported before gain as well.
 """
 
 from __future__ import annotations

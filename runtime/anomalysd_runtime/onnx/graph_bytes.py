@@ -1,4 +1,4 @@
-"""ONNX models written and read field by field, as the ONNX protobuf schema numbers them (onnx.proto3): no onnx package."""
+"""ONNX models written and read field by field, as ONNX's protobuf schema numbers them: no onnx package."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ class OnnxNetworks(CheckedNetworks):
         """Open the graphs of `files` (network name -> ONNX file; perceptual and features may be absent).
 
         `threads`: CPU threads of a pass, by default the cores of this process. `max_batch`: samples in one UNet pass
-        (a guided slot is two). `hints`: by network, for providers that build engines. Raises BackendError when `device` cannot be had, BundleError for an unusable graph.
+        (a guided slot is two). `hints`: by network, for providers that build engines. Raises BackendError when `device`
+        cannot be had, BundleError for an unusable graph.
         """
         if max_batch < 1 or (threads is not None and threads < 1):
             raise SettingsError(f"max_batch is {max_batch} and threads {threads}, expected at least 1")
@@ -136,7 +137,9 @@ class OnnxNetworks(CheckedNetworks):
         """The session of one kind of step, opened when it is first needed: on CUDA each has a stream and an arena."""
         kind = (guided, looks_back)
         if kind not in self._steps:
-            self._steps[kind] = open_session(step_graph(*kind), self._device, 1, "step")
+            # Where the latents are: providers of packages take theirs from the CPU's memory.
+            place = self._device if self._device in ON_CUDA else "cpu"
+            self._steps[kind] = open_session(step_graph(*kind), place, 1, "step")
         return self._steps[kind]
 
     def _table(self, job: InpaintJob) -> dict[str, Rows]:

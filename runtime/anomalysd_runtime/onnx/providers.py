@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME
+from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME, PROVIDER_PACKAGES
 from anomalysd_edge.errors import BackendError, missing_extra
 
 try:
@@ -25,12 +26,6 @@ except ModuleNotFoundError as error:
     raise missing_extra("onnxruntime", "cpu") from error
 
 PROVIDERS: dict[str, str] = ONNX_RUNTIME
-PLUGINS = {
-    "ort-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
-    "openvino": "onnxruntime_ep_openvino",
-    "webgpu": "onnxruntime_ep_webgpu",
-}
-"""Modules of the providers that come as packages, by kind; the extra has the kind's name."""
 ON_CUDA = ("cuda", "ort-tensorrt")
 """Kinds whose tensors live in CUDA's memory. The others' are the CPU's, and a provider copies what it needs."""
 TENSORRT_BUILDS = ("ort-tensorrt", "ort-rtx")
@@ -75,7 +70,7 @@ def check_device(device: str, available: Iterable[str] | None = None) -> None:
     offered = built_in() if available is None else list(available)
     if PROVIDERS[device] in offered or _registered(device):
         return
-    module = PLUGINS.get(device)
+    module = PROVIDER_PACKAGES.get(device)
     if module is not None:
         _register(device, module)
         return
@@ -101,11 +96,14 @@ def add_provider(options: Any, device: str, name: str, hints: EngineHints) -> li
     if device in ON_CUDA:
         load_cuda_libraries(tensorrt=device == "ort-tensorrt")
     if device in TENSORRT_BUILDS:
-        # Neither has an option for TF32, which keeps 10 bits of the mantissa: NVIDIA's libraries read this instead.
+        # Neither has an option for TF32, which keeps 10 bits of the mantissa: NVIDIA's libraries read this.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     own = _options(device, name, hints)
-    if PROVIDERS[device] not in built_in():
-        options.add_provider_for_devices(_registered(device)[:1], own)
+    devices = _registered(device)
+    if (
+        devices
+    ):  # a package's provider; once registered it is among the available ones, and by its name it does not start
+        options.add_provider_for_devices(devices[:1], own)
         return []
     providers: list[Any] = [(PROVIDERS[device], own)]
     if device == "ort-tensorrt":  # what it cannot take runs on CUDA, as ONNX Runtime splits graphs
@@ -138,9 +136,11 @@ def _options(device: str, name: str, hints: EngineHints) -> dict[str, str]:
         return {
             "device_id": "0",
             "use_tf32": "0",  # TF32 keeps 10 bits of the mantissa: the scores would leave the tolerance
-            "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE times the algorithms: other runs, other choices and bits
+            "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE times them: other runs, other choices, other bits
             "arena_extend_strategy": "kSameAsRequested",
         }
+    if device == "openvino":  # on processors with bfloat16 it would round every float32 to it
+        return {"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})}
     if device not in TENSORRT_BUILDS:
         return {}
     prefix = "trt" if device == "ort-tensorrt" else "nv"

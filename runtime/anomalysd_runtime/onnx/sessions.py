@@ -42,7 +42,7 @@ def trouble(device: str) -> str | None:
 def probe(step: Any, device: str) -> None:
     """Run a step of one number on `device`. `step`: a session of step_graph(False). Raises BackendError."""
     one = to_device(device, np.ones((1, 1, 1, 1), np.float32))
-    feeds = {name: one for name in ("latents", "out_sample", "condition")}
+    feeds = dict.fromkeys(("latents", "out_sample", "condition"), one)
     feeds |= {name: to_device(device, np.ones(1, np.float32)) for name in ("c0", "c1")}
     outputs = {"next_latents": empty_on(device, (1, 1, 1, 1)), "sample": empty_on(device, (1, 2, 1, 1))}
     run_bound(step, feeds, outputs, "step")
@@ -84,7 +84,7 @@ def open_session(
     except Exception as error:  # onnxruntime's classes share no base of their own
         if device in TENSORRT_BUILDS and hints.shapes:
             LOG.warning(
-                "%s cannot build %r for all shapes at once (%s); it builds as they come, which the first photos wait for",
+                "%s cannot build %r for all shapes at once (%s); it builds as they come, and the first photos wait",
                 PROVIDERS[device], name, str(error).splitlines()[0],
             )  # fmt: skip
             return open_session(model, device, threads, name, EngineHints(hints.cache, hints.types), fuse)

@@ -71,8 +71,8 @@ class CudaDevice:
         self.gpu = gpu(index)
         self._cuda = _runtime()
         self._do(self._cuda.cudaSetDevice(index), "choose the GPU")
-        # Not blocking: a plain stream waits for the legacy default stream, and another thread's work there (ONNX Runtime's,
-        # say) would void a capture.
+        # Not blocking: a plain stream waits for the legacy default stream, and another thread's work there (ONNX
+        # Runtime's, say) would void a capture.
         flags = self._cuda.cudaStreamNonBlocking
         self.stream = int(self._do(self._cuda.cudaStreamCreateWithFlags(flags), "create a stream"))
         self.allocated_bytes = 0

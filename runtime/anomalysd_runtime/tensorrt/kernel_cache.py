@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiled for this GPU, in one file beside the engines: without it every start compiles all.
+"""Kernels that TensorRT for RTX compiled for this GPU, in one file beside the engines: else every start compiles all.
 
 The library checks the file itself (its own version, GPU, driver) and leaves out what does not fit, so the worst that an
 outdated file does is nothing.

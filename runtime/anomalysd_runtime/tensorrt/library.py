@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 PORTABLE = "portable"
 """A TensorRT-for-RTX engine without targets: it runs on PORTABLE_ON."""
 PORTABLE_ON = ("sm86", "sm89", "sm120", "sm121")
-"""Ampere, Ada and Blackwell with RTX. Data-centre GPUs (sm80, sm90, sm100) and Jetson (sm87, sm110) are not among them."""
+"""Ampere, Ada and Blackwell with RTX: no data-centre GPU (sm80, sm90, sm100), no Jetson (sm87, sm110)."""
 RECIPES = {"rtx": 2, "tensorrt": 1}
-"""Version of the builder's settings below, by kind: engines of an older one are built anew. 2: no TF32, no allocation of
-its own at run time."""
+"""Version of the builder's settings below, by kind: engines of an older one are built anew. 2: no TF32, no allocation
+of its own at run time."""
 RTX_ONLY_RULE = "POLYGRAPHY_USE_TENSORRT_RTX"
 """Tells polygraphy which library its loaders shall import; read when polygraphy is first imported."""
 
@@ -83,7 +83,7 @@ class Library:
     def config_loader(self, targets: Sequence[str], workspace_bytes: int | None = None, **settings: Any) -> Any:
         """polygraphy's configuration loader for these targets; call select_polygraphy_library first.
 
-        `workspace_bytes` bounds what a kernel may use beside tensors; without it the builder takes all of a GPU's memory.
+        `workspace_bytes` bounds what a kernel may use beside tensors; without it that is all of a GPU's memory.
         """
         if workspace_bytes is not None:
             settings["memory_pool_limits"] = {self.module.MemoryPoolType.WORKSPACE: workspace_bytes}
