@@ -3,13 +3,14 @@
     python -m benchmarks.gpu all [--out benchmarks/results]
     python -m benchmarks.gpu facts ceiling primitives train       # these need torch with CUDA alone
     python -m benchmarks.gpu all --dry-run                        # every claim, what is expected, the time planned
-    python -m benchmarks.gpu prepare --work DIR                   # beforehand, also where there is no GPU
-    python -m benchmarks.gpu all --device cpu --out DIR           # a rehearsal with small networks
+    python -m benchmarks.gpu prepare --device cpu --work DIR      # beforehand, where there is no GPU
+    python -m benchmarks.gpu all --device cpu                     # a rehearsal with small networks
 
 Each subcommand runs in a process of its own, prints a JSON line {claim, says, expected, measured, holds} for each of
 its claims, and is killed at its time limit. What could not be measured has holds = null and says why: it counts as not
-shown. Results, with device, driver, versions and commit, go to OUT/gpu-DEVICE.json. Exit code: 0 all claims hold, 1 one
-does not, 3 none fails but some were not shown, 2 a wrong call.
+shown. Results, with device, driver, versions and commit, go to OUT/gpu-DEVICE.json; OUT is benchmarks/results, and WORK
+for a rehearsal and where there is no GPU. Exit code: 0 all claims hold, 1 one does not, 3 none fails but some were not
+shown, 2 a wrong call.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("subcommand", nargs="+", choices=(*known, "all"), metavar="SUBCOMMAND", help=", ".join(known))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     parser.add_argument("--work", type=Path, default=Path("out/gpu"), help="models and graphs; kept and used again")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results file")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results file; see above")
     parser.add_argument("--limit", type=float, default=None, help="seconds for each subcommand, in place of its own")
     parser.add_argument("--commit", default=None, help="what is measured, where there is no git to say it")
     parser.add_argument("--dry-run", action="store_true", help="list the claims; measure nothing")
@@ -72,10 +73,12 @@ def main() -> None:
         sys.exit(exit_code(lines))
     signal.signal(signal.SIGTERM, _end)
     results = results_of(kit, asked.commit or commit_here())
+    shows = results["device"] and not kit.rehearsal
+    out = asked.out or (Path("benchmarks/results") if shows else kit.work)
     file = None
     for part in parts:
         results["parts"][part.name] = in_own_process(part, kit, asked.limit or part.limit_s)
-        file = keep(asked.out, results)  # after each: what is known is on the disk
+        file = keep(out, results)  # after each: what is known is on the disk
     lines = [line for part in results["parts"].values() for line in part["lines"]]
     for line in lines:
         if line["holds"] is not True:

@@ -84,17 +84,20 @@ def _last_words(log: Path) -> str:
 def results_of(kit: Kit, commit: str) -> dict[str, Any]:
     """What a results file says of the machine, without any part's lines."""
     # In a process of its own: to see whether CUDA works, doctor opens a context, which would stay all the while.
-    told = "import json; from benchmarks import harness; print(json.dumps(harness.machine()))"
+    told = (
+        "import json; from anomalysd_edge.workflows.doctor import examine;"
+        "print(json.dumps({found.what: [found.able, found.because] for found in examine()}))"
+    )
     done = subprocess.run([sys.executable, "-c", told], check=True, stdout=subprocess.PIPE, text=True)
     says, facts = json.loads(done.stdout.splitlines()[-1]), machine_facts()
     return {
         "what": "claims about the GPU side, measured by python -m benchmarks.gpu",
         "rehearsal": REHEARSAL if kit.rehearsal else None,
-        "device": REHEARSAL if kit.rehearsal else says["NVIDIA GPU"],
+        "device": says["NVIDIA GPU"][1] if says["NVIDIA GPU"][0] else None,
         "driver": facts.get("gpu", {}).get("driver_version") or _driver(),
         "versions": package_versions(PACKAGES),
         "commit": commit,
-        "machine": {**facts, "doctor": says},
+        "machine": {**facts, "doctor": {what: because for what, (_, because) in says.items()}},
         "parts": {},
     }
 
@@ -122,11 +125,11 @@ def commit_here() -> str:
 
 
 def file_of(out: Path, results: Mapping[str, Any]) -> Path:
-    """Where results of this device go: gpu-NAME.json in the folder `out`."""
+    """Where results of this device go: gpu-NAME.json in the folder `out`; gpu-none.json where there is no GPU."""
     if results["rehearsal"]:
         return out / "gpu-rehearsal.json"
-    name = str(results["device"]).split(",")[0]
-    return out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'unknown'}.json"
+    name = (results["device"] or "none").split(",")[0]
+    return out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
 def keep(out: Path, results: dict[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from anomalysd_edge.vision import images
 from benchmarks.gpu.claims import Claim, Kit, Lines, Part, reason
 from benchmarks.gpu.prepared import CLASS, prepared
 
-PHOTOS, RELOADS = 400, 20
+PHOTOS, RELOADS = 240, 20
 KEY = "line"
 A_PHOTO, A_RELOAD = 64 << 10, 2 << 20
 """Bytes that memory may grow by for each, as the slope of its second half."""

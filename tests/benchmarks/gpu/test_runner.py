@@ -219,3 +219,10 @@ def test_a_kit_that_is_ended_ends_what_it_started(kit: Kit, tmp_path: Path) -> N
     process.terminate()
     assert process.wait(30) == 128 + 15
     assert not users_of(kit.work)
+
+
+def test_without_a_gpu_nothing_goes_among_the_results(kit: Kit, tmp_path: Path) -> None:
+    results = {**runner.results_of(kit, "abc"), "rehearsal": None}
+    if results["device"] is not None:
+        pytest.skip("this machine has a GPU")
+    assert runner.file_of(tmp_path, results) == tmp_path / "gpu-none.json"
