@@ -56,7 +56,10 @@ ClassFile = Annotated[Path | None, Option(help="TOML file that describes your cl
 Features = Annotated[Path | None, Option(help="DINOv2 folder, for features from it in place of EfficientNet-Lite2.")]
 Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
 Backend = Annotated[
-    str, Option(help="cpu, cuda, rtx, tensorrt, or another kind of docs/engines.md; a colon adds the precision: cuda:fp16.")
+    str,
+    Option(
+        help="cpu, cuda, rtx, tensorrt, ort-tensorrt, ort-rtx, openvino or webgpu; with a precision as in cuda:fp16."
+    ),
 ]
 Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
 Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.bundle.backend_spec import ENGINES
-from anomalysd_edge.errors import BackendError, SettingsError, missing_extra
+from anomalysd_edge.errors import BackendError, MissingExtra, SettingsError, missing_extra
 
 if TYPE_CHECKING:
     from anomalysd_runtime.tensorrt.kernel_cache import KernelCache
@@ -137,7 +137,8 @@ def load_library(kind: str) -> Library:
     try:
         return Library(kind, importlib.import_module(ENGINES[kind]))
     except ModuleNotFoundError as error:
-        raise missing_extra(ENGINES[kind], kind) from error
+        jetson = "; on a Jetson it comes with JetPack (docs/jetson.md)" if kind == "tensorrt" else ""
+        raise MissingExtra(f"{missing_extra(ENGINES[kind], kind)}{jetson}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(f"{ENGINES[kind]} is installed but does not load ({error}): reinstall it") from error
 
