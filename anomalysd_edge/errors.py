@@ -13,6 +13,7 @@ SDEdgeError
 |-- NumericError       NaN or Inf left a network: no score is made of it
 |-- ParityError        two backends disagree by more than their tolerance
 |-- BackendError       the asked-for device or library is not there, or it failed
+|   |-- DeviceLost     the device answers nothing any more in this process
 |   `-- EngineMismatch an engine was built for another graph, library or GPU
 `-- MissingExtra       a package is missing; the message names the extra that brings it
 """
@@ -70,6 +71,10 @@ class ParityError(SDEdgeError):
 
 class BackendError(SDEdgeError):
     """The asked-for device or library is not there."""
+
+
+class DeviceLost(BackendError):
+    """The device answers nothing any more in this process: only a new process gets it back."""
 
 
 class EngineMismatch(BackendError):

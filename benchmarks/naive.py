@@ -53,12 +53,16 @@ RANDN = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.
 class Naive:
     """One pipeline call a mask, one pair of pictures a distance."""
 
-    def __init__(self, run: Run, bundle: Bundle, settings: InspectSettings, name: str, threads: int) -> None:
+    def __init__(
+        self, run: Run, bundle: Bundle, settings: InspectSettings, name: str, threads: int, device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False  # float32, as ONNX Runtime computes beside it
         with quiet():
-            self._pipeline = StableDiffusionInpaintPipeline.from_pretrained(run.model)
+            self._pipeline = StableDiffusionInpaintPipeline.from_pretrained(run.model).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
-        self._perceptual: AlexPerceptual = load_perceptual(run.perceptual_kind or "auto")[0]
+        self._perceptual: AlexPerceptual = load_perceptual(run.perceptual_kind or "auto")[0].to(device)
+        self._device = device
         self._settings, self._sizes = settings, bundle.manifest.sizes
         self._prompt = bundle.manifest.classes[name].prompts.whole
 
@@ -72,8 +76,9 @@ class Naive:
             painted = self._repaint(pixels, mask, slot) if repaints is None else repaints[number : number + 1]
             kept = np.where(mask, painted, pixels)
             with torch.no_grad():
-                pair = torch.from_numpy(np.concatenate([pixels, kept]))
-                far = self._perceptual(pair[:1], pair[1:], torch.zeros(1, dtype=torch.int64))[0].numpy()
+                pair = torch.from_numpy(np.concatenate([pixels, kept])).to(self._device)
+                first = torch.zeros(1, dtype=torch.int64, device=self._device)
+                far = self._perceptual(pair[:1], pair[1:], first)[0].cpu().numpy()
             maps.setdefault(slot.scale, []).append((mask, far))
         multiscale = anomaly_map.harmonic_mean(
             [
@@ -93,7 +98,7 @@ class Naive:
         sizes, settings = self._sizes, self._settings
         noise = torch.from_numpy(
             slot.noise(settings.seed, (sizes.latent_channels, sizes.latent_side, sizes.latent_side))[None]
-        )
+        ).to(self._device)
         with mock.patch(RANDN, return_value=noise):
             done = self._pipeline(
                 prompt=self._prompt,
@@ -106,7 +111,7 @@ class Naive:
                 guidance_scale=settings.guidance_scale,
                 output_type="pt",
             )
-        return np.asarray(done.images.numpy() * 2 - 1, dtype=np.float32)
+        return np.asarray(done.images.cpu().numpy() * 2 - 1, dtype=np.float32)
 
 
 def optimum_repaints(
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos of one class")
     parser.add_argument("--class", dest="name", required=True)
     parser.add_argument("--count", type=int, default=2, help="photos; the naive way takes about a minute each")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch and of ONNX Runtime")
     parser.add_argument("--scales", default="", help="other grids than the preset's, by commas, to spend less time")
     parser.add_argument("--edge-rounds", type=int, default=5, help="edge inspections timed after each photo")
     parser.add_argument("--optimum", type=Path, help="folder that holds optimum-onnx: see optimum_repaints.py")
@@ -184,8 +190,8 @@ def main() -> None:
     if asked.scales:
         paper = replace(paper, scales=tuple(harness.numbers(asked.scales)))
     run = read_run(asked.run)
-    naive = Naive(run, bundle, paper, asked.name, asked.threads)
-    with OnnxNetworks.of_bundle(bundle, "cpu", asked.threads) as networks:
+    naive = Naive(run, bundle, paper, asked.name, asked.threads, asked.device)
+    with OnnxNetworks.of_bundle(bundle, asked.device, asked.threads) as networks:
         exact, edge = (detector_of(bundle, networks, preset) for preset in ("paper", "edge"))
         exact = exact.under(paper, exact.classes)
         constants = class_models(bundle, "paper")[asked.name]
@@ -252,6 +258,7 @@ def result(rows: list[dict[str, float]], asked: argparse.Namespace, bundle: Bund
         "base": bundle.manifest.base.name,
         "size_px": bundle.manifest.sizes.size_px,
         "threads": asked.threads,
+        "device": asked.device,
         "masks": masks,
         "masks_of_the_plan": all_masks,
         **found,

@@ -11,8 +11,17 @@ ONNX_RUNTIME = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
+    "ort-rtx": "NvTensorRTRTXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
 }
 """Kinds that ONNX Runtime serves, with the provider that must be running."""
+PROVIDER_PACKAGES = {
+    "ort-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "openvino": "onnxruntime_ep_openvino",
+    "webgpu": "onnxruntime_ep_webgpu",
+}
+"""Modules of providers that come as packages, by kind; the extra has the kind's name."""
 ENGINES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Kinds that run engines built beforehand, with the library's module."""
 KINDS = (*ONNX_RUNTIME, *ENGINES)
@@ -23,7 +32,7 @@ class BackendChoice:
     """One backend, as it was asked for."""
 
     kind: str
-    """cpu, cuda, ort-tensorrt (all ONNX Runtime), rtx or tensorrt (engines)."""
+    """One of ONNX_RUNTIME, or rtx or tensorrt (engines)."""
     precision: str = "fp32"
     """fp32, fp16, bf16, int8 or fp8."""
 

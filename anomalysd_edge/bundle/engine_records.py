@@ -80,11 +80,13 @@ class Fingerprint:
     library_version: str
     """Its full version: engines of one release do not load in another."""
     gpu: tuple[str, ...]
-    """Architectures that it runs on, for instance sm86; 'portable' for any from Ampere on."""
+    """Architectures that it runs on, for instance sm86; 'portable' for every one of TensorRT for RTX from Ampere on."""
     precision: str
     """fp32, fp16, bf16, int8 or fp8."""
     batches: tuple[int, ...]
     """Batch sizes, one static profile each."""
+    recipe: int = 1
+    """Version of the builder's settings (tensorrt/library.py): other settings, other kernels and numbers."""
 
     @property
     def digest(self) -> str:

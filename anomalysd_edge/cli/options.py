@@ -63,7 +63,10 @@ Features = Annotated[
 ]
 Preset = Annotated[str, Option(help="Inspection settings of the bundle: edge (fast) or paper (as published).")]
 Backend = Annotated[
-    str, Option(help="cpu, cuda, ort-tensorrt, rtx or tensorrt; a colon adds the precision, as in cuda:fp16.")
+    str,
+    Option(
+        help="cpu, cuda, rtx, tensorrt, ort-tensorrt, ort-rtx, openvino or webgpu; with a precision as in cuda:fp16."
+    ),
 ]
 Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
 Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]

@@ -103,6 +103,13 @@ class Networks(Protocol):
         """(N,3,F,F) at sizes.features_px -> (N,D,f,f) dense features, unit length along D."""
         ...
 
+    def probe(self) -> None:
+        """Do a little work on the device. Raises DeviceLost where it does none any more.
+
+        A GPU's fault (an illegal access, say) stays with the process: every later call fails too, whatever its photo.
+        """
+        return  # not a stub: a CPU cannot be lost
+
     def close(self) -> None:
         """Give the device memory back; nothing where the networks hold none of their own."""
         return  # not a stub: mypy takes an empty body in a protocol for an abstract method
@@ -156,6 +163,9 @@ class ForwardingNetworks(Networks):
 
     def features(self, images: F32) -> F32:
         return self.call("features", lambda networks: networks.features(images))
+
+    def probe(self) -> None:
+        self.networks.probe()
 
     def close(self) -> None:
         self.networks.close()

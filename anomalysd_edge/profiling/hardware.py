@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -59,47 +60,41 @@ def gpu_memory_bytes() -> int | None:
 
 
 class EnergyMeter:
-    """Joules of a block: the CPU package's own counter, the GPU's or the Jetson's power sampled and summed up.
+    """Joules of a block: the counters of the CPU package and of the GPU, or a Jetson's power sampled and summed up.
 
     `joules` holds what could be read, by source; empty where the box tells nothing.
     """
 
     def __init__(self) -> None:
         self.joules: dict[str, float] = {}
-        self._stop = threading.Event()
+        self._before: dict[str, float] = {}
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> EnergyMeter:
-        self._rapl = _rapl_joules()
-        if _nvidia("power.draw").get("power.draw", "").replace(".", "").isdigit():
-            self._thread = threading.Thread(target=self._sample_gpu, daemon=True)
-        elif shutil.which("tegrastats"):
+        self._gpu = GpuEnergy()
+        if not self._gpu.able and shutil.which("tegrastats"):
             command = ["tegrastats", "--interval", str(round(_SAMPLE_S * 1000))]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             self._thread = threading.Thread(target=self._read_tegrastats, daemon=True)
-        if self._thread:
             self._thread.start()
+        self._before = self._counters()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        after = self._counters()
         if self._process:
             self._process.terminate()
         if self._thread:
             self._thread.join(timeout=5)
-        after = _rapl_joules()
-        # The counter wraps; a difference below zero says nothing.
-        if self._rapl is not None and after is not None and after >= self._rapl:
-            self.joules["cpu package"] = after - self._rapl
+        for source, joules in after.items():
+            # A counter wraps; a difference below zero says nothing.
+            if source in self._before and joules >= self._before[source]:
+                self.joules[source] = joules - self._before[source]
 
-    def _sample_gpu(self) -> None:
-        last = time.monotonic()
-        while not self._stop.wait(_SAMPLE_S):
-            watts, now = _nvidia("power.draw").get("power.draw", ""), time.monotonic()
-            if watts.replace(".", "").isdigit():
-                self.joules["gpu"] = self.joules.get("gpu", 0.0) + float(watts) * (now - last)
-            last = now
+    def _counters(self) -> dict[str, float]:
+        found = {"cpu package": _rapl_joules(), "gpu": self._gpu.joules()}
+        return {source: joules for source, joules in found.items() if joules is not None}
 
     def _read_tegrastats(self) -> None:
         assert self._process is not None
@@ -113,10 +108,50 @@ class EnergyMeter:
             last = now
 
 
+class GpuEnergy:
+    """The first GPU's own counter since the driver was loaded, through NVML (Volta and newer).
+
+    Read twice a block: asking nvidia-smi for the power several times a second starts a process each time, and the
+    processes show in the very latencies that are measured.
+    """
+
+    def __init__(self) -> None:
+        self._nvml: Any = None
+        self._device = ctypes.c_void_p()
+        try:
+            nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            return
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._device)) == 0:
+            self._nvml = nvml
+
+    @property
+    def able(self) -> bool:
+        """Whether there is a counter to read."""
+        return self.joules() is not None
+
+    def joules(self) -> float | None:
+        """Its value; None where there is no GPU or it has no counter."""
+        millijoules = ctypes.c_ulonglong(0)
+        if self._nvml is None:
+            return None
+        code = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(millijoules))
+        return millijoules.value / 1e3 if code == 0 else None
+
+
+_WHOLE_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
+"""Rails of a whole board, by module: Orin NX and Nano, TX2 and Nano, Thor."""
+_AGX_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+"""AGX Orin has none of the whole; these three are side by side. VDDQ_VDD2_1V8AO is fed by the last of them."""
+
+
 def board_milliwatts(line: str) -> int | None:
     """Power of the whole board in a line of tegrastats, as 'VDD_IN 4567mW/4321mW' (now/average); None without it."""
-    found = re.search(r"\b(?:VDD_IN|POM_5V_IN|VIN_SYS_5V0)\s+(\d+)(?:mW)?/", line)
-    return int(found.group(1)) if found else None
+    rails = {name: int(now) for name, now in re.findall(r"\b(V\w+|POM_5V_IN)\s+(\d+)(?:mW)?/", line)}
+    for name in _WHOLE_RAILS:
+        if name in rails:
+            return rails[name]
+    return sum(rails[name] for name in _AGX_RAILS) if set(_AGX_RAILS) <= set(rails) else None
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from anomalysd_edge.errors import RunError, SettingsError
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
 from anomalysd_edge.training.checkpoints import partial_folder
 from anomalysd_edge.training.data import TrainingData
+from anomalysd_edge.training.devices import check_training_device
 from anomalysd_edge.training.loop import LossFunction
 from anomalysd_edge.training.memory import available_bytes
 from anomalysd_edge.training.prompt_tuning import PREFIX
@@ -65,6 +66,8 @@ class DistillSettings:
     def __post_init__(self) -> None:
         if self.passes not in PASSES:
             raise SettingsError(f"passes is {self.passes}; distillation is for {PASSES[0]} to {PASSES[-1]}")
+        if self.device not in ("cpu", "cuda"):
+            raise SettingsError(f"device is {self.device!r}; expected one of cpu, cuda")
         if not 0 < self.strength <= 1:
             raise SettingsError(f"strength (lambda) is {self.strength}; it must lie in (0, 1]")
         if min(self.steps, self.lora_rank, self.grid) < 1 or self.grid < self.passes:
@@ -88,6 +91,7 @@ def distill(
     """
     if not any(run.shots.values()):
         raise RunError(f"the run {run.path} was trained on 0 shots; distillation needs its good photos: train on some")
+    check_training_device(settings.device)
     free_bytes = available_bytes(settings.device)
     return run_training(Distiller(run, settings, partial_folder(out), progress), out, resume, free_bytes)
 

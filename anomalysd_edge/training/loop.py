@@ -15,6 +15,7 @@ from torch import Tensor
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import NumericError
 from anomalysd_edge.training.checkpoints import Checkpoint, Tensors, latest, restore, save_checkpoint
+from anomalysd_edge.training.devices import autocast_dtype
 from anomalysd_edge.training.distributed import Processes
 from anomalysd_edge.training.optimizers import (
     make_optimizer,
@@ -129,10 +130,12 @@ class TrainingLoop:
             # Also at the end of a phase: a full disk while the run is written must not lose the training.
             if processes.is_main and (done % settings.checkpoint_every == 0 or done == steps):
                 self._save(state, done, total)
+        optimizer.zero_grad(set_to_none=True)  # gradients of a phase that ended would stay as long as its weights
         if average:
             restore(weights, average)
         if phase == "unet":
-            self.unet_tensors = {name: weight.detach() for name, weight in weights.items()}
+            # The parameters themselves: detached tensors would hold the GPU's memory after the network left it.
+            self.unet_tensors = {name: weight for name, weight in weights.items()}  # noqa: C416 - as Tensors
 
     def _restore(self, state: _PhaseState) -> int | None:
         """Load the checkpoint into `state`; the step to start at, or None if the phase was finished before it."""
@@ -187,15 +190,3 @@ def learning_rate(step: int, steps: int, peak: float, settings: TrainSettings) -
         return peak * (step + 1) / warmup
     position = (step - warmup) / max(1, steps - warmup)
     return peak * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * position)))
-
-
-def autocast_dtype(settings: TrainSettings) -> torch.dtype | None:
-    """The dtype of autocast, None for float32; "auto" is bfloat16 if the hardware supports it."""
-    if settings.autocast != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[settings.autocast]
-    if settings.device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    try:
-        return torch.bfloat16 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else None
-    except OSError:
-        return None  # not Linux: the CPU's instruction set is unknown

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from anomalysd_edge.errors import SettingsError
-from anomalysd_edge.training.loop import autocast_dtype
+from anomalysd_edge.training.devices import autocast_dtype
 from anomalysd_edge.training.lora import add_adapter, lower_frozen
 from anomalysd_edge.training.models.base import Base, decode, decoder_parameters
 from anomalysd_edge.training.models.hub import quiet

@@ -14,8 +14,9 @@ import torch
 
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, class_spec
-from anomalysd_edge.errors import BackendError, DatasetError, InputError, RunError, SettingsError
+from anomalysd_edge.errors import DatasetError, InputError, RunError, SettingsError
 from anomalysd_edge.training.checkpoints import latest, partial_folder
+from anomalysd_edge.training.devices import check_training_device, plain_float32
 from anomalysd_edge.training.memory import available_bytes
 from anomalysd_edge.training.models.base import load_base
 from anomalysd_edge.training.models.tiny_vae import swap_vae
@@ -35,16 +36,16 @@ def train(
     """Fine-tune `settings.base` on exactly `settings.shots` photos of every class; returns the finished run.
 
     An older run at `out` is replaced once the new one is complete. With `resume`, a training of the same settings and
-    photos continues from its last checkpoint and ends with the weights of an uninterrupted one, bit for bit on the same
-    machine and versions; a finished run is returned unchanged. Without, an unfinished training starts again.
+    photos continues from its last checkpoint and ends with the weights of an uninterrupted one: bit for bit on the same
+    machine and versions on a CPU, up to the order of additions on a GPU (attention's backward pass adds as it comes). A
+    finished run is returned unchanged. Without, an unfinished training starts again.
     On an error or Ctrl-C, OUT.partial is kept if it holds a checkpoint and removed otherwise.
 
     Raises DatasetError (too few photos), ImageError, InputError (base or perceptual weights), SettingsError,
     BackendError, RunError (a resume with other settings or photos) and NumericError (a non-finite loss).
     """
     _check_shots(settings, shots)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device cuda was asked for, but torch {torch.__version__} sees none; set device to cpu")
+    check_training_device(settings.device)
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise InputError(f"{out} is not empty and holds no {MARKER}, so it is not replaced; choose another folder")
     resolved = {name: (specs or {}).get(name) or class_spec(name) for name in shots}
@@ -64,7 +65,7 @@ def train(
 def run_training(trainer: Trainer, out: Path, resume: bool, free_bytes: int | None) -> Run:
     """Run `trainer` and write its run to `out`. `free_bytes`: free memory before the base was loaded."""
     work, processes, finished = trainer.work, trainer.processes, False
-    with _threads(trainer.settings.threads):
+    with _threads(trainer.settings.threads), plain_float32(trainer.settings.device):
         try:
             trainer.estimate_memory(free_bytes)
             trainer.run(resume)

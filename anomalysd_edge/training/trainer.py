@@ -32,8 +32,9 @@ from anomalysd_edge.training.checkpoints import (
     truncate_log,
 )
 from anomalysd_edge.training.data import TrainingData, UNetBatch, memory_format, prompt_levels
+from anomalysd_edge.training.devices import autocast_dtype
 from anomalysd_edge.training.distributed import Processes
-from anomalysd_edge.training.loop import LossFunction, TrainingLoop, autocast_dtype
+from anomalysd_edge.training.loop import LossFunction, TrainingLoop
 from anomalysd_edge.training.lora import add_adapter, lower_frozen, merge_adapter, restore_frozen, save_adapter
 from anomalysd_edge.training.losses import decoder_loss, noisy_samples, unet_loss
 from anomalysd_edge.training.memory import MemoryEstimate, check_memory

@@ -105,13 +105,13 @@ def floor_of(bundle: Bundle, backend: str, threads: int | None, batch: int) -> F
     try:
         from anomalysd_export.engines.counting import graph_cost
         from anomalysd_runtime.machine_rates import measure_rates
-        from anomalysd_runtime.onnx.sessions import available_providers
+        from anomalysd_runtime.onnx.providers import built_in
         from anomalysd_runtime.static_batches import PIXELS_A_CALL
     except ModuleNotFoundError:
         return None
     choice = backend_choice(backend)
     device = "cpu" if choice.kind == "cpu" else "cuda"
-    if device == "cuda" and "CUDAExecutionProvider" not in available_providers():
+    if device == "cuda" and "CUDAExecutionProvider" not in built_in():
         return None
     rates = measure_rates(device, threads, half=device == "cuda" and choice.precision != "fp32")
     sizes = bundle.manifest.sizes

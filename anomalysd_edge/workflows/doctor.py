@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME, PROVIDER_PACKAGES
 from anomalysd_edge.core.threads import cores
+from anomalysd_runtime.tensorrt.library import PORTABLE_ON
 
 TRAIN = ("torch", "diffusers", "transformers", "peft", "accelerate")
 EXPORT = (*TRAIN, "onnx", "onnxscript")
 SERVE = ("fastapi", "uvicorn", "python-multipart", "prometheus-client", "paho-mqtt", "cryptography")
 BUILD_PACKAGES = ("onnx", "polygraphy")
+TURING = "sm75"
+"""TensorRT for RTX runs on it, with engines of its own."""
 TEGRA = Path("/etc/nv_tegra_release")
 """Exists on a Jetson; its first line names the release of Jetson Linux."""
-RTX_FROM, PORTABLE_FROM = (7, 5), (8, 0)
-"""Compute capabilities: Turing is the oldest that TensorRT for RTX runs on, Ampere for portable engines."""
 Gpu = tuple[str, tuple[int, int], int] | str
 """(name, compute capability, CUDA version of the driver) of the first GPU, or why there is none."""
 
@@ -137,14 +139,34 @@ def _onnxruntime() -> list[Capability]:
         broken = f"{name} is installed but does not load: {error}"
         return [Capability("inspect on the CPU", False, broken), Capability("inspect on CUDA", False, broken)]
     listed = f"{name} with {', '.join(providers)}"
-    device = _gpu()
+    return [Capability("inspect on the CPU", True, listed), _cuda(providers, listed), *_plugins()]
+
+
+def _cuda(providers: Sequence[str], listed: str) -> Capability:
+    """ONNX Runtime lists CUDA where it was built with it, also without the libraries: a graph has to run on it."""
+    what, device = "inspect on CUDA", _gpu()
     if "CUDAExecutionProvider" not in providers:
-        cuda = Capability("inspect on CUDA", False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
-    elif isinstance(device, str):
-        cuda = Capability("inspect on CUDA", False, device)
-    else:
-        cuda = Capability("inspect on CUDA", True, listed)
-    return [Capability("inspect on the CPU", True, listed), cuda]
+        return Capability(what, False, f"{listed}; pip install 'anomalysd-edge[gpu]' in its place")
+    if isinstance(device, str):
+        return Capability(what, False, device)
+    why = _trouble("cuda")
+    return Capability(what, why is None, why or f"{listed}; a graph ran on {device[0]}")
+
+
+def _plugins() -> list[Capability]:
+    """Providers that come as packages, where their package is installed."""
+    found = []
+    for kind, module in PROVIDER_PACKAGES.items():
+        if _there(module):
+            why = _trouble(kind)
+            found.append(Capability(f"inspect on {kind}", why is None, why or f"{ONNX_RUNTIME[kind]}, from {module}"))
+    return found
+
+
+def _trouble(kind: str) -> str | None:
+    from anomalysd_runtime.onnx.sessions import trouble
+
+    return trouble(kind)
 
 
 def _engines() -> list[Capability]:
@@ -206,14 +228,19 @@ def _rtx_run(gpu: Gpu) -> Capability:
     if why or isinstance(gpu, str):
         return Capability(what, False, why or str(gpu))
     capability = gpu[1]
-    if capability < RTX_FROM:
-        return Capability(what, False, f"{gpu[0]} is sm{capability[0]}{capability[1]}, older than sm75")
+    here = f"sm{capability[0]}{capability[1]}"
     if TEGRA.is_file():
         return Capability(
             what, False, "a Jetson runs classic TensorRT, of JetPack; TensorRT for RTX has no build for it"
         )
-    portable = " and portable ones" if capability >= PORTABLE_FROM else ""
-    return Capability(what, True, f"engines for sm{capability[0]}{capability[1]}{portable}")
+    if here in PORTABLE_ON:
+        return Capability(what, True, f"engines for {here} and portable ones")
+    if here == TURING:
+        return Capability(what, True, f"engines for {here} (build with --targets {here}; portable ones are for newer)")
+    known = ", ".join((TURING, *PORTABLE_ON))
+    return Capability(
+        what, False, f"{gpu[0]} is {here}, and it has kernels for {known} alone: use cuda, or classic TensorRT"
+    )
 
 
 def _classic_build(gpu: Gpu) -> Capability:

@@ -28,6 +28,11 @@ class FallbackNetworks(ForwardingNetworks):
         self._float32: Networks | None = None
         self._lock = threading.Lock()
 
+    def probe(self) -> None:
+        super().probe()
+        if self._float32 is not None:
+            self._float32.probe()
+
     def close(self) -> None:
         """Give the memory of both back."""
         super().close()

@@ -103,7 +103,13 @@ def _open(bundle: Bundle, choice: BackendChoice, options: OpenOptions, rebuild: 
 
 
 def _onnx_kind() -> str:
-    """cuda where this ONNX Runtime has it, else cpu."""
-    from anomalysd_runtime.onnx.sessions import PROVIDERS, available_providers
+    """cuda where this ONNX Runtime has it and it runs, else cpu."""
+    from anomalysd_runtime.onnx.providers import PROVIDERS, built_in
+    from anomalysd_runtime.onnx.sessions import trouble
 
-    return "cuda" if PROVIDERS["cuda"] in available_providers() else "cpu"
+    if PROVIDERS["cuda"] not in built_in():
+        return "cpu"
+    why = trouble("cuda")
+    if why is not None:
+        LOG.warning("ONNX Runtime serves on the CPU: %s", why)
+    return "cpu" if why else "cuda"

@@ -38,6 +38,7 @@ def test_a_fitting_engine_is_found(bundle: Bundle) -> None:
     [
         ({"onnx_sha256": "0" * 64}, "onnx_sha256 is 000000000000, expected"),
         ({"library_version": "1.6.0"}, "library_version is 1.6.0, expected 1.7.1"),
+        ({"recipe": 1}, "recipe is 1, expected 2"),
         ({"gpu": ("sm120", "sm89")}, r"gpu is sm120\+sm89, expected sm86"),
         ({"library": "tensorrt"}, "no tensorrt_rtx engine of 'unet' in fp32"),
         ({"precision": "fp16"}, "no tensorrt_rtx engine of 'unet' in fp32"),
@@ -55,8 +56,15 @@ def test_a_mismatch_names_its_field(bundle: Bundle, changes: dict[str, Any], wor
         (("sm86", "sm89"), (8, 9), True),
         (("sm86",), (8, 7), False),
         (("portable",), (7, 5), False),
-        (("portable",), (8, 0), True),
+        (("portable",), (8, 0), False),
+        (("portable",), (8, 6), True),
+        (("portable",), (8, 7), False),
+        (("portable",), (8, 9), True),
+        (("portable",), (9, 0), False),
+        (("portable",), (10, 0), False),
+        (("portable",), (11, 0), False),
         (("portable",), (12, 0), True),
+        (("portable",), (12, 1), True),
     ],
 )
 def test_which_gpus_an_engine_runs_on(gpu: tuple[str, ...], capability: tuple[int, int], fits: bool) -> None:
@@ -68,9 +76,9 @@ def test_the_digest_holds_every_field() -> None:
     others = [
         replace(mark, network="step"), replace(mark, onnx_sha256="b"), replace(mark, library="tensorrt_rtx"),
         replace(mark, library_version="10.4"), replace(mark, gpu=("sm86",)), replace(mark, precision="int8"),
-        replace(mark, batches=(1,)),
+        replace(mark, batches=(1,)), replace(mark, recipe=2),
     ]  # fmt: skip
-    assert len({mark.digest, *(other.digest for other in others)}) == 8
+    assert len({mark.digest, *(other.digest for other in others)}) == 9
 
 
 def test_truncated_changed_and_missing_engines(bundle: Bundle) -> None:

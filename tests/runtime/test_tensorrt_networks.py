@@ -80,6 +80,25 @@ def test_another_job_through_the_same_graph(files: dict[str, Path], right: OnnxN
         assert device_of(networks).replays == 1
 
 
+@pytest.mark.parametrize("refused", ["by an engine", "while it is captured"])
+def test_a_refused_capture_costs_no_photo_and_is_in_every_result(
+    files: dict[str, Path], right: OnnxNetworks, refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = random_job(4)
+    with host_networks(files, sizes=(4,)) as networks:
+        if refused == "by an engine":
+            unet: Any = networks._engines["unet"]
+            unet.refuses_capture = True
+        else:
+            device_of(networks).capture_fails = "CUDA failed to end a capture: cudaErrorStreamCaptureInvalidated"
+        for _ in range(3):
+            np.testing.assert_allclose(networks.inpaint(job), right.inpaint(job), atol=1e-6)
+        assert device_of(networks).replays == 0
+        assert networks.backend == "host (1 loops not captured)"
+        assert caplog.text.count("runs without a CUDA graph") == 1, "said once, not a photo"
+        assert ("unet" if refused == "by an engine" else "Invalidated") in caplog.text
+
+
 def test_a_loop_longer_than_the_table(files: dict[str, Path], right: OnnxNetworks) -> None:
     job = random_job(5)
     steps = 40
@@ -193,7 +212,13 @@ def test_engines_on_the_gpu_agree_with_onnx_runtime(tmp_path: Path, right: OnnxN
     build(BuildRequest(bundle=bundle.path, engine="rtx", precision="fp32", batches=(1, 4)), lambda *_: None)
     from anomalysd_edge.bundle.reader import read_bundle
 
-    with TensorrtNetworks.of_bundle(read_bundle(bundle.path), BackendChoice("rtx")) as networks:
-        for _ in range(2):
-            job = random_job(7)
-            np.testing.assert_allclose(networks.inpaint(job), right.inpaint(job), atol=1e-3)
+    for _ in range(2):
+        with TensorrtNetworks.of_bundle(read_bundle(bundle.path), BackendChoice("rtx")) as networks:
+            for _ in range(2):
+                job = random_job(7)
+                np.testing.assert_allclose(networks.inpaint(job), right.inpaint(job), atol=1e-4)  # no TF32
+            assert networks._loop._graphs, "nothing was captured"
+            assert networks._loop.uncaptured == {}
+            assert "not captured" not in networks.backend
+        (kernels,) = (bundle.path / "engines").glob("kernels-*.cache")
+        assert kernels.stat().st_size > 0, "the next start compiles every kernel again"

@@ -18,13 +18,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from anomalysd_edge.bundle.backend_spec import BackendChoice
 from anomalysd_edge.bundle.manifest import NetworkRecord, TensorRecord
 from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import write_manifest
 from anomalysd_edge.errors import BundleError, SettingsError
 from anomalysd_edge.method.networks import InpaintJob
-from anomalysd_export.triton.repository import TritonSettings, write_repository
+from anomalysd_export.triton.repository import TritonSettings, network_config, write_repository
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
 from tests.support.command import sd_edge
@@ -102,7 +103,14 @@ def test_the_repository_fits_tritons_schema(bundle: Bundle, tmp_path: Path, back
     kinds = model_config.ModelInstanceGroup.Kind
     assert kinds.Name(unet.instance_group[0].kind) == ("KIND_CPU" if backend == "cpu" else "KIND_GPU")
     accelerators = unet.optimization.execution_accelerators.gpu_execution_accelerator
-    assert [entry.name for entry in accelerators] == (["tensorrt"] if backend == "ort-tensorrt" else [])
+    named = {entry.name: dict(entry.parameters) for entry in accelerators}
+    assert list(named) == {"cpu": [], "cuda": ["cuda"], "ort-tensorrt": ["tensorrt", "cuda"]}[backend]
+    if backend != "cpu":
+        assert named["cuda"]["use_tf32"] == "0", "Triton's default rounds float32 to TF32"
+        assert named["cuda"]["cudnn_conv_algo_search"] == "HEURISTIC", "and times every algorithm for every shape"
+    if backend == "ort-tensorrt":
+        assert named["tensorrt"]["precision_mode"] == "FP32"
+        assert named["tensorrt"]["trt_engine_cache_path"].endswith("/line_unet")
     perceptual = found["line_perceptual"]
     assert perceptual.max_batch_size == 0, "references and repaints differ in number"
     assert not perceptual.HasField("dynamic_batching")
@@ -117,7 +125,21 @@ def test_the_repository_fits_tritons_schema(bundle: Bundle, tmp_path: Path, back
     assert (tmp_path / "models/another/1").is_dir()
 
 
+def test_pictures_come_in_batches_that_the_memory_holds() -> None:
+    def record(side: int) -> NetworkRecord:
+        picture = TensorRecord("sample", "float32", ("batch", 3, side, side))
+        latents = TensorRecord("latent_sample", "float32", ("batch", 4, side // 8, side // 8))
+        return NetworkRecord("vae_decoder/model.onnx", "float32", 18, (latents,), (picture,), 1e-4, {})
+
+    settings = TritonSettings(name="line")
+    for side, most in ((512, 4), (768, 1), (256, 16), (2048, 1)):
+        config = network_config("n", "vae_decoder", record(side), "model.onnx", BackendChoice("cuda"), settings)
+        assert config["max_batch_size"] == most, side
+
+
 def test_what_cannot_be_a_repository_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="openvino is a package"):
+        TritonSettings(name="line", options=OpenOptions(backend="openvino"))
     with pytest.raises(SettingsError, match="ort-tensorrt"):
         TritonSettings(name="line", options=OpenOptions(backend="tensorrt"))
     bare = small_bundle(tmp_path / "bare")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.types import Array
+from anomalysd_edge.errors import BackendError
 from anomalysd_runtime.onnx.sessions import open_session
 from anomalysd_runtime.onnx.step_graph import step_graph
 from anomalysd_runtime.static_batches import references_of
@@ -31,6 +32,7 @@ class HostDevice:
         self.recording: list[Callable[[], None]] | None = None
         self.uploads = self.downloads = self.replays = 0
         self.closed = False
+        self.capture_fails: str | None = None
 
     def allocate(self, length: int) -> int:
         room = np.full(length + 256, 0xFF, np.uint8)  # NaN as float32: what is read before it is written shows
@@ -70,6 +72,8 @@ class HostDevice:
         assert not self.closed
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        if self.capture_fails is not None:
+            raise BackendError(self.capture_fails)
         recorded: list[Callable[[], None]] = []
         self.recording = recorded
         try:
@@ -97,7 +101,8 @@ class HostEngine:
         self, graph: Path | bytes, name: str, sizes: tuple[int, ...], device: HostDevice, axes: Mapping[str, int | str]
     ) -> None:
         self.session = open_session(graph, "cpu", 1, name)
-        self.sizes, self.device, self.axes = sizes, device, axes
+        self.name, self.sizes, self.device, self.axes = name, sizes, device, axes
+        self.refuses_capture = False
         self.entries = {e.name: e for e in (*self.session.get_inputs(), *self.session.get_outputs())}
         self.inputs = tuple(e.name for e in self.session.get_inputs())
         self.outputs = tuple(e.name for e in self.session.get_outputs())
@@ -133,7 +138,7 @@ class HostEngine:
         self.device.submit(work)
 
     def capturable(self, size: int) -> bool:
-        return True
+        return not self.refuses_capture
 
     def close(self) -> None:
         self.session = None

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from anomalysd_edge.core.types import U8
-from anomalysd_edge.errors import BackendError, NumericError
+from anomalysd_edge.errors import BackendError, DeviceLost, NumericError
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import Inspection
 from anomalysd_runtime.server import lifecycle
@@ -65,6 +65,32 @@ def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:
     """As open_bundle."""
     detector = open_bundle(path, settings, backend)
     detector.__class__ = Touchy
+    return detector
+
+
+class LosesItsDevice(Touchy):
+    """Some photos break the device as an illegal access breaks a CUDA context: this process judges nothing any more."""
+
+    broken = False
+
+    def inspect(self, photos: Sequence[U8], *rest: Any) -> list[Inspection]:
+        networks = self.networks
+        if any(tuple(int(v) for v in photo[0, 0]) == NAN for photo in photos):
+            self.broken = True
+            networks.__class__ = type("Lost", (type(networks),), {"probe": _lost})
+        if self.broken:
+            raise BackendError("onnxruntime failed in the network 'unet': CUDA failure 700: an illegal memory access")
+        return super().inspect(photos, *rest)
+
+
+def _lost(networks: Any) -> None:
+    raise DeviceLost(f"the GPU is lost to this process ({networks.backend})")
+
+
+def open_losing(path: Path, settings: EngineSettings, backend: str) -> Detector:
+    """As open_bundle."""
+    detector = open_bundle(path, settings, backend)
+    detector.__class__ = LosesItsDevice
     return detector
 
 

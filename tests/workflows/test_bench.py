@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from anomalysd_edge.cli.main import app
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
-from anomalysd_edge.profiling import operating_point_search
-from anomalysd_edge.profiling.hardware import board_milliwatts, machine_facts
+from anomalysd_edge.profiling import hardware, operating_point_search
+from anomalysd_edge.profiling.hardware import EnergyMeter, board_milliwatts, machine_facts
 from anomalysd_edge.profiling.measurement import STAGES, BenchRequest, BenchRow
 from anomalysd_edge.profiling.operating_points import (
     OperatingPoint,
@@ -37,7 +37,7 @@ from anomalysd_edge.workflows.bench_worker import measure
 from anomalysd_edge.workflows.open_options import InspectOptions, machine_name
 from anomalysd_export.engines.counting import graph_cost
 from anomalysd_runtime.machine_rates import measure_rates
-from anomalysd_runtime.onnx.sessions import available_providers
+from anomalysd_runtime.onnx.providers import built_in
 from tests.support.small_graphs import small_bundle
 
 
@@ -149,7 +149,7 @@ def test_rates_of_this_machine_are_sane() -> None:
 
 @pytest.mark.gpu
 def test_rates_memory_and_energy_of_a_gpu(place: Path) -> None:
-    if "CUDAExecutionProvider" not in available_providers():
+    if "CUDAExecutionProvider" not in built_in():
         pytest.skip("no CUDAExecutionProvider in this onnxruntime: the GPU's rates were not measured")
     rates = measure_rates("cuda", half=True, seconds=0.5)
     assert 1e12 < rates.flops_a_second < 1e16
@@ -164,6 +164,40 @@ def test_the_machine_is_described_without_its_name() -> None:
     assert "onnxruntime" in facts["versions"]
     assert board_milliwatts("RAM 3/7 MB VDD_IN 4567mW/4321mW VDD_CPU 1mW/1mW") == 4567
     assert board_milliwatts("no power here") is None
+    agx = "VDD_GPU_SOC 3000mW/2900mW VDD_CPU_CV 800mW/800mW VIN_SYS_5V0 4200mW/4200mW VDDQ_VDD2_1V8AO 700mW/700mW"
+    assert board_milliwatts(agx) == 8000
+    assert board_milliwatts(agx.replace("VDD_CPU_CV", "VDD_OTHER")) is None, "two rails of three are not the board"
+    assert board_milliwatts("VDD_GPU 9mW/9mW VDD_CPU_SOC_MSS 8mW/8mW VIN_SYS_5V0 7mW/7mW VIN 30000mW/1mW") == 30000
+
+
+def test_a_gpus_energy_is_its_counters_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Nvml:
+        """libnvidia-ml, as far as it is called: 0 is success, energy in millijoules."""
+
+        millijoules = 5_000_000
+
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, device: Any, value: Any) -> int:
+            asked.append("energy")
+            value._obj.value = self.millijoules
+            return 0
+
+    library = Nvml()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library if "nvidia-ml" in name else None)
+    monkeypatch.setattr(
+        hardware, "_smi", lambda _arguments: pytest.fail("nvidia-smi was started while it was measured")
+    )
+    with EnergyMeter() as meter:
+        library.millijoules += 12_500
+    assert meter.joules["gpu"] == pytest.approx(12.5)
+    assert len(asked) <= 3, "the counter is read at the beginning and at the end"
 
 
 def mode(name: str, ms: float, auroc: float) -> OperatingPoint:

@@ -259,3 +259,44 @@ def test_the_chain_of_verbs(chain: Chain, tmp_path: Path) -> None:
     alone = sd_edge("verify", "bundle", "--photos", chain.photos, cwd=tmp_path, check=False)
     assert alone.returncode == 2
     assert "--run" in alone.stderr
+
+
+@pytest.mark.usefixtures("rtx")
+def test_rtx_engines_keep_float32_and_can_be_captured(tmp_path: Path) -> None:
+    """The builder's configuration by the real library, which needs no GPU for it."""
+    code = """
+import sys
+from anomalysd_runtime.tensorrt.library import load_library, select_polygraphy_library
+select_polygraphy_library("rtx")
+library = load_library("rtx")
+from polygraphy.backend.trt import CreateNetwork
+builder, network = CreateNetwork()()
+config = library.config_loader(["sm86", "sm120"], 12345678)(builder, network)
+flags, pool = library.module.BuilderFlag, library.module.MemoryPoolType.WORKSPACE
+print(config.get_flag(flags.TF32), config.get_flag(flags.REQUIRE_USER_ALLOCATION),
+      config.get_memory_pool_limit(pool), [str(config.get_compute_capability(i)) for i in range(2)])
+plain = library.config_loader(["portable"])(builder, network)
+print(plain.num_compute_capabilities, plain.get_memory_pool_limit(pool) > 12345678)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    configured, plain = [line for line in done.stdout.splitlines() if line.startswith(("True", "False", "0"))]
+    assert configured.startswith("False True 12345678")
+    assert "SM86" in configured
+    assert "SM120" in configured
+    assert plain == "0 True"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
+def test_the_memory_budget_reaches_the_builder(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[dict[str, Any]] = []
+    real = building.run_worker
+
+    def watched(job: dict[str, Any], network: str, work: Path) -> dict[str, Any]:
+        jobs.append(job)
+        return real(job, network, work)
+
+    monkeypatch.setattr(building, "run_worker", watched)
+    asked(bundle, batches=(1,), memory_budget_bytes=64 << 20)
+    assert {0 < job["workspace_bytes"] < 64 << 20 for job in jobs} == {True}

@@ -47,6 +47,19 @@ def test_missing_packages_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert "anomalysd-edge[cpu]" in missing["inspect on the CPU"]
 
 
+def test_cuda_that_is_listed_and_does_not_start_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel lists CUDA on a machine with a GPU, a driver and no CUDA libraries."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(doctor, "_gpu", lambda: ("RTX 4090", (8, 9), 13000))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None, raising=False)
+    found = doctor._cuda(providers, "onnxruntime-gpu 1.31.1")
+    assert not found.able, "it is listed, but this ONNX Runtime has none"
+    assert "CUDAExecutionProvider was asked for and onnxruntime started CPUExecutionProvider" in found.because
+    monkeypatch.setattr(doctor, "_trouble", lambda _kind: None)
+    assert doctor._cuda(providers, "onnxruntime-gpu 1.31.1").able
+
+
 def test_which_engines_can_be_built_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {f.what: f for f in doctor.examine()}
     if importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy"):
@@ -59,7 +72,11 @@ def test_which_engines_can_be_built_and_run(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "_version", lambda _module: "10.3")
     old = {f.what: f for f in doctor.examine() if f.what in ("NVIDIA GPU", "run TensorRT RTX")}
     assert old["NVIDIA GPU"].because == "Old GPU, sm61, CUDA 12.4"
-    assert "older than sm75" in old["run TensorRT RTX"].because
+    assert not old["run TensorRT RTX"].able
+    assert "Old GPU is sm61, and it has kernels for sm75, sm86" in old["run TensorRT RTX"].because
+    for capability, able in (((7, 5), True), ((8, 0), False), ((8, 6), True), ((9, 0), False), ((10, 0), False),
+                             ((12, 0), True), ((12, 1), True)):  # fmt: skip
+        assert doctor._rtx_run(("GPU", capability, 13000)).able is able, capability
     monkeypatch.setattr(doctor, "_there", lambda module: module != "polygraphy")
     assert "not installed: polygraphy" in doctor._rtx_build().because
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from anomalysd_edge.core.types import F32, I64
 from anomalysd_edge.errors import BackendError, NumericError, ShapeError
 from anomalysd_edge.method.networks import InpaintJob, Networks, NetworkSizes
+from anomalysd_edge.training.devices import plain_float32
 from anomalysd_edge.training.models.base import decode, encode_mode, latent_factor
 from anomalysd_edge.training.models.features import FEATURES_PX
 
@@ -36,7 +38,7 @@ class TorchNetworks(Networks):
         threads: int | None = None,
     ) -> None:
         """`size_px` defaults to the UNet's training size; `features` may be None if no memory bank is used.
-        `threads`: torch's CPU threads in the whole process, until `close`.
+        `threads`: torch's CPU threads in the whole process, until `close`; so is float32 on a GPU without TF32.
 
         Raises BackendError if the device is missing and ShapeError if `size_px` is not a multiple of a latent cell.
         """
@@ -56,6 +58,8 @@ class TorchNetworks(Networks):
         self.max_batch = max_batch
         self._device = torch.device(device)
         self._threads_before = torch.get_num_threads()
+        self._until_close = ExitStack()
+        self._until_close.enter_context(plain_float32(device))
         if threads:
             torch.set_num_threads(threads)
         networks = [network for network in (unet, vae, perceptual, features) if network is not None]
@@ -155,6 +159,7 @@ class TorchNetworks(Networks):
         """Release the networks and restore torch's number of threads."""
         self._unet = self._vae = self._perceptual = self._features = None
         torch.set_num_threads(self._threads_before)
+        self._until_close.close()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -39,7 +39,7 @@ class BuildSettings:
     precision: str = "fp16"
     """fp32, fp16, bf16, int8 or fp8; the bundle holds its graphs already."""
     targets: tuple[str, ...] = (PORTABLE,)
-    """Architectures for rtx, as sm86; 'portable' for any from Ampere on. Empty for tensorrt."""
+    """Architectures for rtx, as sm86; 'portable' for library.PORTABLE_ON. Empty for tensorrt."""
     batches: tuple[int, ...] | None = None
     """Static batch sizes; None asks the planner of every preset."""
     memory_budget_bytes: int | None = None
@@ -92,6 +92,7 @@ def build_engines(bundle: Bundle, settings: BuildSettings, progress: Progress | 
                 gpu=tuple(sorted(gpu)),
                 precision="fp32" if name in STEPS else settings.precision,
                 batches=sizes,
+                recipe=library.recipe,
             )
             there = _there(bundle, mark)
             if there is not None and not settings.rebuild:
@@ -99,6 +100,9 @@ def build_engines(bundle: Bundle, settings: BuildSettings, progress: Progress | 
                 built.engines.append(there)
                 continue
             job = _job(bundle, library, settings, name, sizes, files, Path(work))
+            if settings.memory_budget_bytes is not None:
+                # Kernels may ask for scratch memory beside tensors: never more than the budget leaves after weights.
+                job["workspace_bytes"] = max(0, settings.memory_budget_bytes - profiles.weights_bytes)
             record = _build(bundle.path, mark, job, profiles.peak_bytes, Path(work))
             _enter(bundle.path, record)
             built.engines.append(record)
@@ -157,6 +161,7 @@ def _job(
         "axes": axes,
         "timing_cache": str(cache),
         "memory_limit_bytes": settings.host_memory_bytes,
+        "workspace_bytes": None,
     }
 
 

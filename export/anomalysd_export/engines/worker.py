@@ -63,7 +63,7 @@ def _build(job: dict[str, Any], library: Library) -> None:
             profile.add(tensor.name, shape, shape, shape)
         profiles.append(profile)
     cache = job["timing_cache"] if library.has_timing_cache else None
-    config = library.config_loader(job["targets"], profiles=profiles, load_timing_cache=cache)
+    config = library.config_loader(job["targets"], job["workspace_bytes"], profiles=profiles, load_timing_cache=cache)
     engine = engine_bytes_from_network(parsed, config=config, save_timing_cache=cache)
     Path(job["out"]).write_bytes(memoryview(engine))
 

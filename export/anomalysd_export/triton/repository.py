@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomalysd_edge.bundle.backend_spec import ENGINES, BackendChoice, backend_choice, check_served
+from anomalysd_edge.bundle.backend_spec import ENGINES, PROVIDER_PACKAGES, BackendChoice, backend_choice, check_served
 from anomalysd_edge.bundle.detector_factory import preset_settings
 from anomalysd_edge.bundle.manifest import NetworkRecord, TensorRecord
 from anomalysd_edge.bundle.open_options import OpenOptions
@@ -24,6 +24,7 @@ from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.core.files import folder_aside
 from anomalysd_edge.errors import BundleError, SettingsError
 from anomalysd_export.triton.pbtxt import Text, message
+from anomalysd_runtime.static_batches import PIXELS_A_CALL
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 CONFIG = "config.pbtxt"
@@ -53,7 +54,13 @@ class TritonSettings:
     def __post_init__(self) -> None:
         if min(self.group, self.instances) < 1:
             raise SettingsError("group and instances must be at least 1")
-        if backend_choice(self.options.backend).kind in ENGINES:
+        kind = backend_choice(self.options.backend).kind
+        if kind in PROVIDER_PACKAGES:
+            raise SettingsError(
+                f"{kind} is a package for ONNX Runtime in Python, which Triton's has no place for: use cpu, cuda or "
+                "ort-tensorrt"
+            )
+        if kind in ENGINES:
             raise SettingsError(
                 f"{self.options.backend} has engines of fixed batch sizes, which Triton's batching does not meet; use "
                 "ort-tensorrt, which lets Triton's ONNX Runtime build TensorRT engines from the same graphs"
@@ -104,16 +111,53 @@ def network_config(
         "name": name,
         "backend": "onnxruntime",
         "default_model_filename": file,
-        "max_batch_size": settings.options.max_batch if batched else 0,
+        "max_batch_size": _most(record, settings.options.max_batch) if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in record.inputs],
         "output": [_tensor(tensor, batched) for tensor in record.outputs],
         "instance_group": [_instances(1, choice)],
     }
     if batched:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": QUEUE_US}
-    if choice.kind == "ort-tensorrt":
-        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}
+    accelerators = [*_tensorrt(name, choice), *_cuda()] if choice.kind != "cpu" else []
+    if accelerators:
+        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": accelerators}}
     return config
+
+
+def _tensorrt(name: str, choice: BackendChoice) -> list[Text]:
+    """TensorRT's accelerator, where it is asked for: the graph's own precision, engines kept from start to start.
+
+    TF32 has no parameter here: Triton has to be started with NVIDIA_TF32_OVERRIDE=0 (docs/fleet.md).
+    """
+    if choice.kind != "ort-tensorrt":
+        return []
+    cache = f"/var/cache/{name}"  # on Triton's machine; ONNX Runtime makes the folder, not those above it
+    return [_accelerator("tensorrt", {
+        "precision_mode": "FP32" if choice.precision == "fp32" else "FP16",
+        "trt_engine_cache_enable": "1", "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1", "trt_timing_cache_path": cache,
+    })]  # fmt: skip
+
+
+def _cuda() -> list[Text]:
+    """CUDA's, also for what TensorRT cannot take. Triton's defaults would round float32 to TF32, and time every
+    convolution's algorithms anew for every shape that batching makes.
+    """
+    return [_accelerator("cuda", {
+        "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
+    })]  # fmt: skip
+
+
+def _accelerator(name: str, parameters: dict[str, str]) -> Text:
+    return {"name": name, "parameters": [{"key": key, "value": value} for key, value in parameters.items()]}
+
+
+def _most(record: NetworkRecord, max_batch: int) -> int:
+    """The largest batch of a network: pictures are bounded by their pixels, which fill the memory."""
+    sides = [axes[-1] for tensor in (*record.inputs, *record.outputs) if len(axes := tensor.shape) == 4]
+    pictures = any(tensor.shape[1] == 3 for tensor in (*record.inputs, *record.outputs) if len(tensor.shape) == 4)
+    largest = max((side for side in sides if isinstance(side, int)), default=1)
+    return min(max_batch, max(1, PIXELS_A_CALL // largest**2)) if pictures else max_batch
 
 
 def inspection_config(settings: TritonSettings, choice: BackendChoice) -> Text:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.bundle.manifest import NetworkRecord
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.threads import cores
 from anomalysd_edge.core.types import F32
-from anomalysd_edge.errors import BackendError, BundleError, SettingsError
+from anomalysd_edge.errors import BackendError, BundleError, DeviceLost, SettingsError
 from anomalysd_edge.method.inpainting.mask_plan import batches
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
-from anomalysd_runtime.onnx.sessions import (
+from anomalysd_runtime.onnx.providers import (
+    ON_CUDA,
     PROVIDERS,
+    TENSORRT_BUILDS,
+    EngineHints,
     check_device,
     check_one_onnxruntime,
+)
+from anomalysd_runtime.onnx.sessions import (
+    Rows,
     empty_on,
     open_session,
+    probe,
+    rows_on,
     run,
     run_bound,
     to_device,
@@ -27,6 +38,7 @@ from anomalysd_runtime.onnx.sessions import (
 from anomalysd_runtime.onnx.step_graph import step_graph
 from anomalysd_runtime.validation import PROMPT_TOKENS, CheckedNetworks, Feeds, check_job, finite, largest_batch
 
+LOG = logging.getLogger("anomalysd_runtime")
 INPUTS: dict[str, tuple[str, ...]] = {
     "unet": ("sample", "timestep", "encoder_hidden_states"),
     "vae_encoder": ("sample",),
@@ -51,11 +63,13 @@ class OnnxNetworks(CheckedNetworks):
         device: str = "cpu",
         threads: int | None = None,
         max_batch: int = 16,
+        hints: Mapping[str, EngineHints] | None = None,
     ) -> None:
         """Open the graphs of `files` (network name -> ONNX file; perceptual and features may be absent).
 
         `threads`: CPU threads of a pass, by default the cores of this process. `max_batch`: samples in one UNet pass
-        (a guided slot is two). Raises BackendError when `device` cannot be had, BundleError for an unusable graph.
+        (a guided slot is two). `hints`: by network, for providers that build engines. Raises BackendError when `device`
+        cannot be had, BundleError for an unusable graph.
         """
         if max_batch < 1 or (threads is not None and threads < 1):
             raise SettingsError(f"max_batch is {max_batch} and threads {threads}, expected at least 1")
@@ -68,12 +82,12 @@ class OnnxNetworks(CheckedNetworks):
         self._sessions: dict[str, Any] = {}
         count = threads or cores()
         for name, file in files.items():
-            self._sessions[name] = _checked(open_session(file, device, count, name), name, file)
+            opened = open_session(file, device, count, name, (hints or {}).get(name, EngineHints()))
+            self._sessions[name] = _checked(opened, name, file)
         for name in ("unet", "vae_encoder", "vae_decoder"):
             self._session(name)
         self._prompt_width = int(self._session("unet").get_inputs()[2].shape[2])
-        kinds = [(guided, back) for guided in (False, True) for back in (False, True)]
-        self._steps = {kind: open_session(step_graph(*kind), device, 1, "step") for kind in kinds}
+        self._steps: dict[tuple[bool, bool], Any] = {}
 
     @classmethod
     def of_bundle(
@@ -86,7 +100,8 @@ class OnnxNetworks(CheckedNetworks):
     ) -> OnnxNetworks:
         """The networks of a bundle that was read, in one of its precisions. Arguments and errors as for the class."""
         files = {name: bundle.network_file(name, precision) for name in bundle.manifest.networks}
-        opened = cls(files, bundle.manifest.sizes, device, threads, max_batch)
+        hints = _hints(bundle, max_batch, precision) if device in TENSORRT_BUILDS else {}
+        opened = cls(files, bundle.manifest.sizes, device, threads, max_batch, hints)
         if precision != "fp32":
             opened.backend += f" {precision}"
         return opened
@@ -100,14 +115,39 @@ class OnnxNetworks(CheckedNetworks):
         guided = job.guidance_scale > 1
         chunk = max(1, self.max_batch // 2) if guided else self.max_batch
         result = np.empty_like(job.start_latents)
+        table = self._table(job)
         for part in batches(len(result), chunk):
-            result[part] = self._inpaint_chunk(job, part, guided)
+            result[part] = self._inpaint_chunk(job, part, guided, table)
         return finite(result, "unet", self.backend)
+
+    def probe(self) -> None:
+        if self._device not in ON_CUDA or not self._sessions:
+            return
+        try:
+            probe(self._step(False, False), self._device)
+        except (BackendError, BundleError) as error:
+            raise DeviceLost(f"the GPU is lost to this process: {error}") from error
 
     def close(self) -> None:
         """Close the sessions, which gives their memory back; the object cannot be used afterwards."""
         self._sessions.clear()
         self._steps.clear()
+
+    def _step(self, guided: bool, looks_back: bool) -> Any:
+        """The session of one kind of step, opened when it is first needed: on CUDA each has a stream and an arena."""
+        kind = (guided, looks_back)
+        if kind not in self._steps:
+            # Where the latents are: providers of packages take theirs from the CPU's memory.
+            place = self._device if self._device in ON_CUDA else "cpu"
+            self._steps[kind] = open_session(step_graph(*kind), place, 1, "step")
+        return self._steps[kind]
+
+    def _table(self, job: InpaintJob) -> dict[str, Rows]:
+        """A job's numbers a step, sent to the device once: no pass waits for the host to send its own."""
+        columns = {"c0": job.coefficients[:, :1], "c1": job.coefficients[:, 1:]}
+        if job.history is not None:
+            columns |= {f"h{i}": job.history[:, i : i + 1] for i in range(3)}
+        return {name: rows_on(self._device, column) for name, column in columns.items()}
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
@@ -129,10 +169,10 @@ class OnnxNetworks(CheckedNetworks):
             parts.append(run(session, arrays, network))
         return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), network, self.backend)
 
-    def _inpaint_chunk(self, job: InpaintJob, part: slice, guided: bool) -> F32:
-        """The loop over one chunk. Buffers live on the device; between UNet passes only two scalars travel there."""
+    def _inpaint_chunk(self, job: InpaintJob, part: slice, guided: bool, table: Mapping[str, Rows]) -> F32:
+        """The loop over one chunk. Buffers live on the device; between UNet passes nothing travels there."""
         looks_back = job.history is not None
-        unet, step, device = self._session("unet"), self._steps[guided, looks_back], self._device
+        unet, step, device = self._session("unet"), self._step(guided, looks_back), self._device
         start = job.start_latents[part].copy()  # a CPU OrtValue is the array itself, and the loop writes to it
         condition = np.concatenate([job.masks[part], job.masked_latents[part]], axis=1)
         sample = np.concatenate([start, condition], axis=1)
@@ -151,25 +191,49 @@ class OnnxNetworks(CheckedNetworks):
         before, after = (
             (to_device(device, np.zeros_like(start)), empty_on(device, start.shape)) if looks_back else (None, None)
         )
-        for number, (timestep, (c0, c1)) in enumerate(zip(job.timesteps, job.coefficients, strict=True)):
-            times = to_device(device, np.full(passes, timestep, np.int64))
-            run_bound(unet, {"sample": samples, "timestep": times, **fixed}, {"out_sample": out}, "unet")
-            inputs = {
-                "latents": latents,
-                "out_sample": out,
-                "c0": to_device(device, c0[None]),
-                "c1": to_device(device, c1[None]),
-                **known,
-            }
+        times = rows_on(device, np.repeat(job.timesteps[:, None], passes, axis=1).astype(np.int64))
+        for number in range(len(job.timesteps)):
+            run_bound(
+                unet, {"sample": samples, **fixed}, {"out_sample": out}, "unet", {"timestep": times}, number, device
+            )
+            inputs = {"latents": latents, "out_sample": out, **known}
             outputs = {"next_latents": following, "sample": samples}
-            if job.history is not None:
-                factors = {f"h{i}": to_device(device, job.history[number, i : i + 1]) for i in range(3)}
-                inputs |= {"previous": before, **factors}
+            if looks_back:
+                inputs["previous"] = before
                 outputs["next_previous"] = after
-            run_bound(step, inputs, outputs, "step")
+            run_bound(step, inputs, outputs, "step", table, number, device)
             latents, following = following, latents
             before, after = after, before
         return np.array(latents.numpy())
+
+
+_BUILDER_TYPES = {"fp32": (), "fp16": ("fp16",), "bf16": ("bf16",), "int8": ("fp16", "int8"), "fp8": ("fp16",)}
+
+
+def _hints(bundle: Bundle, max_batch: int, precision: str) -> dict[str, EngineHints]:
+    """What builders of engines want to know of each network: what the manifest says of its inputs, and a folder."""
+    cache = bundle.path / "engines" / "onnxruntime"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        LOG.warning("%s cannot be written: engines are built anew at every start; let this user write there", cache)
+    sizes = bundle.manifest.sizes
+
+    def shapes(name: str, record: NetworkRecord) -> dict[str, list[tuple[int, int]]]:
+        side = sizes.features_px if name == "features" else sizes.size_px
+        most = max_batch if name == "unet" else largest_batch(max_batch, side)
+        return {
+            entry.name: [(axis, axis) if isinstance(axis, int) else (1, most) for axis in entry.shape]
+            for entry in record.inputs
+        }
+
+    return {
+        name: EngineHints(cache if writable else None, _BUILDER_TYPES[precision], shapes(name, record))
+        for name, record in bundle.manifest.networks.items()
+    }
 
 
 def _checked(session: Any, name: str, file: Path) -> Any:

@@ -2,65 +2,65 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnxruntime as ort
 
-from anomalysd_edge.bundle.backend_spec import ONNX_RUNTIME
-from anomalysd_edge.errors import BackendError, BundleError, missing_extra
+from anomalysd_edge.core.types import Array
+from anomalysd_edge.errors import BackendError, BundleError, MissingExtra
+from anomalysd_runtime.onnx.fused_attention import fuse_attention
+from anomalysd_runtime.onnx.providers import (
+    ON_CUDA,
+    PROVIDERS,
+    TENSORRT_BUILDS,
+    EngineHints,
+    add_provider,
+    load_cuda_libraries,
+)
+from anomalysd_runtime.onnx.step_graph import step_graph
 
-try:
-    import onnxruntime as ort
-except ModuleNotFoundError as error:
-    raise missing_extra("onnxruntime", "cpu") from error
-
+LOG = logging.getLogger("anomalysd_runtime")
 T = TypeVar("T")
-
-PROVIDERS: dict[str, str] = ONNX_RUNTIME
-RIVALS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-"""Distributions that write the same files: installed together, one lies half over the other."""
+NO_HINTS = EngineHints()
 
 
-def check_one_onnxruntime(installed: Iterable[str] | None = None) -> None:
-    """Raise BackendError if more than one of RIVALS is installed (`installed`: distribution names, for tests)."""
-    if installed is None:
-        installed = (entry.metadata["Name"] or "" for entry in importlib.metadata.distributions())
-    found = sorted({name.lower().replace("_", "-") for name in installed} & set(RIVALS))
-    if len(found) > 1:
-        raise BackendError(
-            f"{' and '.join(found)} are installed together and overwrite each other's files, expected one of them: "
-            f"pip uninstall -y {' '.join(found)}, then pip install 'anomalysd-edge[cpu]' or 'anomalysd-edge[gpu]'"
-        )
+def trouble(device: str) -> str | None:
+    """Why `device` runs nothing here, by a graph of a few nodes that it has to run; None where it does."""
+    try:
+        probe(open_session(step_graph(False), device, 1, "step"), device)
+    except (BackendError, BundleError, MissingExtra) as error:
+        return str(error)
+    return None
 
 
-def check_device(device: str, available: Iterable[str] | None = None) -> None:
-    """Raise BackendError unless this build of ONNX Runtime has the provider of `device`."""
-    if device not in PROVIDERS:
-        raise BackendError(f"the device {device!r} is unknown here, expected one of {', '.join(PROVIDERS)}")
-    offered = list(ort.get_available_providers() if available is None else available)
-    if PROVIDERS[device] not in offered:
-        remedy = (
-            "pip uninstall -y onnxruntime, then pip install 'anomalysd-edge[gpu]'"
-            if device != "cpu"
-            else "reinstall it"
-        )
-        raise BackendError(
-            f"{PROVIDERS[device]} was asked for and this onnxruntime {ort.__version__} has only {', '.join(offered)}: "
-            f"{remedy}, or ask for another device"
-        )
+def probe(step: Any, device: str) -> None:
+    """Run a step of one number on `device`. `step`: a session of step_graph(False). Raises BackendError."""
+    one = to_device(device, np.ones((1, 1, 1, 1), np.float32))
+    feeds = dict.fromkeys(("latents", "out_sample", "condition"), one)
+    feeds |= {name: to_device(device, np.ones(1, np.float32)) for name in ("c0", "c1")}
+    outputs = {"next_latents": empty_on(device, (1, 1, 1, 1)), "sample": empty_on(device, (1, 2, 1, 1))}
+    run_bound(step, feeds, outputs, "step")
+    if float(outputs["next_latents"].numpy().item()) != 2.0:
+        raise BackendError(f"{PROVIDERS[device]} computed 1*1 + 1*1 wrong: look at the device and its driver")
 
 
-def available_providers() -> list[str]:
-    """The execution providers that this build of ONNX Runtime has."""
-    return list(ort.get_available_providers())
-
-
-def open_session(model: Path | bytes, device: str, threads: int, name: str) -> Any:
+def open_session(
+    model: Path | bytes,
+    device: str,
+    threads: int,
+    name: str,
+    hints: EngineHints = NO_HINTS,
+    fuse: bool | None = None,
+) -> Any:
     """An onnxruntime.InferenceSession on `device`. Raises BackendError or BundleError.
 
+    `fuse`: attention as one operator (fused_attention.py); None = on CUDA, where it saves the most memory.
     Memory: ONNX Runtime keeps its arena, sized by the largest batch seen, until the session is closed; that is wanted
     here, since every photo brings the same batches. On CUDA the arena grows by what is asked, not in powers of two.
     """
@@ -70,14 +70,24 @@ def open_session(model: Path | bytes, device: str, threads: int, name: str) -> A
     options.log_severity_level = 3
     # Five sessions have five thread pools: threads that kept spinning after a run would slow the next network down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    source: str | bytes = model if isinstance(model, bytes) else str(model)
     if isinstance(model, bytes):
         # The step graph: rounding must be that of its own nodes, in their order.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif (device == "cuda") if fuse is None else fuse:
+        source = _fused(model, name, options)
+    providers = add_provider(options, device, name, hints)
     try:
-        session = ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), sess_options=options, providers=_providers(device)
-        )
+        with warnings.catch_warnings():  # a provider that did not start is an error below
+            warnings.simplefilter("ignore", UserWarning)
+            session = ort.InferenceSession(source, sess_options=options, providers=providers or None)
     except Exception as error:  # onnxruntime's classes share no base of their own
+        if device in TENSORRT_BUILDS and hints.shapes:
+            LOG.warning(
+                "%s cannot build %r for all shapes at once (%s); it builds as they come, and the first photos wait",
+                PROVIDERS[device], name, str(error).splitlines()[0],
+            )  # fmt: skip
+            return open_session(model, device, threads, name, EngineHints(hints.cache, hints.types), fuse)
         where = "built in" if isinstance(model, bytes) else str(model)
         raise BundleError(
             f"onnxruntime {ort.__version__} cannot open the network {name!r} ({where}): "
@@ -85,27 +95,23 @@ def open_session(model: Path | bytes, device: str, threads: int, name: str) -> A
         ) from error
     running = session.get_providers()
     if PROVIDERS[device] not in running:
+        said = load_cuda_libraries(tensorrt=device == "ort-tensorrt").strip().splitlines() if device in ON_CUDA else []
         raise BackendError(
             f"{PROVIDERS[device]} was asked for and onnxruntime started {', '.join(running)} instead, as it does when "
-            "CUDA or cuDNN libraries do not load: install those that this onnxruntime release names, or ask for the CPU"
+            f"its libraries do not load{f' ({said[0]})' if said else ''}: pip install "
+            f"'anomalysd-edge[{'gpu' if device == 'cuda' else device}]', or ask for the CPU"
         )
     return session
 
 
-def _providers(device: str) -> list[Any]:
-    if device == "cpu":
-        return [PROVIDERS["cpu"]]
-    settings = {
-        "device_id": 0,
-        "use_tf32": 0,  # TF32 keeps 10 bits of the mantissa: the scores would leave the tolerance
-        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE times the algorithms: other runs, other choices, other bits
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-    if device == "ort-tensorrt":
-        # It builds engines when it first sees a shape; what it cannot take runs on CUDA, as ONNX Runtime splits graphs.
-        return [(PROVIDERS["ort-tensorrt"], {"device_id": 0}), (PROVIDERS["cuda"], settings), PROVIDERS["cpu"]]
-    # The CPU comes second for the few shape computations that ONNX Runtime places there on purpose.
-    return [(PROVIDERS["cuda"], settings), PROVIDERS["cpu"]]
+def _fused(model: Path, name: str, options: Any) -> str | bytes:
+    data, count = fuse_attention(model.read_bytes())
+    if not count:
+        return str(model)
+    LOG.debug("%d attentions of %r run as one operator each", count, name)
+    # A graph in memory has no folder of its own; its weights, where they lie in a file beside it, are looked for here.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    return data
 
 
 def to_device(device: str, array: Any) -> Any:
@@ -119,8 +125,37 @@ def empty_on(device: str, shape: tuple[int, ...]) -> Any:
 
 
 def _place(device: str) -> str:
-    """Where tensors of a device live: both providers of an NVIDIA GPU use CUDA's memory."""
-    return "cpu" if device == "cpu" else "cuda"
+    """Where tensors of a device live."""
+    return "cuda" if device in ON_CUDA else "cpu"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of numbers on a device, that runs are bound to one at a time: a loop's timesteps, say, go up once."""
+
+    values: Any
+    """OrtValue (rows, width); the rows begin ALIGNMENT bytes apart."""
+    width: int
+    """Numbers a row that count."""
+    dtype: Any
+
+    def bind(self, binding: Any, name: str, number: int, device: str) -> None:
+        """Row `number` as the input `name` of a run."""
+        stride = int(self.values.shape()[1]) * np.dtype(self.dtype).itemsize
+        address = self.values.data_ptr() + number * stride
+        binding.bind_input(name, _place(device), 0, self.dtype, [self.width], address)
+
+
+ALIGNMENT = 256
+"""Bytes between two rows at least, as CUDA's own allocations are aligned."""
+
+
+def rows_on(device: str, array: Array) -> Rows:
+    """(rows, width) numbers as Rows on `device`."""
+    each = ALIGNMENT // array.dtype.itemsize
+    padded = np.zeros((len(array), -(-array.shape[1] // each) * each), array.dtype)
+    padded[:, : array.shape[1]] = array
+    return Rows(to_device(device, padded), array.shape[1], array.dtype.type)
 
 
 def run(session: Any, feeds: Mapping[str, Any], name: str) -> Any:
@@ -128,12 +163,22 @@ def run(session: Any, feeds: Mapping[str, Any], name: str) -> Any:
     return _guarded(lambda: session.run(None, dict(feeds))[0], name)
 
 
-def run_bound(session: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any], name: str) -> None:
-    """Run from and into OrtValues that stay where they are. Raises BackendError.
+def run_bound(
+    session: Any,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    name: str,
+    rows: Mapping[str, Rows] | None = None,
+    number: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Run from and into OrtValues that stay where they are, and from row `number` of `rows`. Raises BackendError.
 
     run_with_iobinding waits for the session's stream before it returns, so another session may read the outputs.
     """
     binding = session.io_binding()
+    for key, table in (rows or {}).items():
+        table.bind(binding, key, number, device)
     for key, value in inputs.items():
         binding.bind_ortvalue_input(key, value)
     for key, value in outputs.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.types import Array
-from anomalysd_edge.errors import BackendError, missing_extra
+from anomalysd_edge.errors import BackendError, MissingExtra, missing_extra
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def _runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ModuleNotFoundError as error:
-        raise missing_extra("cuda-bindings", "rtx") from error
+        raise MissingExtra(f"{missing_extra('cuda-bindings', 'rtx')}, on a Jetson [jetson6] or [jetson7]") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(f"cuda-bindings is installed but does not load ({error}): reinstall it") from error
     return runtime
@@ -71,7 +71,10 @@ class CudaDevice:
         self.gpu = gpu(index)
         self._cuda = _runtime()
         self._do(self._cuda.cudaSetDevice(index), "choose the GPU")
-        self.stream = int(self._do(self._cuda.cudaStreamCreate(), "create a stream"))
+        # Not blocking: a plain stream waits for the legacy default stream, and another thread's work there (ONNX
+        # Runtime's, say) would void a capture.
+        flags = self._cuda.cudaStreamNonBlocking
+        self.stream = int(self._do(self._cuda.cudaStreamCreateWithFlags(flags), "create a stream"))
         self.allocated_bytes = 0
         self._allocations: dict[int, int] = {}
         self._graphs: list[Any] = []

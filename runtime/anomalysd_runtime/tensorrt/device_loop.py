@@ -6,6 +6,7 @@ coefficients lie in a table on the device: between the upload of a chunk and the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anomalysd_edge.core.types import F32
-from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.errors import BackendError, SettingsError
 from anomalysd_edge.method.networks import InpaintJob
 from anomalysd_runtime.static_batches import padded
 
 if TYPE_CHECKING:
     from anomalysd_runtime.tensorrt.protocols import Device, StaticEngine
 
+LOG = logging.getLogger("anomalysd_runtime")
 ALIGNMENT = 256
 """Bytes: where TensorRT takes an input or output. A table's rows begin at multiples of it."""
 FIRST_STEPS = 16
@@ -32,6 +34,8 @@ class DeviceLoop:
     def __init__(self, unet: StaticEngine, steps: Mapping[bool, StaticEngine], device: Device) -> None:
         self._unet, self._steps, self._device = unet, dict(steps), device
         self._graphs: dict[tuple[int, bool, int], Callable[[], None]] = {}
+        self.uncaptured: dict[tuple[int, bool, int], str] = {}
+        """(slots, guided, steps) of the loops that run node by node, and why they could not be captured."""
         largest = max(unet.sizes)
         self._buffers = {
             name: self._buffer(unet, name, largest) for name in ("sample", "encoder_hidden_states", "out_sample")
@@ -72,8 +76,8 @@ class DeviceLoop:
             self._enqueue(size, passes, guided, steps)
             device.synchronize()
         result = device.download(self._latents[steps % 2], (size, *job.start_latents.shape[1:]), np.float32)[:count]
-        if key not in self._graphs and self._may_capture(size, passes, guided):
-            self._graphs[key] = device.capture(lambda: self._enqueue(size, passes, guided, steps))
+        if key not in self._graphs and key not in self.uncaptured:
+            self._capture(key, passes)
         return np.asarray(result)
 
     def warm_up(self) -> dict[int, float]:
@@ -130,12 +134,24 @@ class DeviceLoop:
                 addresses["guidance"] = self._guidance
             self._steps[guided].enqueue(size, addresses)
 
-    def _may_capture(self, size: int, passes: int, guided: bool) -> bool:
-        return self._unet.capturable(passes) and self._steps[guided].capturable(size)
+    def _capture(self, key: tuple[int, bool, int], passes: int) -> None:
+        """Capture the loop that has just run; where that is refused, say so once and keep on without."""
+        size, guided, steps = key
+        engines = ((self._unet, passes), (self._steps[guided], size))
+        refusing = [f"the engine {engine.name!r} at batch {n}" for engine, n in engines if not engine.capturable(n)]
+        try:
+            if refusing:
+                raise BackendError(f"{refusing[0]} says that it cannot be captured; build it again")
+            self._graphs[key] = self._device.capture(lambda: self._enqueue(size, passes, guided, steps))
+        except BackendError as error:
+            # The photo at hand has its result: a refusal costs speed, never a photo.
+            self.uncaptured[key] = str(error)
+            LOG.warning("the loop of %d slots and %d steps runs without a CUDA graph, slower: %s", size, steps, error)
 
     def _make_tables(self, rows: int) -> None:
         """Room for the timesteps and coefficients of `rows` steps. Graphs hold the older addresses: they go."""
         self._graphs.clear()
+        self.uncaptured.clear()
         self._rows = rows
         self._row_bytes = -(-max(self._unet.sizes) * 8 // ALIGNMENT) * ALIGNMENT
         self._timesteps = self._device.allocate(rows * self._row_bytes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from anomalysd_edge.errors import BackendError, BundleError
 from anomalysd_runtime.tensorrt.cuda_device import CudaDevice
+from anomalysd_runtime.tensorrt.kernel_cache import KernelCache
 from anomalysd_runtime.tensorrt.library import Library
 
 
@@ -18,10 +19,18 @@ class TensorrtEngine:
     `sizes` are its static batch sizes, in the order of its profiles. It implements protocols.StaticEngine.
     """
 
-    def __init__(self, library: Library, data: bytes, name: str, sizes: tuple[int, ...], device: CudaDevice) -> None:
+    def __init__(
+        self,
+        library: Library,
+        data: bytes,
+        name: str,
+        sizes: tuple[int, ...],
+        device: CudaDevice,
+        kernels: KernelCache | None = None,
+    ) -> None:
         trt = library.module
         self.name, self.sizes = name, sizes
-        self._library, self._device = library, device
+        self._library, self._device, self._kernels = library, device, kernels
         self._log = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(data)
@@ -84,7 +93,7 @@ class TensorrtEngine:
         if size in self._contexts:
             return self._contexts[size]
         number = self.sizes.index(size)
-        context = self._library.execution_context(self._engine)
+        context = self._library.execution_context(self._engine, self._kernels)
         if context is None:
             raise BackendError(f"{self._library.name} made no context for the engine {self.name!r} at batch {size}")
         if self._workspace:

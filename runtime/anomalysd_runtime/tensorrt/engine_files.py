@@ -67,6 +67,8 @@ def _differences(
         found.append(("onnx_sha256", mark.onnx_sha256[:12], graph[:12]))
     if mark.library_version != library.version:
         found.append(("library_version", mark.library_version, library.version))
+    if mark.recipe != library.recipe:
+        found.append(("recipe", str(mark.recipe), str(library.recipe)))
     if not library.fits(mark.gpu, capability):
         found.append(("gpu", "+".join(mark.gpu), f"sm{capability[0]}{capability[1]}"))
     return found

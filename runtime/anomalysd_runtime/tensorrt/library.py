@@ -6,14 +6,21 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.bundle.backend_spec import ENGINES
-from anomalysd_edge.errors import BackendError, SettingsError, missing_extra
+from anomalysd_edge.errors import BackendError, MissingExtra, SettingsError, missing_extra
+
+if TYPE_CHECKING:
+    from anomalysd_runtime.tensorrt.kernel_cache import KernelCache
 
 PORTABLE = "portable"
-"""A TensorRT-for-RTX engine without targets: any GPU from Ampere on."""
-PORTABLE_FROM = (8, 0)
+"""A TensorRT-for-RTX engine without targets: it runs on PORTABLE_ON."""
+PORTABLE_ON = ("sm86", "sm89", "sm120", "sm121")
+"""Ampere, Ada and Blackwell with RTX: no data-centre GPU (sm80, sm90, sm100), no Jetson (sm87, sm110)."""
+RECIPES = {"rtx": 2, "tensorrt": 1}
+"""Version of the builder's settings below, by kind: engines of an older one are built anew. 2: no TF32, no allocation
+of its own at run time."""
 RTX_ONLY_RULE = "POLYGRAPHY_USE_TENSORRT_RTX"
 """Tells polygraphy which library its loaders shall import; read when polygraphy is first imported."""
 
@@ -36,6 +43,11 @@ class Library:
     def version(self) -> str:
         """Its full version."""
         return str(self.module.__version__)
+
+    @property
+    def recipe(self) -> int:
+        """Version of the settings that engines are built with."""
+        return RECIPES[self.kind]
 
     @property
     def ahead_of_time(self) -> bool:
@@ -68,17 +80,31 @@ class Library:
         if PORTABLE in targets and len(targets) > 1:
             raise SettingsError(f"'{PORTABLE}' stands alone, got {', '.join(targets)}: build twice for both")
 
-    def config_loader(self, targets: Sequence[str], **settings: Any) -> Any:
-        """polygraphy's configuration loader for these targets; call select_polygraphy_library first."""
+    def config_loader(self, targets: Sequence[str], workspace_bytes: int | None = None, **settings: Any) -> Any:
+        """polygraphy's configuration loader for these targets; call select_polygraphy_library first.
+
+        `workspace_bytes` bounds what a kernel may use beside tensors; without it that is all of a GPU's memory.
+        """
+        if workspace_bytes is not None:
+            settings["memory_pool_limits"] = {self.module.MemoryPoolType.WORKSPACE: workspace_bytes}
         if not self.ahead_of_time:
             from polygraphy.backend.trt import CreateConfig
 
-            return CreateConfig(**settings)
+            return CreateConfig(**settings)  # it clears TF32 itself
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         settings.pop("load_timing_cache", None)  # this library has no timing: kernels are chosen on the GPU
         capabilities = [divmod(int(target[2:]), 10) for target in targets if target != PORTABLE]
-        return CreateConfigRTX(compute_capabilities=capabilities or None, **settings)
+        create = CreateConfigRTX(compute_capabilities=capabilities or None, **settings)
+        flags = self.module.BuilderFlag
+
+        def configured(builder: Any, network: Any) -> Any:
+            config = create(builder, network)
+            config.clear_flag(flags.TF32)  # on by default, and CreateConfigRTX leaves it on
+            config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # an engine that allocates at run time is never captured
+            return config
+
+        return configured
 
     @property
     def has_timing_cache(self) -> bool:
@@ -87,12 +113,10 @@ class Library:
 
     def fits(self, gpu: Sequence[str], capability: tuple[int, int]) -> bool:
         """Whether an engine for `gpu` runs on a device of this compute capability."""
-        if PORTABLE in gpu:
-            return capability >= PORTABLE_FROM
-        return f"sm{capability[0]}{capability[1]}" in gpu
+        return f"sm{capability[0]}{capability[1]}" in (PORTABLE_ON if PORTABLE in gpu else gpu)
 
-    def execution_context(self, engine: Any) -> Any:
-        """A context that owns no device memory: the caller sets it (set_device_memory)."""
+    def execution_context(self, engine: Any, kernels: KernelCache | None = None) -> Any:
+        """A context that owns no device memory: the caller sets it (set_device_memory). `kernels` is for RTX alone."""
         by_user = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.ahead_of_time:
             return engine.create_execution_context(by_user)
@@ -101,6 +125,8 @@ class Library:
         # Kernels are compiled when a context first runs; done eagerly they cannot fall into a graph's capture.
         eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
         settings.dynamic_shapes_kernel_specialization_strategy = eager
+        if kernels is not None:
+            kernels.attach(settings)
         return engine.create_execution_context(settings)
 
 
@@ -111,7 +137,8 @@ def load_library(kind: str) -> Library:
     try:
         return Library(kind, importlib.import_module(ENGINES[kind]))
     except ModuleNotFoundError as error:
-        raise missing_extra(ENGINES[kind], kind) from error
+        jetson = "; on a Jetson it comes with JetPack (docs/jetson.md)" if kind == "tensorrt" else ""
+        raise MissingExtra(f"{missing_extra(ENGINES[kind], kind)}{jetson}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(f"{ENGINES[kind]} is installed but does not load ({error}): reinstall it") from error
 

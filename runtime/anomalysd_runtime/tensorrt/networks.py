@@ -15,7 +15,7 @@ import numpy as np
 from anomalysd_edge.bundle.backend_spec import BackendChoice
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.types import F32, I64, Array
-from anomalysd_edge.errors import BackendError, BundleError, SettingsError
+from anomalysd_edge.errors import BackendError, BundleError, DeviceLost, SettingsError
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_runtime.static_batches import (
     assumed_costs,
@@ -51,7 +51,8 @@ class TensorrtNetworks(CheckedNetworks):
         for name in ("unet", "vae_encoder", "vae_decoder", "step"):
             if name not in engines:
                 raise BundleError(f"there is no engine of {name!r}, only {', '.join(engines)}: run 'sd-edge build'")
-        self.sizes, self.backend, self.max_batch = sizes, backend, max_batch
+        self.sizes, self.max_batch = sizes, max_batch
+        self._label = backend
         self.warm_up_ms: dict[str, dict[int, float]] = {}
         self._engines, self._device = dict(engines), device
         self._lock = threading.Lock()
@@ -67,6 +68,16 @@ class TensorrtNetworks(CheckedNetworks):
         steps = {guided: engines[name] for name, guided in (("step", False), ("step_guided", True)) if name in engines}
         self._loop = DeviceLoop(unet, steps, device)
 
+    @property
+    def backend(self) -> str:
+        """Library, version, GPU and precision; and how many loops run without a CUDA graph, where any does."""
+        refused = len(self._loop.uncaptured)
+        return f"{self._label} ({refused} loops not captured)" if refused else self._label
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        self._label = value
+
     @classmethod
     def of_bundle(cls, bundle: Bundle, choice: BackendChoice, max_batch: int = 16, index: int = 0) -> TensorrtNetworks:
         """Open the engines of a bundle that fit this GPU, and run each once, so that the first photo waits for nothing.
@@ -76,6 +87,7 @@ class TensorrtNetworks(CheckedNetworks):
         from anomalysd_runtime.tensorrt.cuda_device import CudaDevice
         from anomalysd_runtime.tensorrt.engine import TensorrtEngine
         from anomalysd_runtime.tensorrt.engine_files import engine_networks, find_engine, read_engine
+        from anomalysd_runtime.tensorrt.kernel_cache import KernelCache
         from anomalysd_runtime.tensorrt.library import load_library
 
         library = load_library(choice.kind)
@@ -86,10 +98,11 @@ class TensorrtNetworks(CheckedNetworks):
                 name: find_engine(bundle, name, choice, library, device.gpu.capability)
                 for name in engine_networks(bundle)
             }
+            kernels = KernelCache(bundle.path / "engines" / f"kernels-{library.version}.cache")
             engines: dict[str, StaticEngine] = {}
             for name, record in found.items():
                 data = read_engine(bundle, record)
-                engine = TensorrtEngine(library, data, name, record.fingerprint.batches, device)
+                engine = TensorrtEngine(library, data, name, record.fingerprint.batches, device, kernels)
                 undo.callback(engine.close)
                 engines[name] = engine
             label = f"{library.name} {library.version} {device.gpu.name}"
@@ -97,6 +110,7 @@ class TensorrtNetworks(CheckedNetworks):
                 label += f" {choice.precision}"
             opened = cls(engines, bundle.manifest.sizes, device, label, max_batch)
             opened.warm_up()
+            kernels.save()
             undo.pop_all()
         return opened
 
@@ -154,6 +168,16 @@ class TensorrtNetworks(CheckedNetworks):
                 part = slice(run.start, run.stop)
                 result[part] = self._loop.run(job, part, run.size)
         return finite(result, "unet", self.backend)
+
+    def probe(self) -> None:
+        with self._lock:
+            try:
+                self._device.enter_thread()
+                address = self._buffers["vae_encoder"]["sample"]
+                self._device.upload(address, np.zeros(1, np.float32))
+                self._device.download(address, (1,), np.float32)
+            except BackendError as error:
+                raise DeviceLost(f"the GPU is lost to this process: {error}") from error
 
     def close(self) -> None:
         """Give the device memory back; the object cannot be used afterwards."""

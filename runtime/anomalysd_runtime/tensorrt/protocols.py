@@ -31,6 +31,7 @@ class Device(Protocol):
 class StaticEngine(Protocol):
     """A network at a few static batch sizes; see engine.TensorrtEngine."""
 
+    name: str
     sizes: tuple[int, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

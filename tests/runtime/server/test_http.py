@@ -30,6 +30,7 @@ from tests.support.serving import (
     SLOW,
     STUCK,
     Box,
+    open_losing,
     open_touchy,
     open_without_cuda,
     png,
@@ -403,3 +404,14 @@ def test_the_openapi_document_names_every_door(box: Box) -> None:
     paths = json.loads(box.get("/openapi.json").body)["paths"]
     for path in ("/inspect", "/inspect/batch", "/bundles", "/verdicts", "/health", "/v2/models/{name}/infer"):
         assert path in paths
+
+
+def test_a_lost_gpu_costs_one_photo_and_a_worker(bundle: Path) -> None:
+    """After an illegal access every call of a process fails, whatever its photo: a new one must judge the next."""
+    with running_box(touchy_settings(bundle, group=1), open_losing) as box:
+        assert box.inspect(png(1)).status == 200
+        guilty = box.inspect(png(2, NAN))
+        assert guilty.status == 500
+        assert "exit code 70" in guilty.json["error"]
+        assert [box.inspect(png(seed)).status for seed in (3, 4)] == [200, 200]
+        assert box.get("/health").json["worker_restarts"] == 1

@@ -6,6 +6,7 @@ nothing that a client sent is ever unpickled, photos travel as arrays.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.core.types import U8
-from anomalysd_edge.errors import BackendError, MissingExtra, SDEdgeError
+from anomalysd_edge.errors import BackendError, DeviceLost, MissingExtra, SDEdgeError
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import Inspection
 from anomalysd_runtime.server.settings import EngineSettings
 
+log = logging.getLogger("sd-edge.worker")
+LOST_EXIT = 70
+"""Exit code of a worker whose device is lost (EX_SOFTWARE of sysexits.h): the box starts another one."""
 Opener = Callable[[Path, EngineSettings, str], Detector]
 """(bundle folder, settings, backend) -> detector; a module's function, so that a new process can find it by name."""
 
@@ -162,6 +166,12 @@ def _main(pipe: Connection, settings: EngineSettings, opener: Opener) -> None:
             return
         try:
             answer = ("ok", _do(message, detectors, settings, opener))
+        except DeviceLost as error:
+            # No answer: the parent sees this process end, starts another and sends the photos again, one by one. Not
+            # sys.exit: a broken CUDA context can hang in the destructors that an orderly end runs.
+            log.error("%s; this worker ends and another one is started", error)
+            logging.shutdown()
+            os._exit(LOST_EXIT)
         except SDEdgeError as error:
             answer = ("error", str(error))
         except Exception as error:  # an internal fault fails this request only, and its kind is reported
@@ -177,12 +187,18 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
     if verb == "open":
         detector, fell_back = _open(message[2], settings, opener)
         detector.group = settings.group
+        try:
+            warm_ms = _warm_up(detector)
+        except Exception:
+            detector.networks.probe()
+            detector.networks.close()
+            raise
         detectors[key] = detector
         return OpenedBundle(
             backend=detector.networks.backend,
             mode=detector.mode,
             fell_back=fell_back,
-            warm_ms=_warm_up(detector),
+            warm_ms=warm_ms,
             thresholds={name: constants.calibration.threshold for name, constants in detector.classes.items()},
             settings=detector.settings.to_json(),
             size_px=detector.networks.sizes.size_px,
@@ -217,10 +233,14 @@ def _warm_up(detector: Detector) -> float:
 
 
 def judge(detector: Detector, photos: Sequence[U8], classes: Sequence[str]) -> list[Inspection | str]:
-    """A group's answers; where the group fails, each photo is judged alone, so that one costs the others nothing."""
+    """A group's answers; where the group fails, each photo is judged alone, so that one costs the others nothing.
+
+    Raises DeviceLost where it failed because the device is gone: no photo is at fault then, and none could be judged.
+    """
     try:
         return list(detector.inspect(photos, classes))
     except Exception as error:
+        detector.networks.probe()
         if len(photos) == 1:
             kind = "" if isinstance(error, SDEdgeError) else f"{type(error).__name__}: "
             return [f"{kind}{error}"]
