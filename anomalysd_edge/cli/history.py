@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from anomalysd_edge.cli import options
-from anomalysd_edge.reports.console import say, score_limits, show_json, show_table
+from anomalysd_edge.reports.console import percent, say, score_limits, show_json, show_table
 
 if TYPE_CHECKING:
     from anomalysd_runtime.server.records.verdict_store import VerdictStore
@@ -56,10 +56,10 @@ def list_verdicts(
         )
     rows = [
         (v.uid, datetime.fromtimestamp(v.at).isoformat(" ", "seconds"), v.class_name, f"{v.pred_score:.4f}",
-         score_limits(v.threshold), v.verdict, v.correction or "", v.photo)
+         score_limits(v.threshold, v.limits), v.verdict, percent(v.pred_probability), v.correction or "", v.photo)
         for v in verdicts
     ]  # fmt: skip
-    columns = ("uid", "time", "class", "score", "threshold", "verdict", "said", "photo")
+    columns = ("uid", "time", "class", "score", "threshold", "verdict", "defective", "said", "photo")
     show_table("Verdicts", columns, rows)
 
 
