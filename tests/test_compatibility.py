@@ -31,6 +31,9 @@ def test_a_bundle_gives_the_scores_that_it_gave() -> None:
         (found,) = detector.inspect([load_rgb(PHOTO)], "bottle")
     assert found.pred_score == pytest.approx(expected["score"], abs=1e-5)
     assert found.pred_label == expected["label"]
+    # It has no limits and no score model: the threshold alone decides.
+    assert found.verdict == ("good", "anomalous")[expected["label"]]
+    assert (found.limits, found.pred_probability) == (None, None)
     assert found.mode == expected["mode"]
     assert found.scores == {name: pytest.approx(score, abs=1e-5) for name, score in expected["scores"].items()}
 
@@ -38,7 +41,10 @@ def test_a_bundle_gives_the_scores_that_it_gave() -> None:
 @pytest.mark.slow
 def test_a_bundle_is_inspected_by_the_command(tmp_path: Path) -> None:
     (found,) = json.loads(sd_edge("inspect", OLD / "bundle", PHOTO, "--json", cwd=tmp_path).stdout)
-    assert found["pred_score"] == pytest.approx(json.loads((OLD / "expected.json").read_text())["score"], abs=1e-5)
+    expected = json.loads((OLD / "expected.json").read_text())
+    assert found["pred_score"] == pytest.approx(expected["score"], abs=1e-5)
+    assert found["verdict"] == ("good", "anomalous")[expected["label"]]
+    assert (found["limits"], found["pred_probability"]) == (None, None)
 
 
 def test_a_run_is_read() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.core.files import json_ready
+from anomalysd_edge.method.class_model import Calibration
 
 if TYPE_CHECKING:
     pass
@@ -38,6 +39,10 @@ class Calibrated:
     """The wanted one."""
     shots: dict[str, list[str]] = field(default_factory=dict)
     """SHA-256 of each class's good photos that were used."""
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    """By class: threshold, limits, score model, and what they rest on."""
+    features: str = ""
+    """Kind of the bundle's feature network, which names the threshold prior."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

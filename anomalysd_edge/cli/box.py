@@ -60,7 +60,7 @@ def serve(
     mqtt_ca: Annotated[Path | None, Option(help="PEM of the broker's certificate authority; enables TLS.")] = None,
     mqtt_prefix: Annotated[str, Option(help="First part of every topic.")] = "sd-edge",
     webhook: Annotated[str | None, Option(help="URL that verdicts are posted to; needs --record.")] = None,
-    webhook_on: Annotated[str, Option(help="Verdicts to post: anomalous or all.")] = "anomalous",
+    webhook_on: Annotated[str, Option(help="Verdicts to post: anomalous (and uncertain), or all.")] = "anomalous",
     ray: Annotated[str | None, Option(help="Replicas on Ray Serve: 'local', an address, or auto.")] = None,
     replicas: Annotated[str, Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
     gpus: Annotated[float, Option(help="With --ray: GPUs that each replica reserves.")] = 0,
@@ -113,7 +113,7 @@ def watch(
     settle_s: Annotated[float, Option(help="Seconds that a file must stay unchanged.")] = 1.0,
     once: Annotated[bool, Option("--once", help="End when no photo is left.")] = False,
 ) -> None:
-    """Inspect the photos that arrive in a folder and move them to ok/, ng/, unknown/ or error/.
+    """Inspect the photos that arrive in a folder and move them to ok/, ng/, unsure/, unknown/ or error/.
 
     The verdict lies beside each as JSON.
 

@@ -147,13 +147,17 @@ def status(
     else:
         rows = [
             (
-                box.url, box.status, sum(box.verdicts.values()), box.verdicts.get("anomalous", 0), box.refused,
-                box.waiting, "-" if box.mean_s is None else f"{box.mean_s * 1e3:.0f}", box.restarts,
+                box.url, box.status, sum(box.verdicts.values()), box.verdicts.get("anomalous", 0),
+                box.verdicts.get("uncertain", 0), box.refused, box.waiting,
+                "-" if box.mean_s is None else f"{box.mean_s * 1e3:.0f}", box.restarts,
                 ", ".join(f"{name} {version or 'closed'}" for name, version in box.bundles.items()),
             )
             for box in found
         ]  # fmt: skip
-        columns = ("box", "status", "verdicts", "anomalous", "refused", "waiting", "mean ms", "restarts", "bundles")
+        columns = (
+            "box", "status", "verdicts", "anomalous", "uncertain", "refused", "waiting", "mean ms", "restarts",
+            "bundles",
+        )  # fmt: skip
         show_table(f"{sum(box.fine for box in found)} of {len(found)} boxes are ok", columns, rows)
     for box in found:
         for reason in box.reasons:

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from anomalysd_edge.cli import options
-from anomalysd_edge.reports.console import say, show_json, show_table
+from anomalysd_edge.reports.console import percent, say, score_limits, show_json, show_table
 
 if TYPE_CHECKING:
     from anomalysd_runtime.server.records.verdict_store import VerdictStore
@@ -30,7 +30,9 @@ RecordArgument = Annotated[
     Path, Argument(metavar="RECORD", help="SQLite file of serve --record.", exists=True, dir_okay=False)
 ]
 ClassOf = Annotated[str | None, Option("--class", help="Verdicts of this class only.")]
-VerdictOf = Annotated[str | None, Option("--verdict", help="These verdicts only: good, anomalous or unknown.")]
+VerdictOf = Annotated[
+    str | None, Option("--verdict", help="These verdicts only: good, anomalous, uncertain or unknown.")
+]
 Corrected = Annotated[bool, Option("--corrected", help="Only verdicts that an operator corrected or confirmed.")]
 Time = Annotated[str | None, Option(metavar="TIME", help="ISO 8601 time; UTC without a zone.")]
 
@@ -54,10 +56,11 @@ def list_verdicts(
         )
     rows = [
         (v.uid, datetime.fromtimestamp(v.at).isoformat(" ", "seconds"), v.class_name, f"{v.pred_score:.4f}",
-         _threshold(v.threshold), v.verdict, v.correction or "", v.photo)
+         score_limits(v.threshold, v.limits), v.verdict, percent(v.pred_probability), v.correction or "", v.photo)
         for v in verdicts
     ]  # fmt: skip
-    show_table("Verdicts", ("uid", "time", "class", "score", "threshold", "verdict", "said", "photo"), rows)
+    columns = ("uid", "time", "class", "score", "threshold", "verdict", "defective", "said", "photo")
+    show_table("Verdicts", columns, rows)
 
 
 @history.command()
@@ -106,7 +109,7 @@ def again(
 def propose(
     record: RecordArgument,
     class_name: Annotated[str, Option("--class", help="Class to propose a threshold for.")],
-    missed_cost: Annotated[float, Option(help="Cost of a missed defect, in false alarms.")] = 1.0,
+    missed_cost: options.MissedCost = 1.0,
     rest_is_right: Annotated[bool, Option("--rest-is-right", help="Count uncorrected verdicts as right.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -119,14 +122,14 @@ def propose(
         show_json(proposed)
         return
     rows = [
-        (name, _threshold(value), proposed.missed[i], proposed.false_alarms[i])
+        (name, score_limits(value), proposed.missed[i], proposed.false_alarms[i])
         for i, (name, value) in enumerate((("now", proposed.current), ("proposed", proposed.proposed)))
     ]
     title = f"{class_name}, bundle {proposed.bundle_id}: {proposed.ok} photos OK, {proposed.ng} NG"
     show_table(title, ("", "threshold", "missed", "false alarms"), rows)
 
 
-def propose_for_bundle(bundle: Path, file: Path, as_json: bool) -> None:
+def propose_for_bundle(bundle: Path, file: Path, missed_cost: float, as_json: bool) -> None:
     """`calibrate --from-history`: what `history propose` shows, for every class of a bundle."""
     from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
     from anomalysd_edge.core.files import sha256_file
@@ -140,7 +143,7 @@ def propose_for_bundle(bundle: Path, file: Path, as_json: bool) -> None:
     with opened(file) as found:
         for name in sorted(read_bundle(bundle, verify=False).manifest.classes):
             try:
-                proposed.append(asdict(records.propose(found, name, bundle_id=bundle_id)))
+                proposed.append(asdict(records.propose(found, name, missed_cost, bundle_id=bundle_id)))
             except InputError as error:
                 proposed.append({"class_name": name, "error": str(error)})
     if as_json:
@@ -150,7 +153,7 @@ def propose_for_bundle(bundle: Path, file: Path, as_json: bool) -> None:
         (each["class_name"], "-", "-", "", "", each["error"])
         if "error" in each
         else (
-            each["class_name"], _threshold(each["current"]), f"{each['proposed']:.4f}",
+            each["class_name"], score_limits(each["current"]), f"{each['proposed']:.4f}",
             " -> ".join(map(str, each["missed"])), " -> ".join(map(str, each["false_alarms"])),
             f"{each['ok']} OK, {each['ng']} NG",
         )
@@ -160,10 +163,6 @@ def propose_for_bundle(bundle: Path, file: Path, as_json: bool) -> None:
         f"Thresholds by operators' corrections, bundle {bundle_id}",
         ("class", "now", "proposed", "missed", "false alarms", "judged"), rows,
     )  # fmt: skip
-
-
-def _threshold(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from anomalysd_edge.cli import options
-from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
+from anomalysd_edge.reports.console import percent, progress_bars, say, score_limits, show_json, show_table
 
 
 def inspect(
@@ -43,7 +43,10 @@ def inspect(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Inspect photos: is each anomalous, where, and what the repainted part looks like.
+    """Inspect photos: is each good, anomalous or uncertain, where, and what the repainted part looks like.
+
+    Where a class has limits, a score between them is uncertain: a person should look. No verdict changes the exit code;
+    it is 1 where a photo got none.
 
     Example: sd-edge inspect BUNDLE new.png --class bracket --out RESULTS
     """
@@ -80,8 +83,9 @@ def inspect(
 def _show(results: list[dict[str, Any]]) -> None:
     rows = []
     for r in results:
-        limit = "-" if r["threshold"] is None else f"{r['threshold']:.4f}"
+        limit = score_limits(r["threshold"], r["limits"])
+        sure = percent(r["pred_probability"])
         mask = r["evidence"]["kind"] + (f" {r['evidence']['scale']}" if r["evidence"]["scale"] else "")
         took = sum(r["timings_ms"].values())
-        rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], mask, took))
-    show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "mask", "ms"), rows)
+        rows.append((r["photo"], r["class"], f"{r['pred_score']:.4f}", limit, r["verdict"], sure, mask, took))
+    show_table("Inspection", ("photo", "class", "score", "threshold", "verdict", "defective", "mask", "ms"), rows)

@@ -142,6 +142,9 @@ def export(
     size: Annotated[int | None, Option(help="Side of the model's image in px; the run's if left out.")] = None,
     features: options.Features = None,
     static_batches: options.StaticBatches = None,
+    missed_cost: options.MissedCost = 1.0,
+    referral_cost: options.ReferralCost = 0.25,
+    defect_rate: options.DefectRate = 0.5,
     threads: options.Threads = None,
     triton: Annotated[Path | None, Option("--triton", help="Folder for a Triton model repository.")] = None,
     name: Annotated[str | None, Option(help="With --triton: model name; the bundle's if left out.")] = None,
@@ -165,16 +168,21 @@ def export(
         return
     if out is None:
         raise InputError(f"export needs --out BUNDLE, the folder to write the bundle of {run} to")
+    from anomalysd_edge.calibration.settings import CalibrationSettings
+    from anomalysd_edge.method.score_model import Costs
+    from anomalysd_edge.reports.calibration import show_thresholds
     from anomalysd_edge.workflows.export import export_to
 
+    settings = CalibrationSettings(costs=Costs(missed_cost, referral_cost, defect_rate))
     with progress_bars(quiet) as progress:
         graphs = graphs_of(precision, size, static_batches, features)
-        bundle = export_to(run, out, class_file, threads, progress, graphs)
+        bundle = export_to(run, out, class_file, threads, progress, graphs, settings)
     figures = [
         (network, record.dtype, f"{record.parity['max_abs']:.1e}", f"{record.tolerance:.0e}")
         for network, record in bundle.manifest.networks.items()
     ]
     show_table("Largest difference from torch", ("network", "dtype", "difference", "allowed"), figures)
+    show_thresholds({name: record.calibration.get("edge") for name, record in bundle.manifest.classes.items()})
     say(f"bundle written: {out}; next: sd-edge inspect {out} PHOTO...")
     if triton is not None:
         _write_triton(out, *repository)
@@ -210,6 +218,9 @@ def add_class(
     class_file: options.ClassFile = None,
     shots: Annotated[int | None, Option(help="Use the first K photos; all if left out.")] = None,
     out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
+    missed_cost: options.MissedCost = 1.0,
+    referral_cost: options.ReferralCost = 0.25,
+    defect_rate: options.DefectRate = 0.5,
     false_alarm_rate: options.FalseAlarmRate = 0.02,
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -222,12 +233,15 @@ def add_class(
     Example: sd-edge add-class BUNDLE --name bracket --photos GOOD
     """
     from anomalysd_edge.calibration.settings import CalibrationSettings
+    from anomalysd_edge.method.score_model import Costs
     from anomalysd_edge.workflows.add_class import AddClassRequest
     from anomalysd_edge.workflows.add_class import add_class as body
 
     request = AddClassRequest(
         bundle=bundle, name=name, photos=photos, text_encoder=text_encoder, class_file=class_file, shots=shots,
-        out=out, settings=CalibrationSettings(false_alarm_rate=false_alarm_rate), threads=threads,
+        out=out, threads=threads, settings=CalibrationSettings(
+            false_alarm_rate=false_alarm_rate, costs=Costs(missed_cost, referral_cost, defect_rate)
+        ),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         added = body(request, progress)

@@ -83,7 +83,15 @@ OnMismatch = Annotated[
 ]
 Force = Annotated[bool, Option("--force", help="Run a precision although verify has refused it.")]
 Resume = Annotated[bool, Option("--resume", help="Continue from the last checkpoint in --out.")]
-FalseAlarmRate = Annotated[float, Option(help="Share of good photos that may be called anomalous, in [0,1].")]
+FalseAlarmRate = Annotated[
+    float,
+    Option(help="Share of good photos that may be alarms, 0 to 0.5; used only where nothing is known of defects."),
+]
+MissedCost = Annotated[float, Option(help="Cost of a missed defect, in false alarms.")]
+ReferralCost = Annotated[
+    float, Option(help="Cost of an uncertain verdict, that is of asking a person, in false alarms, between 0 and 1.")
+]
+DefectRate = Annotated[float, Option(help="Share of defective photos to expect, between 0 and 1.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress bars.")]
 

@@ -23,6 +23,9 @@ def calibrate(
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
     shots: Annotated[int | None, Option(help="Good photos per class, the first ones; all if left out.")] = None,
+    missed_cost: options.MissedCost = 1.0,
+    referral_cost: options.ReferralCost = 0.25,
+    defect_rate: options.DefectRate = 0.5,
     false_alarm_rate: options.FalseAlarmRate = 0.02,
     synthetic: Annotated[int, Option(help="Synthetic anomalies per class to choose settings on; 0 = none.")] = 24,
     check: Annotated[Path | None, Option(help="Data set to measure the false-alarm rate on.")] = None,
@@ -39,18 +42,21 @@ def calibrate(
     if from_history is not None:
         from anomalysd_edge.cli.history import propose_for_bundle
 
-        propose_for_bundle(bundle, from_history, as_json)
+        propose_for_bundle(bundle, from_history, missed_cost, as_json)
         return
     if photos is None:
         raise InputError("name good photos with --photos, or a box's record with --from-history")
     from anomalysd_edge.calibration.settings import CalibrationSettings
+    from anomalysd_edge.method.score_model import Costs
     from anomalysd_edge.reports.calibration import Report, report_folder
+    from anomalysd_edge.reports.reliability import shipped_reliability
     from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
     from anomalysd_edge.workflows.open_options import InspectOptions
 
     settings = CalibrationSettings(
-        false_alarm_rate=false_alarm_rate, synthetic=synthetic, negatives=12 if synthetic else 8
-    )
+        false_alarm_rate=false_alarm_rate, costs=Costs(missed_cost, referral_cost, defect_rate), synthetic=synthetic,
+        negatives=12 if synthetic else 8,
+    )  # fmt: skip
     request = CalibrateRequest(
         bundle=bundle, photos=photos, dataset=dataset, out=out, shots=shots, preset=preset, settings=settings,
         threads=threads,
@@ -59,7 +65,7 @@ def calibrate(
         found = recalibrate(request, progress)
         opening = InspectOptions(preset=preset, threads=threads)
         seen = false_alarms(found, check, opening, progress, dataset) if check else {}
-    shown, folder = Report(found, seen), report or report_folder(found.bundle)
+    shown, folder = Report(found, seen, shipped_reliability(found.features)), report or report_folder(found.bundle)
     shown.write(folder)
     show_json(shown.to_json()) if as_json else shown.show()
     say(f"calibrated: {found.bundle}; what was chosen and why: {folder / 'report.html'}")

@@ -33,7 +33,7 @@ class BoxState:
     restarts: int = 0
     """Workers that had to be started again."""
     verdicts: dict[str, int] = field(default_factory=dict)
-    """Verdicts since its start, by good, anomalous, unknown."""
+    """Verdicts since its start, by good, anomalous, uncertain, unknown."""
     refused: int = 0
     """Photos that got no verdict."""
     mean_s: float | None = None

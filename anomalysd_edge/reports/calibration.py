@@ -1,30 +1,59 @@
 """What `sd-edge calibrate` chose for each class, and why: a table, JSON, and a page with a plot a class.
 
-The false-alarm rate that is seen comes from good photos that were no shots. It is a figure for people; nothing is
-chosen by it.
+What is expected follows from a class's score model. The false-alarm rate that is seen comes from good photos that were
+no shots. It is a figure for people; nothing is chosen by it.
 """
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.calibration.outcome import Calibrated, Seen, words
 from anomalysd_edge.core.files import folder_aside, json_ready, write_json
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.reports.console import say, show_table
 from anomalysd_edge.reports.html import page, table
+from anomalysd_edge.reports.reliability import ReliabilityBin, reliability_section
 from anomalysd_edge.reports.svg import bar_plot, dot_plot
 
 MARKER = "calibration.json"
-COLUMNS = ("class", "threshold before", "now", "settings", "wanted", "seen", "good photos", "s")
+COLUMNS = ("class", "threshold before", "now", "settings", "expected", "seen", "good photos", "s")
+THRESHOLDS = ("class", "threshold", "good below", "anomalous from", "false alarms", "missed", "rests on")
+"""Columns of `threshold_rows`; false alarms and missed as expected at the threshold."""
 
 
 def report_folder(bundle: Path) -> Path:
     """Beside the bundle: inside it every file is signed for."""
     return bundle.with_name(f"{bundle.name}-calibration")
+
+
+def threshold_rows(classes: Mapping[str, Calibration | None]) -> list[tuple[str, ...]]:
+    """Under THRESHOLDS, a row a class; None stands for a class that was not calibrated."""
+    return [(name, *_thresholds(found or Calibration())) for name, found in classes.items()]
+
+
+def _thresholds(found: Calibration) -> tuple[str, ...]:
+    good, anomalous = (None, None) if found.decision is None else (found.decision.good, found.decision.anomalous)
+    errors = ("-", "-") if found.expected is None else (found.expected.false_alarms, found.expected.missed)
+    rests_on = "no good photos" if found.threshold is None else "good photos alone"
+    if (evidence := found.evidence) is not None:
+        rests_on = f"{evidence.shots} shot{'s' * (evidence.shots > 1)}, {len(evidence.synthetic)} synthetic anomalies"
+    return (
+        _number(found.threshold),
+        *("-" if limit is None else _number(limit) for limit in (good, anomalous)),
+        *(each if isinstance(each, str) else f"{100 * each:.1f} %" for each in errors),
+        rests_on,
+    )
+
+
+def show_thresholds(classes: Mapping[str, Calibration | None]) -> None:
+    """Thresholds, limits and expected errors of classes, as a table on stdout."""
+    show_table("Thresholds, limits, errors expected at the threshold", THRESHOLDS, threshold_rows(classes))
 
 
 @dataclass(frozen=True)
@@ -34,6 +63,8 @@ class Report:
     found: Calibrated
     seen: dict[str, Seen] = field(default_factory=dict)
     """By class; empty where nothing was checked."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """How often classes that the threshold prior had not seen were as defective as stated; empty where not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,14 +100,15 @@ class Report:
         found = self.found
         rows: list[tuple[str, ...]] = []
         for name, after in found.after.items():
-            seen = self.seen.get(name)
+            seen, expected = self.seen.get(name), found.calibrations.get(name, Calibration()).expected
+            alarms = found.false_alarm_rate if expected is None else expected.false_alarms
             rows.append(
                 (
                     name,
                     _number(found.before.get(name)),
                     _number(after),
                     words(found.choices.get(name, {})) or "the preset's",
-                    f"{100 * found.false_alarm_rate:g} %",
+                    "-" if after is None else f"{100 * alarms:.2g} %",
                     "-" if seen is None or math.isnan(seen.rate) else f"{100 * seen.rate:.0f} %",
                     "-" if seen is None else str(len(seen.scores)),
                     f"{found.seconds[name]:.0f}" if name in found.seconds else "-",
@@ -97,7 +129,8 @@ class Report:
                 for t in trials
             ]
             show_table(f"{name}: AUROC on synthetic anomalies", ("settings", "image/pixel", "lead", ""), rows)
-        show_table("Calibration: thresholds, settings, false alarms wanted and seen", COLUMNS, self.rows())
+        show_table("Calibration: thresholds, settings, false alarms expected and seen", COLUMNS, self.rows())
+        show_thresholds(self.found.calibrations)
         for name in self.found.after:
             say(f"{name}: {self.reason(name)}")
 
@@ -112,7 +145,11 @@ class Report:
         parts = ["<section><h2>Classes</h2>", table(COLUMNS, self.rows())]
         if not self.seen:
             parts.append("<p class=meaning>No other good photos were given (--check), so none were seen.</p>")
+        parts += ["<h3>Thresholds, limits, errors expected at the threshold</h3>"] * bool(self.found.calibrations)
+        parts += [table(THRESHOLDS, threshold_rows(self.found.calibrations))] * bool(self.found.calibrations)
         parts.append("</section>")
+        if self.reliability and any(found.score_model for found in self.found.calibrations.values()):
+            parts.append(reliability_section(self.reliability))
         for name in self.found.after:
             parts.append(f"<section><h2>{html.escape(name)}</h2><p>{html.escape(self.reason(name))}</p>")
             parts += [f"<div class=wide>{drawn}</div>" for drawn in self.plots(name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,22 @@ def _cell(value: str | int | float | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def score_limits(threshold: float | None, limits: Mapping[str, float] | None = None) -> str:
+    """A class's threshold and, in brackets, the scores 'good' and 'anomalous' between which a verdict is uncertain.
+
+    >>> score_limits(0.5, {"good": 0.4, "anomalous": 0.75})
+    '0.5000 (0.4000 to 0.7500)'
+    """
+    if threshold is None:
+        return "-"
+    return f"{threshold:.4f}" + (f" ({limits['good']:.4f} to {limits['anomalous']:.4f})" if limits else "")
+
+
+def percent(share: float | None) -> str:
+    """'12 %' of 0.12; a dash of None."""
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def show_json(value: Any) -> None:

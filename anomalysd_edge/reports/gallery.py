@@ -16,6 +16,7 @@ from PIL import Image
 from anomalysd_edge.core.files import write_aside
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.errors import NumericError
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.reports.html import facts as fact_list
 from anomalysd_edge.reports.html import page
 from anomalysd_edge.reports.html import table as html_table
@@ -48,6 +49,12 @@ class ReportRow:
     """(h,w,3) uint8: the photo with the mask that raised the alarm."""
     note: str = ""
     """A line under the pictures, for instance which mask of which scale it was."""
+    limits: Limits | None = None
+    """Image scores between which the answer is uncertain; None where the threshold alone decides."""
+    pred_probability: float | None = None
+    """Probability of a defect in [0,1]; None where the class has no score model."""
+    uncertain: bool = False
+    """Whether the score lies between the limits. `outcome` stays what the threshold says, as in the figures."""
 
     @property
     def outcome(self) -> str:
@@ -105,6 +112,8 @@ def write_report(
     tiles = [("photos", len(rows)), ("alarms", counts["alarm"] + counts["false alarm"])]
     if any(row.truth is not None for row in rows):
         tiles += [("missed", counts["missed"]), ("false alarms", counts["false alarm"])]
+    if any(row.limits is not None for row in rows):
+        tiles.append(("uncertain", sum(row.uncertain for row in rows)))
     header = "".join(f"<li><b>{count}</b> {name}</li>" for name, count in tiles)
     header = f"<ul class=tiles>{header}</ul>" + (fact_list(facts) if facts else "")
     parts = [_table(table)] if table else []
@@ -143,14 +152,20 @@ def _card(row: ReportRow, side_px: int) -> str:
         against = f" {'≥' if row.pred_score >= limit else '&lt;'} threshold {limit:.4g}"
         fill = min(max(severity(row) * 50, 0), 100)
         meter = f"<span class=meter aria-hidden=true><i style='width:{fill:.1f}%'></i></span>" if limit > 0 else ""
+    if row.limits is not None:
+        against += f", uncertain from {row.limits.good:.4g} to {row.limits.anomalous:.4g}"
+    if row.pred_probability is not None:
+        against += f", defective with {100 * row.pred_probability:.0f} %"
+    unsure = "<span class=unsure>uncertain: a person should look</span>" if row.uncertain else ""
     captions = ("photo", "score map", "repaint", "mask behind the score")
     pictures = zip((row.photo, row.heat, row.repaint, row.evidence), captions, strict=True)
     figures = "".join(_figure(image, caption, row, side_px) for image, caption in pictures)
     note = f"<p class=note>{html.escape(row.note)}</p>" if row.note else ""
     kind = outcome.replace(" ", "-")
+    wrong += " uncertain" if row.uncertain else ""
     return (
         f"<article class='{kind}{wrong}'><h3>{html.escape(row.name)}</h3>"
-        f"<p class=line><span class=verdict>{outcome}</span><span>{html.escape(row.class_name)}</span>{truth}"
+        f"<p class=line><span class=verdict>{outcome}</span>{unsure}<span>{html.escape(row.class_name)}</span>{truth}"
         f"<span class=score>score {row.pred_score:.4g}{against}</span>{meter}</p>"
         f"<div class=pictures>{figures}</div>{note}</article>"
     )

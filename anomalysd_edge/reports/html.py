@@ -18,9 +18,9 @@ HEAD = """<!doctype html>
 <style>{style}</style>"""
 
 STYLE = """
-:root{--page:#f5f6f8;--card:#fff;--ink:#1a1d23;--quiet:#5b6472;--line:#d9dde4;--alarm:#b3261e;--pass:#1b6e3c;--wrong:#8a4b00}
+:root{--page:#f5f6f8;--card:#fff;--ink:#1a1d23;--quiet:#5b6472;--line:#d9dde4;--alarm:#b3261e;--pass:#1b6e3c;--wrong:#8a4b00;--unsure:#6b5200}
 @media(prefers-color-scheme:dark){
-:root{--page:#14161a;--card:#1e2127;--ink:#e8eaee;--quiet:#a0a8b5;--line:#343943;--alarm:#ff8a80;--pass:#7bd49a;--wrong:#ffb95c}}
+:root{--page:#14161a;--card:#1e2127;--ink:#e8eaee;--quiet:#a0a8b5;--line:#343943;--alarm:#ff8a80;--pass:#7bd49a;--wrong:#ffb95c;--unsure:#f0d060}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.45 system-ui,sans-serif}
 header,main{max-width:1080px;margin:0 auto;padding:0 16px}
@@ -42,6 +42,7 @@ th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 article{background:var(--card);border:1px solid var(--line);border-left:4px solid var(--pass);border-radius:8px;
 padding:12px 14px;margin:0 0 14px}
 article.alarm{border-left-color:var(--alarm)}article.wrong{border-left-color:var(--wrong)}
+article.uncertain{border-left-style:dashed}.unsure{font-weight:700;color:var(--unsure)}
 .line{display:flex;flex-wrap:wrap;align-items:center;gap:4px 14px;margin:4px 0 10px;color:var(--quiet)}
 .verdict{font-weight:700;color:var(--pass)}.alarm .verdict{color:var(--alarm)}.wrong .verdict{color:var(--wrong)}
 .score{font-variant-numeric:tabular-nums;margin-left:auto}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from anomalysd_edge.core.files import folder_aside, write_json
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.reports import gallery
 from anomalysd_edge.vision import heatmap, images
 
@@ -25,6 +27,8 @@ def inspection_json(answer: Inspection, photo: str) -> dict[str, Any]:
         "pred_label": answer.pred_label,
         "threshold": answer.threshold,
         "verdict": verdict(answer),
+        "pred_probability": answer.pred_probability,
+        "limits": limits_json(answer.limits),
         "scores": dict(answer.scores),
         "evidence": {
             "kind": answer.evidence.kind,
@@ -42,8 +46,13 @@ def inspection_json(answer: Inspection, photo: str) -> dict[str, Any]:
 
 
 def verdict(answer: Inspection) -> str:
-    """'anomalous', 'good', or 'unknown' where the class has no threshold."""
-    return {None: "unknown", 0: "good", 1: "anomalous"}[answer.pred_label]
+    """'good', 'anomalous', 'uncertain' between the class's limits, or 'unknown' where it has no threshold."""
+    return answer.verdict or "unknown"
+
+
+def limits_json(limits: Limits | None) -> dict[str, float] | None:
+    """Under 'good' and 'anomalous', the image scores between which a verdict is 'uncertain'; None without limits."""
+    return None if limits is None else asdict(limits)
 
 
 def heat_range(answer: Inspection) -> tuple[float, float]:
@@ -84,6 +93,9 @@ def report_row(answer: Inspection, photo: U8, name: str, truth: str | None) -> g
         pred_score=answer.pred_score,
         threshold=answer.threshold,
         pred_label=answer.pred_label,
+        limits=answer.limits,
+        pred_probability=answer.pred_probability,
+        uncertain=answer.verdict == "uncertain",
         photo=drawn["photo"],
         heat=drawn["overlay"],
         repaint=drawn["repaint"],

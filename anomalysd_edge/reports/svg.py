@@ -107,6 +107,36 @@ def dot_plot(
     return "\n".join([*parts, "</svg>"])
 
 
+def reliability_diagram(title: str, bins: Sequence[tuple[float, float, int]], side_px: int = 300) -> str:
+    """One SVG of (stated, observed, count): a dot a bin, larger with its count; on the diagonal they agree."""
+    if not bins:
+        raise InputError(f"there is nothing to draw under {title!r}; give at least one bin")
+    left, right, top, bottom = 58, side_px - 12, 34, side_px - 44
+    most = max(count for _, _, count in bins)
+
+    def across(share: float) -> float:
+        return left + share * (right - left)
+
+    def level(share: float) -> float:
+        return bottom - share * (bottom - top)
+
+    parts = [_open(side_px, side_px, title), _text(10, 18, title, bold=True)]
+    for tick in _ticks(0.0, 1.0):
+        y = level(tick)
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:{_QUIET}"/>')
+        parts += [_text(left - 6, y + 4, f"{tick:g}", "end"), _text(across(tick), bottom + 16, f"{tick:g}", "middle")]
+    ends = f'x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"'
+    parts.append(f'<line {ends} style="stroke:{_INK}" stroke-dasharray="4 3"/>')
+    for stated, observed, count in bins:
+        place = f'cx="{across(stated):.1f}" cy="{level(observed):.1f}" r="{2 + 6 * math.sqrt(count / most):.1f}"'
+        words = html.escape(f"stated {stated:.2f}, observed {observed:.2f}, {count} photos")
+        parts.append(f'<circle {place} fill="{COLOURS[0]}" fill-opacity="0.8"><title>{words}</title></circle>')
+    middle = (top + bottom) / 2
+    parts.append(_text((left + right) / 2, bottom + 34, "stated", "middle"))
+    turned = _text(14, middle, "observed", "middle").replace("<text", f'<text transform="rotate(-90 14 {middle:g})"')
+    return "\n".join([*parts, turned, "</svg>"])
+
+
 def _axes_and_lines(panel: Panel, names: list[str], x0: float, y0: float, side: float, x_title: str) -> list[str]:
     wrong = [name for name, points in panel.series.items() if len(points) != len(panel.x)]
     if wrong or not panel.x:

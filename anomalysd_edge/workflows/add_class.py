@@ -21,7 +21,9 @@ from anomalysd_edge.core.types import F32, Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, find_class, is_described, load_classes
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
-from anomalysd_edge.method.class_model import ClassModel
+from anomalysd_edge.method.class_model import Calibration, ClassModel
+from anomalysd_edge.reports.console import score_limits
+from anomalysd_edge.reports.inspection import limits_json
 from anomalysd_edge.vision.images import list_images, load_rgb
 
 SAME_STATES = 1e-3
@@ -62,16 +64,24 @@ class AddedClass:
     """The class."""
     shots: int
     """Photos that it was fitted to."""
-    thresholds: dict[str, float | None]
-    """Image threshold by preset."""
+    calibrations: dict[str, Calibration]
+    """By preset: threshold, limits, and what they rest on."""
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """Image threshold by preset."""
+        return {preset: found.threshold for preset, found in self.calibrations.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"bundle": self.bundle.name, "class": self.name, "shots": self.shots, "thresholds": self.thresholds}
+        limits = {preset: limits_json(found.decision) for preset, found in self.calibrations.items()}
+        found = {"class": self.name, "shots": self.shots, "thresholds": self.thresholds, "limits": limits}
+        return {"bundle": self.bundle.name, **found}
 
     def sentence(self) -> str:
         """The result in one sentence."""
-        found = ", ".join(f"{p} {'none' if t is None else format(t, '.4f')}" for p, t in self.thresholds.items())
+        each = self.calibrations.items()
+        found = ", ".join(f"{p} {score_limits(c.threshold, limits_json(c.decision))}" for p, c in each)
         return f"class {self.name!r} added from {self.shots} photos: {self.bundle} (thresholds: {found})"
 
 
@@ -104,8 +114,7 @@ def add_class(request: AddClassRequest, progress: Progress) -> AddedClass:
     added = constant_tensors({spec.name: next(iter(found.values()))}, bundle.constants[NEGATIVE_PROMPT])
     classes = {**bundle.manifest.classes, spec.name: class_record(spec, len(photos), found)}
     rewrite_bundle(bundle, out, classes, {**bundle.constants, **added})
-    thresholds = {preset: constants.calibration.threshold for preset, constants in found.items()}
-    return AddedClass(out, request.name, len(photos), thresholds)
+    return AddedClass(out, request.name, len(photos), {preset: made.calibration for preset, made in found.items()})
 
 
 def _states(bundle: Bundle, spec: ClassSpec, place: Path | None) -> dict[str, F32]:

@@ -42,7 +42,7 @@ class CalibrateRequest:
     preset: str = "edge"
     """The preset that is calibrated; others lose their thresholds, since the prototypes change."""
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
-    """False-alarm rate, synthetic anomalies and the like."""
+    """Costs, false-alarm rate, synthetic anomalies and the like."""
     threads: int | None = None
     """CPU threads; all cores if None."""
 
@@ -76,6 +76,8 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
         preset=preset,
         false_alarm_rate=request.settings.false_alarm_rate,
         shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
+        calibrations={name: constants.calibration for name, constants in found.classes.items()},
+        features="" if bundle.manifest.features is None else bundle.manifest.features.kind,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle.reader import Bundle
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import load_classes
 
@@ -18,6 +19,7 @@ def export_to(
     threads: int | None,
     progress: Progress,
     graphs: Mapping[str, Any] | None = None,
+    calibration: CalibrationSettings | None = None,
 ) -> Bundle:
     """Export the run to a bundle; `graphs` are fields of ExportSettings. Raises what read_run and export_run raise."""
     from anomalysd_edge.training.run import read_run
@@ -27,4 +29,6 @@ def export_to(
     # Only the file's classes: for the others the run records what was inferred from their photos.
     specs = load_classes(class_file) if class_file else None
     settings = ExportSettings(**(graphs or {}))
-    return export_run(opened, out, specs=specs, threads=threads, progress=progress, graphs=settings)
+    return export_run(
+        opened, out, specs=specs, calibration=calibration, threads=threads, progress=progress, graphs=settings
+    )

@@ -35,7 +35,12 @@ def test_inspect_prints_json_and_twice_the_same_score(chain: Chain) -> None:
         json.loads(sd_edge("inspect", chain.bundle, "new.png", "--json", cwd=chain.folder).stdout)[0] for _ in range(2)
     )
     assert first["pred_score"] == second["pred_score"]
-    assert first["verdict"] in ("good", "anomalous")
+    assert 0 <= first["pred_probability"] <= 1
+    low, high = first["limits"]["good"], first["limits"]["anomalous"]
+    assert low <= first["threshold"] <= high
+    assert first["verdict"] == (
+        "good" if first["pred_score"] < low else "uncertain" if first["pred_score"] < high else "anomalous"
+    )
     assert first["pred_label"] == int(first["pred_score"] >= first["threshold"])
     single = json.loads(
         sd_edge("inspect", chain.bundle, "new.png", "--json", "--max-batch", "1", cwd=chain.folder).stdout

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.cli.main import app
 from anomalysd_edge.cli.options import class_names, listed, named_folders
 from anomalysd_edge.data.datasets import NamedFolders, open_dataset, open_folders
 from anomalysd_edge.errors import ClassError, DatasetError, SettingsError
+from anomalysd_edge.method.score_model import Costs
 from anomalysd_edge.training import train as training
 from tests.support.data_sets import bottle_data_set, touch
 from tests.support.small_graphs import small_bundle
@@ -164,3 +166,49 @@ def test_verify_and_calibrate_read_the_bundles_classes_of_a_published_data_set(t
     assert done.exit_code == 0, done.output
     done = run("calibrate", tmp_path / "B", "--photos", data, "--dataset", "visa")
     assert "holds no class of VisA" in str(done.exception)
+
+
+COSTS = ("--missed-cost", "4", "--referral-cost", "0.1", "--defect-rate", "0.02")
+COSTLY = {
+    "calibrate": ("BUNDLE", "--photos", "PHOTOS"),
+    "add-class": ("BUNDLE", "--name", "nut", "--photos", "PHOTOS"),
+    "export": ("RUN", "--out", "BUNDLE"),
+}
+
+
+class Called(Exception):
+    """In place of the work."""
+
+
+@pytest.mark.parametrize("verb", COSTLY)
+def test_costs_reach_the_calibration(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomalysd_edge.workflows import add_class, calibrate, export
+
+    found: list[CalibrationSettings] = []
+
+    def note(*words: Any) -> None:
+        found.append(words[-1] if verb == "export" else words[0].settings)
+        raise Called
+
+    monkeypatch.setattr(calibrate, "recalibrate", note)
+    monkeypatch.setattr(add_class, "add_class", note)
+    monkeypatch.setattr(export, "export_to", note)
+    assert isinstance(run(verb, *COSTLY[verb], *COSTS, "--quiet").exception, Called)
+    assert isinstance(run(verb, *COSTLY[verb], "--quiet").exception, Called)
+    assert [each.costs for each in found] == [Costs(4.0, 0.1, 0.02), Costs(1.0, 0.25, 0.5)]
+
+
+@pytest.mark.parametrize("verb", COSTLY)
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (("--missed-cost", "0"), "the cost of a missed defect is 0.0; expected a number above 0"),
+        (("--missed-cost", "inf"), "the cost of a missed defect is inf"),
+        (("--referral-cost", "1"), "the cost of a referral is 1.0; expected a number between 0 and 1"),
+        (("--defect-rate", "nan"), "the defect rate is nan; expected a number between 0 and 1"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(verb: str, wrong: tuple[str, str], sentence: str) -> None:
+    failed = run(verb, *COSTLY[verb], *wrong)
+    assert isinstance(failed.exception, SettingsError)
+    assert sentence in str(failed.exception)

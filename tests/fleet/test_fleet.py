@@ -335,12 +335,13 @@ def test_boxes_come_from_a_file_and_metrics_from_their_text(tmp_path: Path) -> N
     told = read_metrics(
         'sd_edge_verdicts_total{bundle="a",class_name="x",verdict="good"} 3.0\n'
         'sd_edge_verdicts_total{bundle="b",class_name="y",verdict="good"} 2.0\n'
+        'sd_edge_verdicts_total{bundle="b",class_name="y",verdict="uncertain"} 4.0\n'
         'sd_edge_requests_total{source="http",status="200"} 5.0\n'
         'sd_edge_requests_total{source="http",status="503"} 7.0\n'
         "# TYPE sd_edge_request_seconds histogram\n"
         'sd_edge_request_seconds_sum{source="http"} 2.0\n'
         'sd_edge_request_seconds_count{source="http"} 4.0\n'
     )
-    assert told["verdicts"] == {"good": 5}
+    assert told["verdicts"] == {"good": 5, "uncertain": 4}
     assert told["refused"] == 7
     assert np.isclose(told["mean_s"], 0.5)

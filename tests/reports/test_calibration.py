@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,9 @@ from anomalysd_edge.calibration.outcome import Calibrated, Seen
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.errors import DatasetError, InputError
-from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder
+from anomalysd_edge.method.class_model import Calibration
+from anomalysd_edge.reports.calibration import COLUMNS, Report, report_folder, threshold_rows
+from anomalysd_edge.reports.reliability import ReliabilityBin
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.calibrate import CalibrateRequest, false_alarms, recalibrate
 from anomalysd_edge.workflows.open_options import InspectOptions
@@ -22,7 +25,7 @@ from tests.support.data_sets import good_photos
 from tests.support.detectors import photo
 from tests.support.markup import SVG
 from tests.support.progress import quiet
-from tests.support.small_graphs import small_bundle
+from tests.support.small_graphs import THREE_WAY, small_bundle
 
 TAKEN = Trial({"multiscale_weight": 1.0}, 0.9, 0.8, 0.031, 0.01, True)
 LOST = Trial({"scales": (2, 4)}, 0.8, 0.7, 0.004, 0.006, False)
@@ -57,6 +60,39 @@ def test_the_table_and_the_plots() -> None:
     circles = list(dots.iter(f"{SVG}circle"))
     assert len({c.attrib["fill"] for c in circles[:2]}) == 1
     assert circles[1].attrib["fill"] != circles[2].attrib["fill"], "the threshold itself is an alarm"
+
+
+def test_the_table_says_what_a_threshold_rests_on() -> None:
+    classes = {
+        "sure": Calibration(0.75, **THREE_WAY),
+        "old": Calibration(0.5),
+        "bare": Calibration(),
+        "absent": None,
+    }
+    sure, old, *nothing = threshold_rows(classes)
+    assert sure == ("sure", "0.750", "0.001", "1000.000", "12.5 %", "25.0 %", "4 shots, 3 synthetic anomalies")
+    assert old == ("old", "0.500", "-", "-", "-", "-", "good photos alone")
+    assert [row[1:] for row in nothing] == [("none", "-", "-", "-", "-", "no good photos")] * 2
+    single = replace(THREE_WAY["evidence"], left_out=(), copies=(0.5, 0.6))
+    assert threshold_rows({"one": Calibration(0.5, evidence=single)})[0][-1] == "1 shot, 3 synthetic anomalies"
+
+
+def test_expected_false_alarms_and_reliability_come_from_the_score_model(tmp_path: Path) -> None:
+    bins = (ReliabilityBin(0.3, 0.4, 20),)
+    plain = calibrated([])
+    two_sided = replace(plain, calibrations={"bottle": Calibration(1.5, **THREE_WAY)})
+    assert Report(plain).rows()[0][4] == "2 %", "the wanted rate, where nothing is known of defects"
+    assert Report(two_sided).rows()[0][4] == "12 %"
+    pages = []
+    for number, report in enumerate((Report(two_sided, {}, bins), Report(two_sided), Report(plain, {}, bins))):
+        report.write(tmp_path / str(number))
+        pages.append((tmp_path / str(number) / "report.html").read_text(encoding="utf-8"))
+    assert ["<h2>Reliability</h2>" in page for page in pages] == [True, False, False]
+    assert "10.0 points apart" in pages[0]
+    assert ["4 shots, 3 synthetic anomalies" in page for page in pages] == [True, True, False]
+    told = json.loads((tmp_path / "0/calibration.json").read_text())["calibrations"]["bottle"]
+    assert told["decision"] == {"good": 1e-3, "anomalous": 1e3}
+    assert told["expected"] == {"false_alarms": 0.125, "missed": 0.25}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 
 from anomalysd_edge.errors import InputError, MissingExtra, SettingsError
 from anomalysd_edge.method.result import Evidence, Inspection
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_runtime.distributed.journal import Journal, JournalEntry
 from anomalysd_runtime.distributed.ray_inspect import RaySettings
@@ -114,6 +115,7 @@ def inspection(**changes: Any) -> Inspection:
     maps = {name: rng.random((8, 8)).astype(np.float32) for name in ("prototypes", "fused")}
     values: dict[str, Any] = {
         "class_name": "bottle", "pred_score": 0.1 + 0.2, "pred_label": 1, "threshold": 1 / 3,
+        "verdict": "uncertain", "pred_probability": 2 / 7, "limits": Limits(0.1, 1 / 7),
         "anomaly_map": maps["fused"], "pred_mask": maps["fused"] > 0.5, "maps": maps,
         "scores": {"fused": 2 / 3, "prototypes": 1e-300},
         "repaint": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8),
@@ -123,7 +125,11 @@ def inspection(**changes: Any) -> Inspection:
     return Inspection(**{**values, **changes})
 
 
-@pytest.mark.parametrize("changes", [{}, {"pred_label": None, "threshold": None, "pred_mask": None}])
+UNKNOWN = ("pred_label", "threshold", "verdict", "pred_probability", "limits", "pred_mask")
+"""What a class without a threshold leaves open."""
+
+
+@pytest.mark.parametrize("changes", [{}, dict.fromkeys(UNKNOWN)])
 def test_an_inspection_travels_bit_for_bit(changes: dict[str, Any]) -> None:
     before = inspection(**changes)
     after = unpack(pack(before))

@@ -10,6 +10,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import write_manifest
 from anomalysd_edge.errors import BundleError, SettingsError
 from anomalysd_edge.method.networks import InpaintJob
+from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_export.triton.repository import TritonSettings, network_config, write_repository
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.onnx.networks import OnnxNetworks
 from tests.support.command import sd_edge
 from tests.support.serving import png
-from tests.support.small_graphs import small_bundle
+from tests.support.small_graphs import THREE_WAY, small_bundle
 
 google_text = pytest.importorskip("google.protobuf.text_format")
 
@@ -237,8 +239,8 @@ class Interface(types.ModuleType):
         return feeds
 
 
-@pytest.fixture
-def server(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Interface, Any]]:
+@contextmanager
+def loaded_model(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Interface, Any]]:
     """The stand-in and the model, loaded from the repository's own model.py as Triton does."""
     write_repository(bundle, tmp_path / "models", TritonSettings(name="line", options=OpenOptions(backend="cpu")))
     interface = Interface(tmp_path / "models")
@@ -258,6 +260,13 @@ def server(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     model.finalize()
 
 
+@pytest.fixture
+def server(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Interface, Any]]:
+    """Of the two-way bundle."""
+    with loaded_model(bundle, tmp_path, monkeypatch) as opened:
+        yield opened
+
+
 def request(*photos: bytes, name: bytes | None = b"bottle") -> dict[str, Any]:
     made: dict[str, Any] = {"photo": np.array([[photo] for photo in photos], object)}
     if name is not None:
@@ -268,8 +277,6 @@ def request(*photos: bytes, name: bytes | None = b"bottle") -> dict[str, Any]:
 def test_the_model_gives_the_scores_of_the_detector(bundle: Bundle, server: tuple[Interface, Any]) -> None:
     interface, model = server
     photos = [png(seed) for seed in range(4)]
-    from anomalysd_edge.vision.images import decode_rgb
-
     with open_detector(bundle.path, threads=1) as detector:
         expected = detector.inspect([decode_rgb(photo) for photo in photos], "bottle")
     answers = model.execute([request(photos[0], photos[1]), request(photos[2], name=None), request(photos[3])])
@@ -282,8 +289,25 @@ def test_the_model_gives_the_scores_of_the_detector(bundle: Bundle, server: tupl
     assert answers[0].tensors["verdict"].dtype == object
     asked = {name for name, _ in interface.calls}
     assert asked == {f"line_{network}" for network in ("unet", "vae_encoder", "vae_decoder", "features")}
-    outputs = {entry.name for entry in interface.configs["line"].output}
-    assert set(answers[0].tensors) == outputs
+    outputs = {entry.name: list(entry.dims) for entry in interface.configs["line"].output}
+    assert set(answers[0].tensors) == set(outputs)
+    for name, dims in outputs.items():
+        shape = answers[0].tensors[name].shape[1:]
+        assert all(dim in (-1, n) for dim, n in zip(dims, shape, strict=True)), name
+    assert np.isnan(answers[0].tensors["limits"]).all(), "a bundle of 0.1.0 has none"
+    assert np.isnan(answers[0].tensors["pred_probability"]).all()
+
+
+def test_the_model_says_uncertain_and_between_which_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = described(small_bundle(tmp_path / "line", **THREE_WAY))
+    with loaded_model(bundle, tmp_path, monkeypatch) as (_, model):
+        (answer,) = model.execute([request(png(1), png(2))])
+    with open_detector(bundle.path, threads=1) as detector:
+        expected = detector.inspect([decode_rgb(png(seed)) for seed in (1, 2)], "bottle")
+    assert answer.tensors["verdict"].tolist() == [[b"uncertain"]] * 2
+    assert answer.tensors["limits"].tolist() == [[np.float32(1e-3), 1e3]] * 2
+    assert answer.tensors["pred_probability"][:, 0].tolist() == [np.float32(a.pred_probability) for a in expected]
+    assert answer.tensors["pred_label"][:, 0].tolist() == [int(a.pred_score >= 0.75) for a in expected]
 
 
 def test_guidance_and_distance_are_those_of_onnx_runtime(bundle: Bundle, server: tuple[Interface, Any]) -> None:

@@ -21,6 +21,7 @@ from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_edge.method.patches.memory_bank import MemoryBank
+from anomalysd_edge.method.score_model import Costs, ErrorRates, Limits, ScoreEvidence, ScoreModel
 from anomalysd_edge.method.settings import InspectSettings
 
 SIZES = NetworkSizes(size_px=16, latent_channels=4, latent_factor=4, features_px=32)
@@ -108,8 +109,19 @@ def small_settings() -> InspectSettings:
     return InspectSettings(scales=(2, 4), passes=2)
 
 
-def small_bundle(path: Path) -> Bundle:
-    """A bundle of the five graphs that knows one class, 'bottle', with prototypes and a threshold."""
+THREE_WAY: dict[str, Any] = {
+    "score_model": ScoreModel(-0.5, 0.4, 0.6, 0.5),
+    "decision": Limits(1e-3, 1e3),
+    "costs": Costs(),
+    "expected": ErrorRates(0.125, 0.25),
+    "evidence": ScoreEvidence((0.4, 0.5, 0.6, 0.7), (), (1.0, 2.0, 3.0)),
+}
+"""Fields of a calibration under which every photo of a few pixels is uncertain."""
+
+
+def small_bundle(path: Path, **calibration: Any) -> Bundle:
+    """A bundle of the five graphs that knows one class, 'bottle', with prototypes and a threshold; as 0.1.0 wrote it,
+    but for `calibration`, further fields of the class's Calibration."""
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(9, 6)).astype(np.float32)
     states = rng.normal(size=(3, 77, WIDTH)).astype(np.float32)
@@ -121,6 +133,7 @@ def small_bundle(path: Path) -> Bundle:
         guided=dict.fromkeys(("distance", "own", "reading"), 0.05),
         calibration=Calibration(0.75, 1.5, dict.fromkeys(("prototypes", "multiscale", "guided"), scale)),
     )
+    constants = constants.calibrated(**calibration)
     with write_bundle(path) as writer:
         for name in _GRAPHS:
             write_graph(name, writer.network_file(name))

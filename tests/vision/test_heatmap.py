@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from anomalysd_edge.errors import InputError, NumericError, ShapeError
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.reports.gallery import ReportRow, TableData, severity, write_report
 from anomalysd_edge.vision.heatmap import ALARM, COLOURS, contour, heat_map, overlay, spotlight
 
@@ -164,6 +165,25 @@ def test_report_is_sorted_escaped_and_self_contained(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))) as photo:
         assert photo.size == (20, 10)
     assert (page.images[0]["width"], page.images[0]["height"]) == ("20", "10")
+
+
+def test_an_uncertain_photo_is_marked_and_stays_where_its_threshold_puts_it(tmp_path: Path) -> None:
+    limits = Limits(0.8, 1.25)
+    between = {"limits": limits, "uncertain": True, "pred_probability": 0.456}
+    rows = [
+        row(name="below", truth="dent", pred_score=0.9, **between),
+        row(name="above", pred_score=1.1, pred_label=1, **between),
+        row(name="sure", pred_score=0.2, limits=limits, pred_probability=0.01),
+    ]
+    write_report(tmp_path / "a.html", "Inspection", rows)
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert Page(text).headings == ["Missed defects", "below", "False alarms", "above", "Passed", "sure"]
+    assert "<li><b>2</b> uncertain</li>" in text
+    assert text.count("uncertain: a person should look") == text.count(" uncertain'>") == 2
+    assert "&lt; threshold 1, uncertain from 0.8 to 1.25, defective with 46 %" in text
+    write_report(tmp_path / "b.html", "Inspection", [row()])
+    assert "uncertain from" not in (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "</b> uncertain" not in (tmp_path / "b.html").read_text(encoding="utf-8")
 
 
 def test_report_without_truth_table_or_rows(tmp_path: Path) -> None:

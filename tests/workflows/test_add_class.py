@@ -49,7 +49,9 @@ def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path)
     spec = after.manifest.classes["capsule"]
     words = prompt_states(load_base("nano"), [spec.prompts.whole])[0].numpy()
     np.testing.assert_allclose(after.constants[prompt_key("capsule", "whole")], words, atol=1e-5)
+    limits = spec.calibration["edge"].decision
     assert added.thresholds["edge"] == spec.calibration["edge"].threshold
+    assert added.to_json()["limits"] == {"edge": limits and {"good": limits.good, "anomalous": limits.anomalous}}
     assert not list((tmp_path / "more").rglob("*text*")), "the text encoder does not travel"
     with open_detector(tmp_path / "more", threads=1) as detector:
         answer = detector.inspect([images.load_rgb(photos / "0.png")], "capsule")[0]

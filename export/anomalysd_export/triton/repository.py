@@ -180,6 +180,8 @@ def inspection_config(settings: TritonSettings, choice: BackendChoice) -> Text:
             tensor("pred_label", "TYPE_INT32", [1]),
             tensor("threshold", "TYPE_FP32", [1]),
             tensor("verdict", "TYPE_STRING", [1]),
+            tensor("pred_probability", "TYPE_FP32", [1]),
+            tensor("limits", "TYPE_FP32", [2]),
             tensor("anomaly_map", "TYPE_FP32", [-1, -1]),
             tensor("pred_mask", "TYPE_BOOL", [-1, -1]),
         ],

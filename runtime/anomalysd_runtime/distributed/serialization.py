@@ -16,13 +16,14 @@ from safetensors.numpy import load, save
 
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.method.result import Evidence, Inspection
+from anomalysd_edge.method.score_model import Limits
 
 PLAIN = "plain"
 _ARRAYS = ("anomaly_map", "pred_mask", "repaint")
 _SCALARS = tuple(
     entry.name
     for entry in fields(Inspection)
-    if entry.name not in (*_ARRAYS, "maps", "scores", "evidence", "timings_ms")
+    if entry.name not in (*_ARRAYS, "maps", "scores", "evidence", "timings_ms", "limits")
 )
 """Whatever else an inspection says is a plain value."""
 
@@ -34,6 +35,7 @@ def pack(answer: Inspection) -> bytes:
         "scores": {name: float(value) for name, value in answer.scores.items()},
         "timings_ms": {name: float(value) for name, value in answer.timings_ms.items()},
         "maps": list(answer.maps),
+        "limits": None if answer.limits is None else [answer.limits.good, answer.limits.anomalous],
         "evidence": [answer.evidence.kind, answer.evidence.scale, answer.evidence.x_px, answer.evidence.y_px],
     }
     arrays: dict[str, np.ndarray[Any, Any]] = {f"maps/{name}": value for name, value in answer.maps.items()}
@@ -60,6 +62,7 @@ def unpack(data: bytes) -> Inspection:
             repaint=arrays["repaint"],
             evidence=Evidence(kind, scale, arrays["evidence"], x_px, y_px),
             timings_ms=plain["timings_ms"],
+            limits=None if plain["limits"] is None else Limits(*plain["limits"]),
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{len(data)} bytes hold no inspection ({error}); they are damaged: run again") from error

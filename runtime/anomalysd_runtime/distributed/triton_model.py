@@ -112,8 +112,12 @@ class TritonPythonModel:
         values: dict[str, Array] = {
             "pred_score": np.array([[a.pred_score] for a in answers], np.float32),
             "pred_label": np.array([[-1 if a.pred_label is None else a.pred_label] for a in answers], np.int32),
-            "threshold": np.array([[np.nan if a.threshold is None else a.threshold] for a in answers], np.float32),
+            "threshold": np.array([[_or_nan(a.threshold)] for a in answers], np.float32),
             "verdict": np.array([[verdict(a).encode()] for a in answers], object),
+            "pred_probability": np.array([[_or_nan(a.pred_probability)] for a in answers], np.float32),
+            "limits": np.array(
+                [[np.nan] * 2 if a.limits is None else [a.limits.good, a.limits.anomalous] for a in answers], np.float32
+            ),
             "anomaly_map": np.stack([a.anomaly_map for a in answers]),
             "pred_mask": np.stack([_mask(a) for a in answers]),
         }
@@ -134,6 +138,10 @@ class TritonPythonModel:
             raise BackendError(f"the model {self._names}_{network} failed: {response.error().message()}")
         found: Array = pb.get_output_tensor_by_name(response, output).as_numpy()
         return found
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _mask(answer: Inspection) -> Array:

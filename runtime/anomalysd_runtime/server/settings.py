@@ -112,7 +112,7 @@ class WebhookSettings:
     url: str
     """http or https."""
     only_anomalous: bool = True
-    """Leave good and unknown ones out."""
+    """Leave good and unknown ones out; uncertain ones, which a person should see, are posted."""
     secret: str | None = field(default=None, repr=False)
     """Signs every call with HMAC-SHA256; None = unsigned."""
     timeout_s: float = 10.0

@@ -56,8 +56,14 @@ class Verdict:
         metadata=_about("A score at or above it is anomalous; null where the class has none.")
     )
     pred_label: int | None = field(metadata=_about("1 anomalous, 0 good, null where the class has no threshold."))
-    verdict: Literal["good", "anomalous", "unknown"] = field(
-        metadata=_about("unknown where the class has no threshold.")
+    verdict: Literal["good", "anomalous", "uncertain", "unknown"] = field(
+        metadata=_about("uncertain between the class's limits, unknown where the class has no threshold.")
+    )
+    pred_probability: float | None = field(
+        metadata=_about("Probability of a defect in [0,1]; null where the class has no score model.")
+    )
+    limits: dict[str, float] | None = field(
+        metadata=_about("A score below `good` is good, one at or above `anomalous` anomalous; null without limits.")
     )
     scores: dict[str, float] = field(metadata=_about("Image score of each map."))
     regions: list[dict[str, Any]] = field(

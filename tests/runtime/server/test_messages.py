@@ -33,6 +33,7 @@ from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import MqttSettings, RecordSettings, WebhookSettings
 from anomalysd_runtime.server.verdicts import VerdictResult
 from tests.support.serving import Box, free_port, open_touchy, png, running_box, small_settings
+from tests.support.small_graphs import THREE_WAY, small_bundle
 from tests.support.verdicts import verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.net]
@@ -172,6 +173,18 @@ def test_a_trigger_becomes_a_verdict(bundle: Path, broker: Broker, tmp_path: Pat
             plc.client.publish(topic, payload, 1)
             assert plc.next("sd-edge/error")["status"] == status
     assert plc.next("sd-edge/status") == {"status": "offline"}
+    plc.close()
+
+
+@needs_broker
+def test_an_uncertain_verdict_is_published_with_its_limits(broker: Broker, tmp_path: Path) -> None:
+    plc = Plc(broker.port)
+    with mqtt_box(small_bundle(tmp_path / "line1", **THREE_WAY).path, broker, tmp_path):
+        plc.trigger("bottle", png(1), request_key="part-1")
+        told = plc.next("sd-edge/verdict/bottle")
+    assert told["verdict"] == "uncertain"
+    assert told["limits"] == {"good": 1e-3, "anomalous": 1e3}
+    assert 0 < told["pred_probability"] < 1
     plc.close()
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, open_touchy, png, running_box, small_settings
-from tests.support.small_graphs import small_bundle
+from tests.support.small_graphs import THREE_WAY, small_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.net]
 
@@ -155,6 +156,33 @@ def test_it_fits_a_phone_and_asks_no_other_host(browser: Any, box: Box) -> None:
     ]
     assert wrong == []
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_a_third_answer_has_its_own_word_colour_and_limits(browser: Any, tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "line1", **{**THREE_WAY, "decision": Limits(0.25, 4.0)}).path
+    (tmp_path / "part.png").write_bytes(png(1))
+    with running_box(small_settings(bundle)) as box:
+        browser.get(f"http://127.0.0.1:{box.port}/")
+        until(lambda: one(browser, "#class").get_attribute("value") == "bottle", "the classes are there")
+        give(browser, [tmp_path / "part.png"])
+        until(lambda: one(browser, "#word").text == "UNSURE", "the third word")
+        (told,) = box.get("/verdicts").json["verdicts"]
+        assert "threshold 0.750" in one(browser, "#score").text
+        shown = one(browser, "#sure").text
+        assert shown == f"{100 * told['pred_probability']:.0f} % defective · unsure 0.250 to 4.000"
+        colour = one(browser, "#verdict").value_of_css_property("background-color")
+        assert colour not in ("rgba(19, 122, 58, 1)", "rgba(192, 33, 26, 1)", "rgba(91, 100, 114, 1)")
+        assert len(all_of(browser, "#plot .limit")) == 2
+        assert one(browser, "#plot circle:not(.grip)").get_attribute("class") == "unsure"
+        assert "Unsure from 0.250 to 4.000: 1." in one(browser, "#effect").text
+        cells = [cell.text for cell in all_of(browser, "#table td")]
+        assert cells[:4] == ["bottle", "0", "0", "1"]
+        # A threshold that is tried decides alone.
+        press(browser, "t\ue014")
+        until(lambda: "at the trial" in one(browser, "#list b").text, "the trial's answer")
+        assert one(browser, "#plot circle:not(.grip)").get_attribute("class") in ("ok", "ng")
+        browser.get("about:blank")
 
 
 @needs_browser

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +289,16 @@ PRAGMA user_version = 1;
 """
 
 
+INSERT_OF_0_1_0 = """
+INSERT INTO verdicts (uid, request_key, at, source, client, photo, photo_sha256, width_px, height_px, bundle, bundle_id,
+    preset, settings, class_name, pred_score, threshold, pred_label, verdict, scores, regions, evidence, mode, backend,
+    timings_ms, "group", correction)
+VALUES ('older', NULL, 3.5, 'http', 'me', 'b.png', 'cd', 4, 3, 'line', 'id', 'edge', '{}', 'bottle', 0.5, 0.4, 1,
+    'anomalous', '{}', '[]', '{}', 'm', 'b', '{}', 1, NULL)
+"""
+"""As that release goes on writing after a roll-back."""
+
+
 def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "old.sqlite")) as db:
         db.executescript(TABLE_OF_0_1_0)
@@ -302,13 +313,37 @@ def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_pat
         "threshold": None,
     }  # fmt: skip
     assert (old.correction, old.request_key, old.timings_ms) == ("ng", "key", {"unet": 1.5})
-    store.add(VerdictEntry(replace(old, uid="new", request_key=None))).result()
-    assert [verdict.uid for verdict in store.select()] == ["new", "old"]
+    assert (old.verdict, old.pred_probability, old.limits) == ("unknown", None, None)
+    between: dict[str, Any] = {
+        "verdict": "uncertain",
+        "pred_probability": 1 / 3,
+        "limits": {"good": 0.1, "anomalous": 1 / 7},
+    }
+    store.add(VerdictEntry(replace(old, uid="new", request_key=None, **between))).result()
+    new, kept = store.select()
+    assert (new.uid, kept) == ("new", old)
+    assert {name: getattr(new, name) for name in between} == between
+    assert history.find_verdicts(store, history.VerdictFilter(verdict="uncertain")) == [new]
+    store.close()
+    VerdictStore(tmp_path / "old.sqlite").close()  # a second time there is nothing to add
+    with closing(sqlite3.connect(tmp_path / "old.sqlite")) as db:
+        migrated = db.execute("PRAGMA table_info(verdicts)").fetchall()
+        assert db.execute("PRAGMA user_version").fetchone() == (1,), "the first release still opens it"
+        db.execute(INSERT_OF_0_1_0)
+        db.commit()
+    assert migrated[: len(columns)] == columns
+    assert {column[1:4] for column in migrated[len(columns) :]} == {
+        ("pred_probability", "REAL", 0),
+        ("limits", "TEXT", 0),
+    }
+    store = VerdictStore(tmp_path / "old.sqlite")
+    assert [verdict.uid for verdict in store.select()] == ["older", "new", "old"]
     store.close()
     store = VerdictStore(tmp_path / "new.sqlite")
     store.add(VerdictEntry(old)).result()
     store.close()
     with closing(sqlite3.connect(tmp_path / "new.sqlite")) as db:
-        assert db.execute("PRAGMA table_info(verdicts)").fetchall() == columns
+        fresh = db.execute("PRAGMA table_info(verdicts)").fetchall()
+        assert {column[1:] for column in fresh} == {column[1:] for column in migrated}
         with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
             db.execute("UPDATE verdicts SET correction = 'maybe'")

@@ -64,11 +64,13 @@ def test_tritonclient_gets_the_same_scores_and_maps(client: Any, box: Box, binar
     photos = [png(seed) for seed in range(3)]
     expected = [box.inspect(photo).json["pred_score"] for photo in photos]
     wanted = [tritonhttp.InferRequestedOutput(name, binary_data=binary) for name in
-              ("pred_score", "pred_label", "threshold", "verdict", "anomaly_map", "pred_mask")]  # fmt: skip
+              ("pred_score", "pred_label", "threshold", "verdict", "pred_probability", "limits", "anomaly_map",
+               "pred_mask")]  # fmt: skip
     found = client.infer("line1", [photo_input(photos, binary)], outputs=wanted, request_id="belt-7")
     np.testing.assert_allclose(found.as_numpy("pred_score"), np.array(expected, np.float32))
     assert found.as_numpy("pred_label").tolist() == [int(score >= 0.75) for score in expected]
     assert found.as_numpy("threshold").tolist() == [0.75] * 3
+    assert [name for name in ("limits", "pred_probability") if not np.isnan(found.as_numpy(name)).all()] == []
     maps = found.as_numpy("anomaly_map")
     assert maps.shape == (3, 16, 16)
     assert maps.dtype == np.float32

@@ -1,4 +1,4 @@
-"""A folder whose new photos are judged and moved to ok/, ng/, unknown/ or error/, each with its verdict beside it.
+"""A folder whose new photos are judged and moved to ok/, ng/, unsure/, unknown/ or error/, with their verdicts.
 
 No photo is lost or recorded twice, whenever the process ends. A photo is first claimed: renamed into
 .sd-edge/work/UID/, which only one process can do, and the UID is its request key in the record. Then it is judged and
@@ -34,7 +34,7 @@ from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.verdicts import Verdict, VerdictResult
 
 log = logging.getLogger("sd-edge.watch")
-PLACES = {"good": "ok", "anomalous": "ng", "unknown": "unknown"}
+PLACES = {"good": "ok", "anomalous": "ng", "uncertain": "unsure", "unknown": "unknown"}
 ERROR = "error"
 HIDDEN = ".sd-edge"
 DEADLINE_S = 3600.0

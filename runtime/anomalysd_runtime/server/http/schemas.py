@@ -46,10 +46,18 @@ def _verdict_fields() -> Any:
     }
 
 
+class LimitsAnswer(BaseModel):
+    """Image scores between which the verdict is `uncertain`; equal where nobody is to be asked."""
+
+    good: float = Field(description="Below it a photo is good.")
+    anomalous: float = Field(description="At or above it a photo is anomalous.")
+
+
 class VerdictAnswer(create_model("VerdictFields", **_verdict_fields())):  # type: ignore[misc]
     """One verdict. The names follow anomalib's where it has such a name."""
 
     regions: list[Region] = Field(description="Connected parts of the predicted mask, the largest first.")
+    limits: LimitsAnswer | None = Field(description="Scores between which the verdict is uncertain; null without.")
     repeated: bool = Field(False, description="Verdict of an earlier request with the same key.")
     pictures: dict[str, str] = Field(default_factory=dict, description="The wanted outputs: base64 of PNG files.")
     map_range: list[float] | None = Field(
@@ -78,6 +86,7 @@ class ClassAnswer(BaseModel):
     kind: str
     shots: int
     threshold: float | None
+    limits: LimitsAnswer | None = None
 
 
 class BundleAnswer(BaseModel):

@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from anomalysd_edge import __version__
+from anomalysd_edge.core.types import F32
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, TooLarge, Unavailable, WrongType
 from anomalysd_runtime.server.http import tensors
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
@@ -26,10 +27,13 @@ OUTPUTS = {
     "pred_label": ("INT32", [-1]),
     "threshold": ("FP32", [-1]),
     "verdict": ("BYTES", [-1]),
+    "pred_probability": ("FP32", [-1]),
+    "limits": ("FP32", [-1, 2]),
     "anomaly_map": ("FP32", [-1, -1, -1]),
     "pred_mask": ("BOOL", [-1, -1, -1]),
 }
-"""pred_label is -1 where there is no threshold, and threshold NaN (null in JSON)."""
+"""pred_label is -1 where there is no threshold. threshold, pred_probability and limits (good, anomalous) are NaN, null
+in JSON, where the class has none."""
 
 
 def routes(service: Service) -> APIRouter:
@@ -213,8 +217,12 @@ def _respond(head: dict[str, Any], name: str, results: list[VerdictResult], want
             labels = [each.verdict.pred_label for each in results]
             values[key] = np.array([-1 if label is None else label for label in labels], np.int32)
         elif key == "threshold":
-            limits = [each.verdict.threshold for each in results]
-            values[key] = np.array([np.nan if limit is None else limit for limit in limits], np.float32)
+            values[key] = _floats([each.verdict.threshold for each in results])
+        elif key == "pred_probability":
+            values[key] = _floats([each.verdict.pred_probability for each in results])
+        elif key == "limits":
+            limits = [each.verdict.limits or {} for each in results]
+            values[key] = np.stack([_floats([limit.get(end) for end in ("good", "anomalous")]) for limit in limits])
         elif key == "verdict":
             values[key] = [each.verdict.verdict.encode() for each in results]
         elif key == "anomaly_map":
@@ -226,6 +234,10 @@ def _respond(head: dict[str, Any], name: str, results: list[VerdictResult], want
     if isinstance(head.get("id"), str):
         response["id"] = head["id"]
     return tensors.write_response(response, values, [key for key, binary in wanted.items() if binary])
+
+
+def _floats(values: list[float | None]) -> F32:
+    return np.array([np.nan if value is None else value for value in values], np.float32)
 
 
 def _there(answer: Any) -> Any:

@@ -15,6 +15,7 @@ from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import BundleError, SDEdgeError
+from anomalysd_edge.reports.inspection import limits_json
 from anomalysd_runtime.server.errors import NotFound, Unavailable
 from anomalysd_runtime.server.inference.engine import Engine
 from anomalysd_runtime.server.inference.worker import OpenedBundle
@@ -213,6 +214,11 @@ class BundleStore:
 
 def _classes(bundle: Bundle, opened: OpenedBundle) -> dict[str, dict[str, Any]]:
     return {
-        name: {"kind": record.kind, "shots": record.shots, "threshold": opened.thresholds.get(name)}
+        name: {
+            "kind": record.kind,
+            "shots": record.shots,
+            "threshold": opened.thresholds.get(name),
+            "limits": limits_json(opened.limits.get(name)),
+        }
         for name, record in bundle.manifest.classes.items()
     }

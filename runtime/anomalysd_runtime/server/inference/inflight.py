@@ -163,6 +163,8 @@ def verdict_of(request: PhotoRequest, job: Job, loaded: LoadedBundle, judged: En
         threshold=answer.threshold,
         pred_label=answer.pred_label,
         verdict=plain["verdict"],
+        pred_probability=plain["pred_probability"],
+        limits=plain["limits"],
         scores={name: float(value) for name, value in answer.scores.items()},
         regions=regions_of(answer, width, height),
         evidence=plain["evidence"],

@@ -23,6 +23,7 @@ from anomalysd_edge.core.types import U8
 from anomalysd_edge.errors import BackendError, DeviceLost, MissingExtra, SDEdgeError
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.result import Inspection
+from anomalysd_edge.method.score_model import Limits
 from anomalysd_runtime.server.settings import EngineSettings
 
 log = logging.getLogger("sd-edge.worker")
@@ -53,6 +54,8 @@ class OpenedBundle:
     """Duration of one photo after the warm-up: a first guess at the time of a photo."""
     thresholds: dict[str, float | None]
     """Class -> threshold."""
+    limits: dict[str, Limits | None]
+    """Class -> image scores between which its verdict is uncertain."""
     settings: dict[str, Any]
     """The preset's inspection settings."""
     size_px: int
@@ -200,6 +203,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
             fell_back=fell_back,
             warm_ms=warm_ms,
             thresholds={name: constants.calibration.threshold for name, constants in detector.classes.items()},
+            limits={name: constants.calibration.decision for name, constants in detector.classes.items()},
             settings=detector.settings.to_json(),
             size_px=detector.networks.sizes.size_px,
         )

@@ -27,7 +27,7 @@ class VerdictFilter:
     class_name: str | None = None
     """Of this class."""
     verdict: str | None = None
-    """good, anomalous or unknown."""
+    """good, anomalous, uncertain or unknown."""
     corrected: bool = False
     """Only those that an operator corrected."""
     since: str | None = None

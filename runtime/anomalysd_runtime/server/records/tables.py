@@ -20,12 +20,19 @@ SQL_TYPES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL"}
 FIELDS = sorted((f for f in fields(Verdict) if f.name != "schema"), key=lambda f: not f.metadata["unique"])
 """What is stored of a verdict, its keys first."""
 HINTS = get_type_hints(Verdict)
-JSON_COLUMNS = tuple(f.name for f in FIELDS if get_origin(HINTS[f.name]) in (dict, list))
+
+
+def _kinds(entry: Field[Any]) -> set[Any]:
+    """The types that a verdict's field may have; NoneType is one where it may be None."""
+    return set(get_args(HINTS[entry.name])) if type(None) in get_args(HINTS[entry.name]) else {HINTS[entry.name]}
+
+
+JSON_COLUMNS = tuple(f.name for f in FIELDS if {dict, list} & {get_origin(kind) for kind in _kinds(f)})
 
 
 def _column(entry: Field[Any]) -> str:
     """The SQL definition of a verdict's field; what SQL has no type for is JSON text."""
-    kinds = set(get_args(HINTS[entry.name])) if type(None) in get_args(HINTS[entry.name]) else {HINTS[entry.name]}
+    kinds = _kinds(entry)
     parts = [f'"{entry.name}"', next((sql for kind, sql in SQL_TYPES.items() if kind in kinds), "TEXT")]
     parts += ["NOT NULL"] * (type(None) not in kinds) + ["UNIQUE"] * entry.metadata["unique"]
     check = entry.metadata["check"]
@@ -76,15 +83,34 @@ def verdict_of(row: Mapping[str, Any] | sqlite3.Row) -> Verdict:
     """A row of the table as a Verdict."""
     values = {entry.name: row[entry.name] for entry in FIELDS}
     for name in JSON_COLUMNS:
-        values[name] = json.loads(values[name])
+        values[name] = None if values[name] is None else json.loads(values[name])
     return Verdict(**values)
+
+
+def add_columns(db: sqlite3.Connection) -> None:
+    """Give a table that an earlier release made the columns that came since; they are empty for its rows.
+
+    A release that does not know them goes on writing the file, so VERSION stays.
+    """
+    if not _missing(db):
+        return
+    db.execute("BEGIN IMMEDIATE")  # another process may be doing the same
+    for column in _missing(db):
+        db.execute(f"ALTER TABLE verdicts ADD COLUMN {column}")
+    db.execute("COMMIT")
+
+
+def _missing(db: sqlite3.Connection) -> list[str]:
+    """SQL definitions of the columns that the table lacks."""
+    there = {row[1] for row in db.execute("PRAGMA table_info(verdicts)")}
+    return [_column(entry) for entry in FIELDS if entry.name not in there]
 
 
 def insert(db: sqlite3.Connection, entry: VerdictEntry) -> int:
     """Write `entry` in the caller's transaction; the number of its row."""
     values = {column.name: getattr(entry.verdict, column.name) for column in FIELDS}
     for name in JSON_COLUMNS:
-        values[name] = json.dumps(values[name], allow_nan=False)
+        values[name] = None if values[name] is None else json.dumps(values[name], allow_nan=False)
     number = db.execute(INSERT, tuple(values.values())).lastrowid
     assert number is not None
     kept = {"photo": entry.photo}

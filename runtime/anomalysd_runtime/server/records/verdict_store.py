@@ -21,7 +21,7 @@ import numpy as np
 
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.errors import InputError
-from anomalysd_runtime.server.records.tables import SCHEMA, VERSION, VerdictEntry, insert, verdict_of
+from anomalysd_runtime.server.records.tables import SCHEMA, VERSION, VerdictEntry, add_columns, insert, verdict_of
 from anomalysd_runtime.server.verdicts import Correction, Verdict
 
 log = logging.getLogger("sd-edge.record")
@@ -118,6 +118,7 @@ class VerdictStore:
         if version not in (0, VERSION):
             raise StoreError(f"{self.path} is a record of version {version}, this release reads {VERSION}: update it")
         db.executescript(SCHEMA)
+        add_columns(db)
         db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _stored(self, uid: str, kind: str) -> bytes | None:

@@ -9,7 +9,7 @@ const state = {
   trial: {}, // class -> threshold that is being tried here
   pictures: new Map(), busy: 0, token: sessionStorage.getItem("token") || "",
 };
-const WORDS = { good: "OK", anomalous: "NG", unknown: "?" };
+const WORDS = { good: "OK", anomalous: "NG", uncertain: "UNSURE", unknown: "?" };
 
 async function call(path, options = {}) {
   const headers = { ...(options.headers || {}), "X-Client": "page" };
@@ -142,10 +142,10 @@ function showClasses() {
 // ---- the verdict -----------------------------------------------------------------------------------------------
 
 const selected = () => state.verdicts.find((v) => v.uid === state.selected);
-const limitOf = (v) => state.trial[v.class] ?? v.threshold;
-const judged = (v) => {
-  const limit = limitOf(v);
-  return limit === null || limit === undefined ? "unknown" : v.pred_score >= limit ? "anomalous" : "good";
+const hasLimits = (v) => Boolean(v.limits) && v.limits.good < v.limits.anomalous;
+const judged = (v) => { // a threshold that is tried decides alone
+  const limit = state.trial[v.class];
+  return limit === undefined || v.threshold === null ? v.verdict : v.pred_score >= limit ? "anomalous" : "good";
 };
 
 async function select(uid) {
@@ -170,6 +170,9 @@ function showVerdict() {
   $("word").textContent = WORDS[verdict.verdict];
   const limit = verdict.threshold === null ? "no threshold" : `threshold ${verdict.threshold.toFixed(3)}`;
   $("score").textContent = `score ${verdict.pred_score.toFixed(3)} · ${limit}`;
+  const between = hasLimits(verdict) ? [`unsure ${verdict.limits.good.toFixed(3)} to ${verdict.limits.anomalous.toFixed(3)}`] : [];
+  const sure = verdict.pred_probability === null ? [] : [`${(100 * verdict.pred_probability).toFixed(0)} % defective`];
+  $("sure").textContent = [...sure, ...between].join(" · ");
   const took = (verdict.timings_ms.waited_ms || 0) + (verdict.timings_ms.group_ms || 0);
   const names = { guided: "guided mask", prototypes: "prototypes", photo: "the whole photo" };
   const where = names[verdict.evidence.kind] || `grid ${verdict.evidence.scale}`;
@@ -265,6 +268,7 @@ function showTable() {
     element("td", {}, name, row);
     element("td", {}, ok, row);
     element("td", {}, ng, row);
+    element("td", {}, mine.filter((v) => v.verdict === "uncertain").length, row);
     element("td", {}, (100 * ng / mine.length).toFixed(0), row);
     element("td", {}, null, row).append(trend(mine.slice(0, 60).reverse()));
     const took = mine.map((v) => (v.timings_ms.waited_ms || 0) + (v.timings_ms.group_ms || 0));
@@ -297,6 +301,7 @@ function showThreshold() {
   drawing.replaceChildren();
   $("threshold-class").textContent = name || "";
   const own = mine[0]?.threshold ?? null;
+  const limits = mine.length && hasLimits(mine[0]) ? [mine[0].limits.good, mine[0].limits.anomalous] : [];
   if (!mine.length || own === null) {
     $("effect").textContent = mine.length ? "This class has no threshold: it was set up without good photos." : "No verdicts of this class yet.";
     $("trial").textContent = "";
@@ -305,23 +310,29 @@ function showThreshold() {
   }
   const limit = state.trial[name] ?? own;
   const scores = mine.map((v) => v.pred_score);
-  const span = Math.max(...scores, own) - Math.min(...scores, own) || 1;
+  const shown = [...scores, own, ...limits];
+  const span = Math.max(...shown) - Math.min(...shown) || 1;
   const width = Math.max(240, drawing.clientWidth); // drawn in the page's own pixels, so that a phone can read it
   drawing.setAttribute("viewBox", `0 0 ${width} 170`);
-  Object.assign(plot, { name, width, low: Math.min(...scores, own) - 0.12 * span, high: Math.max(...scores, own) + 0.12 * span });
+  Object.assign(plot, { name, width, low: Math.min(...shown) - 0.12 * span, high: Math.max(...shown) + 0.12 * span });
   const x = (value) => 10 + (width - 20) * (value - plot.low) / (plot.high - plot.low);
+  if (limits.length) {
+    element("svg:rect", { class: "between", x: x(limits[0]), width: x(limits[1]) - x(limits[0]), y: 14, height: 126 }, null, drawing);
+  }
   element("svg:line", { class: "axis", x1: 10, x2: width - 10, y1: 140, y2: 140 }, null, drawing);
+  const [low, high] = name in state.trial ? [limit, limit] : limits.length ? limits : [own, own];
   const columns = new Map(); // dots are stacked, so that every part stays visible
   for (const verdict of [...mine].reverse()) {
     const column = Math.round(x(verdict.pred_score) / 9);
     const level = columns.get(column) || 0;
     columns.set(column, level + 1);
-    const kind = verdict.pred_score >= limit ? "ng" : "ok";
+    const kind = verdict.pred_score >= high ? "ng" : verdict.pred_score < low ? "ok" : "unsure";
     const said = verdict.correction ? " said" : "";
     const dot = element("svg:circle", { class: kind + said, cx: column * 9, cy: Math.max(22, 133 - level * 9), r: 4.5 }, null, drawing);
     element("svg:title", {}, `${verdict.photo} ${verdict.pred_score.toFixed(3)}${verdict.correction ? `, said ${verdict.correction}` : ""}`, dot);
   }
   element("svg:line", { class: "bundle", x1: x(own), x2: x(own), y1: 14, y2: 146 }, null, drawing);
+  for (const end of limits) element("svg:line", { class: "limit", x1: x(end), x2: x(end), y1: 14, y2: 146 }, null, drawing);
   element("svg:line", { class: "try", x1: x(limit), x2: x(limit), y1: 14, y2: 146 }, null, drawing);
   element("svg:circle", { class: "grip", cx: x(limit), cy: 14, r: 9 }, null, drawing);
   element("svg:text", { x: 10, y: 163 }, plot.low.toFixed(2), drawing);
@@ -334,7 +345,9 @@ function showThreshold() {
   const alarms = mine.filter((v) => v.correction === "ok" && v.pred_score >= limit).length;
   const said = mine.filter((v) => v.correction).length;
   const by = said ? `; of ${said} that an operator judged, ${missed} missed, ${alarms} false alarm${alarms === 1 ? "" : "s"}` : "";
-  $("effect").textContent = `At ${limit.toFixed(3)}: ${mine.length - ng} OK, ${ng} NG of the last ${mine.length} (now ${now} NG)${by}.`;
+  const unsure = mine.filter((v) => v.verdict === "uncertain").length;
+  const asked = limits.length ? ` Unsure from ${limits[0].toFixed(3)} to ${limits[1].toFixed(3)}: ${unsure}.` : "";
+  $("effect").textContent = `At ${limit.toFixed(3)}: ${mine.length - ng} OK, ${ng} NG of the last ${mine.length} (now ${now} NG)${by}.${asked}`;
   $("trial").textContent = limit === own ? "the bundle's own threshold" : "a trial on this page only; verdicts go on by the bundle's (dashed)";
 }
 
