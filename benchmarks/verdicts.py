@@ -173,8 +173,8 @@ def main() -> None:
     show_table(
         "Percent; plain lines: image / pixel AUROC", columns, [rows_of(key, cell) for key, cell in found.items()]
     )
-    for shots, values in means(found).items():
-        print(f"{shots} shots: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items()))
+    for count, values in means(found).items():
+        print(f"{count} shots: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items()))
 
 
 def rows_of(key: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
