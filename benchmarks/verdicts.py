@@ -23,6 +23,7 @@ from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
 from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.class_features import ClassFeatures
 from anomalysd_edge.core.files import write_json
+from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import F32, U8, Progress
 from anomalysd_edge.data.class_inference import guess
 from anomalysd_edge.data.classes import ClassSpec
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="first,0,1")
     parser.add_argument("--repaint", action="store_true", help="the whole preset in place of prototypes alone")
     asked = parser.parse_args()
+    use_threads(asked.threads)
     bundle = read_bundle(asked.bundle)
     classes = asked.classes.split(",") if asked.classes else None
     data = harness.few_tests(open_dataset(asked.data, classes), asked.tests)

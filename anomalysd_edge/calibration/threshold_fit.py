@@ -43,19 +43,18 @@ class KnownClass:
     good: tuple[float, ...]
     """Image scores of further good photos."""
     defective: tuple[float, ...]
-    """Of defective ones."""
+    """Of defective ones; empty for a class that tells of good photos alone."""
 
     def targets(self) -> F64:
-        """(4,) float64 threshold_model.TARGETS of this class."""
-        good, defective = logs(self.good), logs(self.defective)
-        return np.array(
-            [
-                np.median(good),
-                max(np.log(max(good.std(), 1e-9)), LEAST_LOG_SD[0]),
-                np.median(defective),
-                max(np.log(max(defective.std(), 1e-9)), LEAST_LOG_SD[1]),
-            ]
-        )
+        """(4,) float64 threshold_model.TARGETS of this class; NaN for what it does not tell."""
+        return np.array([*_median_and_spread(self.good, 0), *_median_and_spread(self.defective, 1)])
+
+
+def _median_and_spread(scores: Sequence[float], side: int) -> tuple[float, float]:
+    if not scores:
+        return float("nan"), float("nan")
+    found = logs(scores)
+    return float(np.median(found)), max(float(np.log(max(found.std(), 1e-9))), LEAST_LOG_SD[side])
 
 
 def fit(classes: Sequence[KnownClass], ridge: float = RIDGE, relative: bool = False) -> ThresholdPrior:
@@ -95,9 +94,9 @@ class LeftOut:
 
 
 def leave_one_class_out(classes: Sequence[KnownClass], ridge: float = RIDGE, relative: bool = False) -> list[LeftOut]:
-    """Each class judged by a prior fitted to the others."""
+    """Each class that has defective photos judged by a prior fitted to the others."""
     found = []
-    for known in classes:
+    for known in (one for one in classes if one.defective):
         prior = fit([other for other in classes if other.name != known.name], ridge, relative)
         model = prior.score_model(known.evidence)
         threshold = model.threshold()
@@ -158,17 +157,28 @@ def reliability(judged: Sequence[LeftOut], bins: int = 10) -> list[ReliabilityBi
 
 
 def _regression(classes: Sequence[KnownClass], ridge: float) -> Regression:
-    """Ridge regression of the targets less the anchor; residuals by leave one out, from the hat matrix."""
-    if len(classes) < LEAST_CLASSES:
-        shots = classes[0].evidence.shots
-        raise SettingsError(f"{len(classes)} classes of {shots} shots; a threshold prior needs {LEAST_CLASSES} or more")
+    """Ridge regression of the targets less the anchor, each over the classes that tell of it; residuals by leave one
+    out, from the hat matrix."""
     seen = np.stack([features_of(known.evidence) for known in classes])
     wanted = np.stack([known.targets() - anchor_of(known.evidence) for known in classes])
-    centre, scale, offset = seen.mean(axis=0), np.maximum(seen.std(axis=0), 1e-6), wanted.mean(axis=0)
-    standard = (seen - centre) / scale
-    solved = np.linalg.solve(standard.T @ standard + ridge * np.eye(standard.shape[1]), standard.T)
+    centre, scale = seen.mean(axis=0), np.maximum(seen.std(axis=0), 1e-6)
+    columns = [_column((seen - centre) / scale, target, ridge) for target in wanted.T]
+    offset, weights, residual = (np.stack(part, axis=-1) for part in zip(*columns, strict=True))
+    return Regression(centre, scale, offset, weights, residual)
+
+
+def _column(standard: F64, wanted: F64, ridge: float) -> tuple[F64, F64, F64]:
+    """(N,3) features and (N,) one target, NaN where a class does not tell -> offset, (3,) weights, residual."""
+    told = np.isfinite(wanted)
+    if told.sum() < LEAST_CLASSES:
+        raise SettingsError(f"a threshold prior from {int(told.sum())} classes; it needs {LEAST_CLASSES} or more")
+    standard, wanted = standard[told], wanted[told]
+    middle, offset = standard.mean(axis=0), wanted.mean()
+    solved = np.linalg.solve(
+        (standard - middle).T @ (standard - middle) + ridge * np.eye(standard.shape[1]), (standard - middle).T
+    )
     weights = solved @ (wanted - offset)
     # The mean was fitted, too: one part in N of each class's own target is in the offset.
-    leverage = np.einsum("nf,fn->n", standard, solved) + 1 / len(classes)
-    errors = (wanted - offset - standard @ weights) / (1 - np.minimum(leverage, 0.9))[:, None]
-    return Regression(centre, scale, offset, weights, np.sqrt(np.square(errors).mean(axis=0)))
+    leverage = np.einsum("nf,fn->n", standard - middle, solved) + 1 / len(wanted)
+    errors = (wanted - offset - (standard - middle) @ weights) / (1 - np.minimum(leverage, 0.9))
+    return np.asarray(offset - middle @ weights), weights, np.sqrt(np.square(errors).mean())

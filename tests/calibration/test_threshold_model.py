@@ -115,6 +115,17 @@ def test_a_relative_prior_serves_scores_of_any_unit() -> None:
         assert np.median(known.good) < thresholds[0] < np.median(known.defective)
 
 
+def test_classes_without_defective_photos_tell_of_good_ones_alone() -> None:
+    classes = [drawn(n, shots) for n in range(40) for shots in (1, 4)]
+    more = [drawn(n, shots) for n in range(40, 120) for shots in (1, 4)]
+    bare = [KnownClass(one.name, one.evidence, one.good, ()) for one in more]
+    both, few = fit([*classes, *bare]), fit(classes)
+    assert both.regressions[4].weights[:, 0].tolist() != few.regressions[4].weights[:, 0].tolist()
+    assert {one.name for one in leave_one_class_out([*classes, *bare])} == {one.name for one in classes}
+    with pytest.raises(SettingsError, match="needs 8"):
+        fit([KnownClass(one.name, one.evidence, one.good, ()) for one in classes])
+
+
 def test_too_few_classes_are_refused() -> None:
     with pytest.raises(SettingsError, match="needs 8"):
         fit([drawn(n, 1) for n in range(5)])

@@ -84,7 +84,9 @@ def some_run(number: int, shots: int) -> object:
     roles |= {"copies": (4, 0.0)} if shots == 1 else {"left_out": (shots, 0.0)}
     shares = np.zeros((6, 14, 14), np.float32)
     shares[:, 4:8, 4:8] = 1
-    return known.KnownRun(f"class {number}", "thing", number, shots, {k: seen(*v) for k, v in roles.items()}, shares)
+    return known.KnownRun(
+        f"class {number}", "thing", number, shots, 1.2, {k: seen(*v) for k, v in roles.items()}, shares
+    )
 
 
 def test_the_recipe_writes_a_correction_and_a_prior_that_open(tmp_path: Path) -> None:

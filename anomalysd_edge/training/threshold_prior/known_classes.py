@@ -82,6 +82,8 @@ class Photographed:
     """Photos with one painted defect each."""
     masks: list[Mask]
     """(SIDE,SIDE) where each of those was changed."""
+    severity: float
+    """How large and strong its defects are, 0.1 to 1.3 (defects.Spot.drawn)."""
 
 
 def sources(folder: Sequence[Path], count: int) -> list[Path | int]:
@@ -124,7 +126,7 @@ def photographed(source: Path | int, number: int, folder: Sequence[Path]) -> Pho
         if made is not None:
             bad.append(to_u8(made[0]))
             masks.append(made[1])
-    return Photographed(group, shots, good, bad, masks)
+    return Photographed(group, shots, good, bad, masks, severity)
 
 
 def shots_of(number: int) -> tuple[int, ...]:
@@ -154,6 +156,8 @@ class KnownRun:
     group: str
     number: int
     shots: int
+    severity: float
+    """As Photographed has it."""
     seen: dict[str, Seen]
     """By role; a role without photos is not in it."""
     shares: F32
@@ -172,7 +176,7 @@ def measure_class(
     file = cache / f"class-{SEED}-{number}.npz"
     if not file.exists():
         made = photographed(source, number, folder)
-        found: dict[str, Any] = {"group": np.array(made.group)}
+        found: dict[str, Any] = {"group": np.array(made.group), "severity": np.array(made.severity)}
         found["name"] = np.array(source.name if isinstance(source, Path) else f"drawn {source}")
         if len(made.defective) >= FURTHER // 2:
             found |= _measured(features, made, number)
@@ -186,7 +190,7 @@ def measure_class(
 def load_runs(file: Path, number: int) -> list[KnownRun]:
     """What `measure_class` wrote."""
     with np.load(file) as kept:
-        name, group = str(kept["name"]), str(kept["group"])
+        name, group, severity = str(kept["name"]), str(kept["group"]), float(kept["severity"])
         shares = kept["shares"].astype(np.float32)
         runs = []
         for shots in shots_of(number):
@@ -195,7 +199,7 @@ def load_runs(file: Path, number: int) -> list[KnownRun]:
                 for role in ROLES
                 if f"{shots}/{role}/small" in kept.files
             }
-            runs.append(KnownRun(name, group, number, shots, seen, shares))
+            runs.append(KnownRun(name, group, number, shots, severity, seen, shares))
     return runs
 
 

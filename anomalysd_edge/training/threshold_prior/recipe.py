@@ -44,6 +44,12 @@ from anomalysd_edge.training.threshold_prior.known_classes import (
 )
 from anomalysd_edge.vision.images import list_images, resize_map
 
+STRONG_FROM = 1.0
+"""Severity from which a class's defects count for the threshold prior; fainter ones teach the correction alone.
+
+Then the plain distance ranks the classes at 1 and 4 shots as it is published to rank real ones: 80.8 and 87.4 image
+AUROC, where PatchCore has 83.4 and 88.8 on MVTec AD, 79.9 and 85.3 on VisA (Jeong et al., WinCLIP, CVPR 2023).
+"""
 HIDDEN = 16
 STEPS = 1500
 FOLDS = 4
@@ -189,6 +195,7 @@ def scores_of(run: KnownRun, role: str, correction: DistanceCorrection | None) -
 def known_class(run: KnownRun, alike: float, correction: DistanceCorrection | None) -> KnownClass:
     """The class as the threshold prior is fitted to it; `alike` is its self-similarity."""
     left_out, copies, synthetic, good, defective = (scores_of(run, role, correction) for role in ROLES)
+    defective = defective if run.severity >= STRONG_FROM else ()
     return KnownClass(run.name, ScoreEvidence(left_out, copies, synthetic, alike), good, defective)
 
 

@@ -105,7 +105,7 @@ def test_teaching_learns_what_the_distance_hides() -> None:
         distances = np.exp(inputs[:, CHANNELS - FIELDS] - 2)
         parts = {"good": slice(0, 6), "defective": slice(6, 12)}
         seen = {role: Seen(distances[at], distances[at], inputs[at], distances[at] > 0) for role, at in parts.items()}
-        runs.append(KnownRun(f"class {number}", "thing", number, 1, seen, shares))
+        runs.append(KnownRun(f"class {number}", "thing", number, 1, 1.2, seen, shares))
     before = np.mean([recipe.ranking(run, None) for run in runs], axis=0)
     taught = recipe.joined([recipe.teach(runs[:4], 60)])
     after = np.mean([recipe.ranking(run, taught) for run in runs[4:]], axis=0)
