@@ -66,13 +66,13 @@ def arguments(method: str) -> tuple[Any, ...]:
     rows: I64 = np.zeros(2, np.int64)
     return {
         "encode": (images,), "decode": (images[:, :, :8, :8],), "features": (images,),
-        "distance": (images[:1], images, rows), "inpaint": (job(),),
+        "distance": (images[:1], images, rows), "inpaint": (job(),), "probe": (),
     }[method]  # fmt: skip
 
 
 def test_the_protocol_is_what_is_tested() -> None:
     assert {"sizes", "backend", "max_batch", "batch_sizes"} <= set(ATTRIBUTES)
-    assert sorted(METHODS) == ["decode", "distance", "encode", "features", "inpaint"]
+    assert sorted(METHODS) == ["decode", "distance", "encode", "features", "inpaint", "probe"]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
