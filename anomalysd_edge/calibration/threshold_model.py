@@ -99,6 +99,9 @@ class ThresholdPrior:
     """Keys are numbers of shots; 1 and at least one larger."""
     relative: bool = False
     """Whether it knows ratios of scores alone: then it serves scores of any unit."""
+    batch: tuple[float, float] = (0.0, 0.0)
+    """How much higher later good photos score than leaving shots out says, since shots are of one batch: mean and
+    standard deviation of the log scores' difference. A single shot has no such optimism: its copies are no photos."""
 
     def __post_init__(self) -> None:
         if 1 not in self.regressions or len(self.regressions) < 2:
@@ -123,6 +126,9 @@ class ThresholdPrior:
             found[0] = own[0] + left * (found[0] - own[0])
             found[1] = left * found[1] + (1 - left) * math.log(max(own[2], math.exp(LEAST_LOG_SD[0])))
             doubt[0] *= left
+        if evidence.left_out:
+            found[0] += self.batch[0]
+            doubt[0] += self.batch[1] ** 2
         good, good_log_sd, defect, defect_log_sd = found
         return ScoreModel(
             good_mean=float(good),
@@ -138,12 +144,12 @@ class ThresholdPrior:
             str(shots): {name: np.asarray(value).tolist() for name, value in vars(regression).items()}
             for shots, regression in sorted(self.regressions.items())
         }
-        return {"relative": self.relative, "regressions": regressions}
+        return {"relative": self.relative, "batch": list(self.batch), "regressions": regressions}
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> ThresholdPrior:
         """The inverse of :meth:`to_json`. Raises InputError where a part is missing or of another shape."""
-        values, relative = value["regressions"], value.get("relative", False)
+        values, relative, batch = value["regressions"], value.get("relative", False), value.get("batch", (0, 0))
         shapes = {"centre": (3,), "scale": (3,), "offset": (4,), "weights": (3, 4), "residual": (4,)}
         found: dict[int, Regression] = {}
         try:
@@ -156,7 +162,9 @@ class ThresholdPrior:
                 found[int(shots)] = Regression(**arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no threshold prior: {error!r} is missing or unreadable") from error
-        return cls(found, bool(relative))
+        if len(batch) != 2 or not all(math.isfinite(part) for part in batch):
+            raise InputError(f"the threshold prior's batch is {batch!r}, expected two numbers")
+        return cls(found, bool(relative), (float(batch[0]), float(batch[1])))
 
 
 def load_prior(path: Path) -> ThresholdPrior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_broken_prior_files_are_named(text: str, tmp_path: Path) -> None:
 def test_prior_of_one_number_of_shots_is_refused() -> None:
     with pytest.raises(SettingsError, match="expected 1 and a larger one"):
         fit([drawn(n, 4) for n in range(12)])
+
+
+def test_shots_of_one_batch_say_less(prior: ThresholdPrior) -> None:
+    batch = replace(prior, batch=(0.1, 0.12))
+    several, single = drawn(100, 4).evidence, drawn(100, 1).evidence
+    before, after = prior.score_model(several), batch.score_model(several)
+    assert after.good_mean == pytest.approx(before.good_mean + 0.1)
+    assert after.good_sd == pytest.approx(np.hypot(before.good_sd, 0.12))
+    assert batch.score_model(single) == prior.score_model(single)
+    assert ThresholdPrior.of_json(batch.to_json()).score_model(several) == after
+    with pytest.raises(InputError, match="two numbers"):
+        ThresholdPrior.of_json({**batch.to_json(), "batch": [0.1]})
 
 
 def test_a_relative_prior_serves_scores_of_any_unit() -> None:
