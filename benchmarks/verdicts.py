@@ -166,6 +166,9 @@ def main() -> None:
         for name, part in data.classes.items():
             remembered = RememberedFeatures(networks)
             for shots in harness.numbers(asked.shots):
+                if len(part.train) < shots:
+                    print(f"{name}: {len(part.train)} good photos to learn from, so nothing at {shots} shots")
+                    continue
                 for seed in asked.seeds.split(","):
                     number = None if seed == "first" else int(seed)
                     cell = judge_class(bundle, remembered, part, shots, number, asked.repaint, progress)

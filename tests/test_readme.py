@@ -44,9 +44,11 @@ def test_the_python_block_runs_without_torch(chain: Chain) -> None:
         [sys.executable, "-c", LEAN + block], cwd=chain.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    score, threshold, label, kind = done.stdout.split()
-    assert float(score) >= float(threshold) if int(label) else float(score) < float(threshold)
-    assert kind in ("grid", "guided")
+    score, threshold, verdict, probability, kind = done.stdout.split()
+    sure = {"good": float(score) < float(threshold), "anomalous": float(score) >= float(threshold)}
+    assert sure.get(verdict, verdict == "uncertain")
+    assert 0 <= float(probability) <= 1
+    assert kind in ("grid", "guided", "prototypes")
 
 
 def test_make_has_the_two_commands_and_ci_calls_exactly_these() -> None:
