@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from anomalysd_edge.calibration.score_posterior import DRAWS, LineScores, ScorePosterior, normal_cdf, posterior
-from anomalysd_edge.calibration.threshold_model import ScoreBelief, logs
+from anomalysd_edge.calibration.threshold_model import ScoreBelief, ThresholdPrior, logs
 from anomalysd_edge.core.types import F64
 from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.method.score_model import Costs, ScoreModel
 
 LEAST_STREAM = 8
@@ -213,3 +214,12 @@ def _rates(targets: F64, places: F64) -> tuple[F64, F64]:
     """(S,T) shares of false alarms and of missed defects in each draw, at log scores (T,)."""
     good, bad = (normal_cdf((places - targets[:, [i]]) * np.exp(-targets[:, [i + 1]])) for i in (0, 2))
     return 1 - good, bad
+
+
+def belief_of(calibration: Calibration, prior: ThresholdPrior) -> ScoreBelief | None:
+    """What `prior` believes of a class that was calibrated with it, what the repaint adds counted in; None for a class
+    without evidence from both sides."""
+    if calibration.evidence is None or calibration.score_model is None:
+        return None
+    bare = prior.score_model(calibration.evidence)
+    return prior.belief(calibration.evidence).shifted(calibration.score_model.good_mean - bare.good_mean)
