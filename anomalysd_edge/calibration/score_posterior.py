@@ -83,7 +83,7 @@ def posterior(belief: ScoreBelief, seen: LineScores, draws: int = DRAWS, seed: i
         prior, likelihood = _log_prior(found, centre, doubt), _log_likelihood(found, seen)
         power = _power(prior - density, likelihood)
         weights = _weights(prior - density + power * likelihood)
-        if power == 1 and 1 / np.square(weights).sum() >= _ENOUGH_EFFECTIVE * draws or number == _ROUNDS - 1:
+        if (power == 1 and 1 / np.square(weights).sum() >= _ENOUGH_EFFECTIVE * draws) or number == _ROUNDS - 1:
             break
         found, density = _proposed(found, weights, draws, rng)
     chosen = np.searchsorted(np.cumsum(weights), (rng.random() + np.arange(draws)) / draws)
@@ -136,7 +136,7 @@ def _share(found: F64) -> F64:
 
 def normal_cdf(at: F64) -> F64:
     """The standard normal distribution function, elementwise, to 1e-6; by linear interpolation, as numpy has none."""
-    return np.interp(at, _GRID, _CDF)
+    return np.asarray(np.interp(at, _GRID, _CDF))
 
 
 def _log_prior(found: F64, centre: F64, doubt: F64) -> F64:
@@ -162,7 +162,5 @@ def _log_likelihood(found: F64, seen: LineScores) -> F64:
 
 def _log_densities(found: F64, at: F64) -> tuple[F64, F64]:
     """(S,N) each: log density of log scores (N,) among good and among defective photos, but for one constant."""
-    good, bad = (
-        -np.square((at - found[:, [i]]) * np.exp(-found[:, [i + 1]])) / 2 - found[:, [i + 1]] for i in (0, 2)
-    )
+    good, bad = (-np.square((at - found[:, [i]]) * np.exp(-found[:, [i + 1]])) / 2 - found[:, [i + 1]] for i in (0, 2))
     return np.asarray(good), np.asarray(bad)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from anomalysd_edge.data.datasets import open_dataset
 from benchmarks import commissioning
 from tests.support.data_sets import spot_data_set
 from tests.support.small_graphs import small_bundle
@@ -31,10 +32,8 @@ def test_every_stage_is_measured_on_photos_of_no_stream(tmp_path: Path, monkeypa
         kept = cell["stages"]["half bad"]
         assert kept["proposed"] or kept["threshold"] == cell["stages"]["before"]["threshold"]
     mean = found["means"]["1/stream"]["balanced_error"]
-    assert mean == pytest.approx(
-        sum(c["stages"]["stream"]["balanced_error"] for c in found["cells"].values()) / 2
-    )
-    parts = commissioning.split(commissioning.open_dataset(data).classes["bottle"], 4, 0, 6)
+    assert mean == pytest.approx(sum(c["stages"]["stream"]["balanced_error"] for c in found["cells"].values()) / 2)
+    parts = commissioning.split(open_dataset(data).classes["bottle"], 4, 0, 6)
     judged = [file for file, _ in parts.judged]
     everything = [*parts.shots, *parts.good, *parts.bad, *judged]
     assert len(set(everything)) == len(everything)
