@@ -39,10 +39,11 @@ def k_centre(points: F64, count: int) -> list[int]:
         return list(range(len(points)))
     chosen = [int(np.square(points - points.mean(axis=0)).sum(axis=1).argmin())]
     nearest = np.square(points - points[chosen[0]]).sum(axis=1)
+    nearest[chosen] = -1.0  # Copies of a photo are at distance 0: none is taken twice.
     while len(chosen) < count:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.square(points - points[chosen[-1]]).sum(axis=1))
-        nearest[chosen] = -1.0  # Copies of a photo are at distance 0: none is taken twice.
+        nearest[chosen] = -1.0
     return chosen
 
 

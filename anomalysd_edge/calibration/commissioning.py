@@ -24,7 +24,7 @@ from anomalysd_edge.method.score_model import Costs, ScoreModel
 LEAST_STREAM = 8
 """Photos of the stream, labelled or not, below which it says nothing of its share of defective ones."""
 _QUESTION_DRAWS = 1000
-_THRESHOLDS = 81
+_THRESHOLDS = 241
 """Thresholds that a question is judged over."""
 
 
@@ -108,8 +108,8 @@ class Question:
     def why(self) -> str:
         """One sentence."""
         return (
-            f"scores {self.score:.3f} and is defective with a probability of {100 * self.probability:.0f} %: "
-            f"the threshold would become {self.if_good:.3f} if it is good, {self.if_defective:.3f} if it is not"
+            f"scores {self.score:.3g} and is defective with a probability of {100 * self.probability:.0f} %: "
+            f"the threshold would become {self.if_good:.3g} if it is good, {self.if_defective:.3g} if it is not"
         )
 
 
@@ -188,7 +188,8 @@ def ask_next(found: ScorePosterior, unlabelled: Sequence[float], costs: Costs, c
         return ()
     kept = np.linspace(0, len(found.share) - 1, min(_QUESTION_DRAWS, len(found.share))).astype(int)
     draws = ScorePosterior(found.targets[kept], found.share[kept])
-    defective = draws.defective(tuple(unlabelled))
+    # Open on both sides, or an answer that no draw expects would weigh none of them.
+    defective = np.clip(draws.defective(tuple(unlabelled)), 1e-9, 1 - 1e-9)
     mean = draws.targets.mean(axis=0)
     reach = 3 * math.exp(max(mean[1], mean[3]))
     places = np.linspace(mean[0] - reach, mean[2] + reach, _THRESHOLDS)

@@ -61,8 +61,18 @@ class ScorePosterior:
     """(S,) share of defective photos in the stream."""
 
     def defective(self, scores: tuple[float, ...]) -> F64:
-        """(S,N) probability in each draw that a photo of the stream with this image score is defective."""
-        good, bad = _log_densities(self.targets, logs(scores))
+        """(S,N) probability in each draw that a photo of the stream with this image score is defective.
+
+        As in ScoreModel.probability, a photo that scores lower is never called more probably defective.
+        """
+        mean, log_sd, other_mean, other_log_sd = self.targets.T
+        precision, other = np.exp(-2 * log_sd), np.exp(-2 * other_log_sd)
+        weight = precision - other
+        weight = np.where(np.abs(weight) < 1e-9, 1e-9, weight)
+        vertex, at = ((mean * precision - other_mean * other) / weight)[:, None], logs(scores)
+        good, bad = _log_densities(
+            self.targets, np.where(weight[:, None] > 0, np.maximum(at, vertex), np.minimum(at, vertex))
+        )
         odds = bad - good + (np.log(self.share) - np.log1p(-self.share))[:, None]
         return np.asarray(1 / (1 + np.exp(-np.clip(odds, -700, 700))))
 
@@ -76,9 +86,12 @@ def posterior(belief: ScoreBelief, seen: LineScores, draws: int = DRAWS, seed: i
     rng = np.random.default_rng(seed)
     centre = np.append(belief.expected, 0.0)
     doubt = np.append(np.maximum(belief.doubt, _LEAST_DOUBT), 1.0)
-    # The last component is the normal quantile of a share that is uniform on [0,1] before its prior is counted.
+    # The last component is the normal quantile of the share: it has no bounds, and a uniform share makes it normal.
     found = centre + doubt * rng.normal(size=(draws, 5))
-    density = _normal(found, centre, doubt)
+    share = np.where(rng.random(draws) < ANY_SHARE, rng.random(draws), rng.beta(*MOSTLY_GOOD, draws))
+    found[:, 4] = np.interp(share, _CDF, _GRID)
+    density = _log_prior(found, centre, doubt)
+    density[~np.isfinite(density)] = 0.0
     for number in range(_ROUNDS):
         prior, likelihood = _log_prior(found, centre, doubt), _log_likelihood(found, seen)
         power = _power(prior - density, likelihood)
