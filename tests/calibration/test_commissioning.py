@@ -232,7 +232,7 @@ def test_too_small_a_stream_and_settings_out_of_range_are_refused() -> None:
         commission(BELIEF, LineScores((0.1,) * (LEAST_STREAM - 1), known_bad=(0.5,)))
     for wrong in ({"width": 0.0}, {"interval": 1.0}, {"most_defective": 0.0}, {"draws": 10}):
         with pytest.raises(SettingsError):
-            CommissioningSettings(**wrong)  # type: ignore[arg-type]
+            CommissioningSettings(**wrong)
 
 
 def test_the_belief_of_a_calibrated_class_counts_the_repaint_in() -> None:
