@@ -160,8 +160,6 @@ def run_cell(
             again.said_bad = line.said_bad
             found = again.commission()
             cell["stages"]["joined"] = stage(other, parts, found, found.model)
-    cell["scores"] = {str(n): judge.found[file] for n, file in enumerate([*parts.good, *parts.bad])}
-    cell["judged_scores"] = [(judge.found[file], label) for file, label in parts.judged]
     cell["evidence"] = judge.calibration.evidence
     return cell
 
