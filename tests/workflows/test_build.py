@@ -78,7 +78,8 @@ def test_a_trained_network_in_fp8(chain: Chain, tmp_path: Path) -> None:
     found = read_bundle(tmp_path / "bundle")
     job: dict[str, Any] = {
         "onnx": str(found.network_file("vae_decoder", "fp8")), "kind": "rtx", "targets": ["sm89"], "batches": [1],
-        "axes": {}, "timing_cache": "", "memory_limit_bytes": None, "out": str(tmp_path / "out.plan"),
+        "axes": {}, "timing_cache": "", "memory_limit_bytes": None, "workspace_bytes": None,
+        "out": str(tmp_path / "out.plan"),
     }  # fmt: skip
     result = building.run_worker(job, "vae_decoder", tmp_path)
     assert (tmp_path / "out.plan").stat().st_size > 100_000
