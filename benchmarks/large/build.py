@@ -68,7 +68,7 @@ def measure(name: str, precision: str, targets: list[str], batches: list[int], w
     found["predicted_activation_bytes"] = {str(size): graph.activation_bytes(size) for size in batches}
     job: dict[str, Any] = {
         "onnx": str(low), "kind": "rtx", "targets": targets, "batches": batches, "axes": {}, "timing_cache": "",
-        "memory_limit_bytes": None, "out": str(plan),
+        "memory_limit_bytes": None, "workspace_bytes": None, "out": str(plan),
     }  # fmt: skip
     found["build"] = run_worker(job, name, work)
     found["engine_bytes"] = plan.stat().st_size
