@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from anomalysd_edge.vision.images import load_rgb
     from anomalysd_runtime.loading import open_detector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendError",
