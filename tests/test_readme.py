@@ -1,4 +1,4 @@
-"""What the README tells a reader to type, typed."""
+"""What README and tutorial tell a reader to type, typed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.command import ROOT, Chain, readme_blocks, readme_commands, verbs
+from tests.support.command import ROOT, Chain, tutorial_blocks, tutorial_commands, verbs
 
 LEAN = """
 import sys
@@ -20,7 +20,7 @@ for heavy in ("torch", "diffusers", "transformers", "onnx"):
 
 @pytest.mark.slow
 def test_the_commands_do_what_they_say(chain: Chain) -> None:
-    assert [verb for _, verb, *_ in readme_commands()] == ["train", "export", "verify", "calibrate", "inspect"]
+    assert [verb for _, verb, *_ in tutorial_commands()] == ["train", "export", "verify", "calibrate", "inspect"]
     assert (chain.folder / "RUN/run.json").is_file()
     assert (chain.bundle / "manifest.json").is_file()
     assert "verified" in chain.outputs["verify"].stderr
@@ -39,7 +39,7 @@ def test_the_class_file_reaches_the_prompts(chain: Chain) -> None:
 
 @pytest.mark.slow
 def test_the_python_block_runs_without_torch(chain: Chain) -> None:
-    (block,) = readme_blocks("python")
+    (block,) = tutorial_blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", LEAN + block], cwd=chain.folder, capture_output=True, text=True, check=False
     )
@@ -57,6 +57,14 @@ def test_make_has_the_two_commands_and_ci_calls_exactly_these() -> None:
     assert "\ntest:" in makefile
     lines = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("make ")]
     assert lines == ["make demo", "make test"]
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^(make \w+)  +#", page, re.MULTILINE) == lines, "the README's two commands"
+
+
+def test_the_readme_is_one_screen() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60, "what is more belongs into docs/, with a link"
+    assert max(map(len, lines)) <= 240
 
 
 def test_the_changelog_and_the_command_have_the_same_verbs() -> None:

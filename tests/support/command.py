@@ -1,4 +1,4 @@
-"""The command in a process of its own, and README's commands, which tests run as a reader would type them."""
+"""The command in a process of its own, and the tutorial's commands, which tests run as a reader would type them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Chain:
-    """A folder in which README's commands were run."""
+    """A folder in which the tutorial's commands were run."""
 
     folder: Path
     outputs: dict[str, subprocess.CompletedProcess[str]]
@@ -51,12 +51,12 @@ def verbs() -> set[str]:
     return set(group.list_commands(group.context_class(group)))
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def tutorial_blocks(language: str) -> list[str]:
+    """The tutorial's code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def readme_commands() -> list[list[str]]:
-    """The `sd-edge` lines of the README, in order, without the demo."""
-    lines = [line for block in readme_blocks("console") for line in block.splitlines()]
+def tutorial_commands() -> list[list[str]]:
+    """The `sd-edge` lines of the tutorial's console blocks, in order."""
+    lines = [line for block in tutorial_blocks("console") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("sd-edge ")]
