@@ -71,8 +71,9 @@ def test_every_extra_resolves(extra: str, wheel: Path, tmp_path: Path) -> None:
     """As a wheel has it: a builder writes out the extras that an extra names."""
     other: list[str] = []
     if extra in JETSON:
-        other = ["--platform", "manylinux_2_34_aarch64", "--python-version", JETSON[extra]]
-        other += ["--only-binary", ":all:", "--target", str(tmp_path)]
+        # Ubuntu 22.04's C library; pip does not count down from one by itself.
+        other = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, 36)]
+        other += ["--python-version", JETSON[extra], "--only-binary", ":all:", "--target", str(tmp_path)]
     done = pip("install", "--dry-run", "--ignore-installed", *other, f"{wheel}[{extra}]", cwd=tmp_path)
     if done.returncode and re.search(r"tensorrt_cu\d+_libs", done.stderr + done.stdout):
         pytest.skip("TensorRT's libraries lie on an index of NVIDIA's own, which does not answer here")
@@ -128,7 +129,7 @@ def test_only_a_tag_that_fits_becomes_a_release(tmp_path: Path) -> None:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
 
     def release(tag: str, address: str = PROJECT["urls"]["Homepage"]) -> str:
-        command = [sys.executable, ROOT / ".ci/release", tag, address]
+        command = [sys.executable, str(ROOT / ".ci/release"), tag, address]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stderr
 
     assert release(f"v{anomalysd_edge.__version__}") == ""

@@ -57,6 +57,6 @@ def tutorial_blocks(language: str) -> list[str]:
 
 
 def tutorial_commands() -> list[list[str]]:
-    """The `sd-edge` lines of the tutorial's console blocks, in order."""
-    lines = [line for block in tutorial_blocks("console") for line in block.splitlines()]
+    """The `sd-edge` lines of the tutorial's shell blocks, in order."""
+    lines = [line for block in tutorial_blocks("shell") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("sd-edge ")]
