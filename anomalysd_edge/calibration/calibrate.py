@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.calibration.bank_photos import split_photos
 from anomalysd_edge.calibration.class_features import ClassFeatures
 from anomalysd_edge.calibration.evidence import banks_of, observe
 from anomalysd_edge.calibration.holdout import Fold, hold_out
@@ -40,10 +41,8 @@ from anomalysd_edge.method.score_model import SMALLEST, ScoreEvidence, ScoreMode
 from anomalysd_edge.method.settings import PRESETS, InspectSettings
 from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
-BANK_PHOTOS = 16
-"""Good photos that make a class's banks, at most; of more, the others are judged by them as further good photos."""
 _ENOUGH = 8
-"""Of those others, from which leaving out photos of the bank tells nothing more."""
+"""Photos that are judged by the banks, from which leaving out photos of the banks tells nothing more."""
 PIXEL_SHARE = 1.1
 """Of the image threshold, the score-map value from which a pixel is in the predicted mask."""
 
@@ -104,14 +103,6 @@ def calibrate(task: CalibrationTask, progress: Progress | None = None) -> Calibr
     if progress:
         progress("calibrate", len(task.specs), len(task.specs), "done")
     return found
-
-
-def split_photos(photos: Sequence[U8]) -> tuple[list[U8], list[U8]]:
-    """Good photos of a class -> those that make its banks, BANK_PHOTOS evenly spread ones, and the others."""
-    if len(photos) <= BANK_PHOTOS:
-        return list(photos), []
-    chosen = set(np.linspace(0, len(photos) - 1, BANK_PHOTOS).round().astype(int).tolist())
-    return [photos[i] for i in sorted(chosen)], [photo for i, photo in enumerate(photos) if i not in chosen]
 
 
 def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult) -> ClassModel:

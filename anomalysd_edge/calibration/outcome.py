@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from anomalysd_edge.calibration.commissioning import Commissioned
 from anomalysd_edge.calibration.settings_search import Trial
 from anomalysd_edge.core.files import json_ready
 from anomalysd_edge.method.class_model import Calibration
 
-if TYPE_CHECKING:
-    pass
 
+@dataclass(frozen=True)
+class LineFinding:
+    """What the unlabelled photos of the line said of one class."""
 
-import math
+    commissioned: Commissioned
+    """Thresholds, expected rates and questions."""
+    photos: tuple[str, ...]
+    """Paths of the unlabelled photos, in the order of Question.number."""
+    foreign: tuple[str, ...] = ()
+    """Paths of those that do not show the class; they were set aside."""
+
+    def questions(self) -> list[tuple[str, str]]:
+        """What to ask next: the path of a photo, and in a sentence why."""
+        return [(self.photos[one.number], one.why()) for one in self.commissioned.questions]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Calibrated:
     """SHA-256 of each class's good photos that were used."""
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     """By class: threshold, limits, score model, and what they rest on."""
+    line: dict[str, LineFinding] = field(default_factory=dict)
+    """By class; empty where no unlabelled photos were given."""
     features: str = ""
     """Kind of the bundle's feature network, which names the threshold prior."""
 

@@ -92,6 +92,32 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class ScoreBelief:
+    """A normal distribution over TARGETS of one class, its components independent: over the classes that the shipped
+    prior was fitted to, their residuals correlate by 0.2 at most."""
+
+    expected: F64
+    """(4,) TARGETS."""
+    doubt: F64
+    """(4,) standard deviation of each; >= 0."""
+
+    def shifted(self, log_shift: float) -> ScoreBelief:
+        """The same of scores that are exp(log_shift) times as large."""
+        return ScoreBelief(self.expected + log_shift * np.array([1.0, 0, 1, 0]), self.doubt)
+
+    def predictive(self, cap: float | None = None) -> ScoreModel:
+        """What follows for further photos: spread between photos and doubt about their mean together."""
+        good, good_log_sd, defect, defect_log_sd = self.expected.tolist()
+        return ScoreModel(
+            good_mean=good,
+            good_sd=_total(good_log_sd, float(self.doubt[0]) ** 2),
+            defect_mean=defect,
+            defect_sd=_total(defect_log_sd, float(self.doubt[2]) ** 2),
+            cap=cap,
+        )
+
+
+@dataclass(frozen=True)
 class ThresholdPrior:
     """What many other classes tell, by number of shots."""
 
@@ -108,7 +134,11 @@ class ThresholdPrior:
             raise SettingsError(f"a threshold prior for {sorted(self.regressions)} shots; expected 1 and a larger one")
 
     def score_model(self, evidence: ScoreEvidence) -> ScoreModel:
-        """The predictive score model of a class.
+        """The predictive score model of a class: what `belief` expects of its further photos."""
+        return self.belief(evidence).predictive(float(np.exp(logs(evidence.synthetic).max())))
+
+    def belief(self, evidence: ScoreEvidence) -> ScoreBelief:
+        """What is believed of a class's two distributions, and how firmly.
 
         Between two fitted numbers of shots the regression of the smaller one holds. Beyond the largest, M, the share
         M/K of what it adds to the class's own left-out scores remains, and M/K of its residual variance: the mean
@@ -116,7 +146,7 @@ class ThresholdPrior:
         """
         if self.relative:
             level = level_of(evidence)
-            return replace(self, relative=False).score_model(relative_to(evidence, level)).shifted(level)
+            return replace(self, relative=False).belief(relative_to(evidence, level)).shifted(level)
         known = max(k for k in self.regressions if k <= evidence.shots)
         regression = self.regressions[known]
         found, doubt = regression.predict(evidence), np.square(regression.residual)
@@ -125,18 +155,13 @@ class ThresholdPrior:
             own = features_of(evidence)
             found[0] = own[0] + left * (found[0] - own[0])
             found[1] = left * found[1] + (1 - left) * math.log(max(own[2], math.exp(LEAST_LOG_SD[0])))
-            doubt[0] *= left
+            doubt[:2] *= left
         if evidence.left_out:
             found[0] += self.batch[0]
             doubt[0] += self.batch[1] ** 2
-        good, good_log_sd, defect, defect_log_sd = found
-        return ScoreModel(
-            good_mean=float(good),
-            good_sd=_total(max(float(good_log_sd), LEAST_LOG_SD[0]), float(doubt[0])),
-            defect_mean=float(max(defect, good)),
-            defect_sd=_total(max(float(defect_log_sd), LEAST_LOG_SD[1]), float(doubt[2])),
-            cap=float(np.exp(logs(evidence.synthetic).max())),
-        )
+        found[[1, 3]] = np.maximum(found[[1, 3]], LEAST_LOG_SD)
+        found[2] = max(found[2], found[0])
+        return ScoreBelief(found, np.sqrt(doubt))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to be read by :meth:`of_json`."""

@@ -18,6 +18,10 @@ def calibrate(
     bundle: options.BundleToChange,
     photos: Annotated[Path | None, Option(help="Good photos: data set, folder or RUN.")] = None,
     dataset: options.DatasetName = None,
+    unlabelled: Annotated[
+        Path | None, Option(help="Photos of the line, mostly good: threshold and error rates from them.")
+    ] = None,
+    known_bad: Annotated[Path | None, Option(help="With --unlabelled: a few photos of defects.")] = None,
     from_history: Annotated[
         Path | None, Option(help="Record of a box: only propose thresholds by its corrections.")
     ] = None,
@@ -58,8 +62,8 @@ def calibrate(
         negatives=12 if synthetic else 8,
     )  # fmt: skip
     request = CalibrateRequest(
-        bundle=bundle, photos=photos, dataset=dataset, out=out, shots=shots, preset=preset, settings=settings,
-        threads=threads,
+        bundle=bundle, photos=photos, dataset=dataset, unlabelled=unlabelled, known_bad=known_bad, out=out,
+        shots=shots, preset=preset, settings=settings, threads=threads,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         found = recalibrate(request, progress)

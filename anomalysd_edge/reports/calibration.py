@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.calibration.outcome import Calibrated, Seen, words
-from anomalysd_edge.core.files import folder_aside, json_ready, write_json
+from anomalysd_edge.core.files import folder_aside, json_ready, printable, write_json
 from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.reports.console import say, show_table
 from anomalysd_edge.reports.html import page, table
@@ -25,6 +25,12 @@ MARKER = "calibration.json"
 COLUMNS = ("class", "threshold before", "now", "settings", "expected", "seen", "good photos", "s")
 THRESHOLDS = ("class", "threshold", "good below", "anomalous from", "false alarms", "missed", "rests on")
 """Columns of `threshold_rows`; false alarms and missed as expected at the threshold."""
+
+LINE = ("class", "photos", "defective", "", "threshold", "good below", "anomalous from", "false alarms", "missed")
+"""Columns of `Report.line_rows`, two rows a class; shares with the interval that holds them with a probability of
+90 %."""
+ANSWERS = ("class", "photo", "why")
+"""Columns of `Report.question_rows`."""
 
 
 def report_folder(bundle: Path) -> Path:
@@ -116,6 +122,33 @@ class Report:
             )
         return rows
 
+    def line_rows(self) -> list[tuple[str, ...]]:
+        """Under LINE: what was expected without the line's photos, and what is with them."""
+        rows: list[tuple[str, ...]] = []
+        for name, finding in self.found.line.items():
+            found, now = finding.commissioned, _thresholds(self.found.calibrations[name])
+            old = (_number(found.before.threshold), "", "")
+            for label, limits, rates in (("before", old, found.before), ("now", now[:3], found.after)):
+                first = (name, str(len(finding.photos)), str(found.share)) if label == "before" else ("", "", "")
+                rows.append((*first, label, *limits, str(rates.false_alarms), str(rates.missed)))
+        return rows
+
+    def question_rows(self) -> list[tuple[str, ...]]:
+        """Under ANSWERS: the photos whose label is worth most."""
+        return [
+            (name, printable(photo), why)
+            for name, finding in self.found.line.items()
+            for photo, why in finding.questions()
+        ]
+
+    def line_sentences(self) -> list[str]:
+        """What became of each class, and which photos do not show it."""
+        told = []
+        for name, finding in self.found.line.items():
+            told.append(f"{name}: {finding.commissioned.reason}")
+            told += [f"{name}: {photo} does not show it and was set aside" for photo in finding.foreign]
+        return [printable(line) for line in told]
+
     def show(self) -> None:
         """What was tried for each class, the classes side by side, and why."""
         for name, trials in self.found.trials.items():
@@ -131,8 +164,13 @@ class Report:
             show_table(f"{name}: AUROC on synthetic anomalies", ("settings", "image/pixel", "lead", ""), rows)
         show_table("Calibration: thresholds, settings, false alarms expected and seen", COLUMNS, self.rows())
         show_thresholds(self.found.calibrations)
+        if self.found.line:
+            show_table("The line's photos: thresholds and errors to expect", LINE, self.line_rows())
+            show_table("Worth an answer, the most valuable first", ANSWERS, self.question_rows())
         for name in self.found.after:
             say(f"{name}: {self.reason(name)}")
+        for line in self.line_sentences():
+            say(line)
 
     def write(self, folder: Path) -> None:
         """calibration.json, report.html and a plot a class, aside and renamed."""
@@ -148,6 +186,10 @@ class Report:
         parts += ["<h3>Thresholds, limits, errors expected at the threshold</h3>"] * bool(self.found.calibrations)
         parts += [table(THRESHOLDS, threshold_rows(self.found.calibrations))] * bool(self.found.calibrations)
         parts.append("</section>")
+        if self.found.line:
+            parts += ["<section><h2>The line's photos</h2>", table(LINE, self.line_rows())]
+            parts += [f"<p>{html.escape(line)}</p>" for line in self.line_sentences()]
+            parts += ["<h3>Worth an answer</h3>", table(ANSWERS, self.question_rows()), "</section>"]
         if self.reliability and any(found.score_model for found in self.found.calibrations.values()):
             parts.append(reliability_section(self.reliability))
         for name in self.found.after:

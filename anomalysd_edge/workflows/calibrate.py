@@ -12,14 +12,16 @@ from anomalysd_edge.bundle.detector_factory import calibration_task, class_recor
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, read_bundle
 from anomalysd_edge.bundle.writer import rewrite_bundle
 from anomalysd_edge.calibration.calibrate import calibrate
-from anomalysd_edge.calibration.outcome import Calibrated, Seen
+from anomalysd_edge.calibration.outcome import Calibrated, LineFinding, Seen
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset
-from anomalysd_edge.errors import DatasetError
+from anomalysd_edge.errors import DatasetError, InputError
+from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.vision.images import load_rgb
+from anomalysd_edge.workflows.commission import commission_classes, line_photos
 from anomalysd_edge.workflows.datasets import open_for, say_faults
 from anomalysd_edge.workflows.open_options import InspectOptions
 from anomalysd_edge.workflows.photo_sources import good_photos
@@ -35,6 +37,10 @@ class CalibrateRequest:
     """A run (its shots), or a data set or folder (its good photos)."""
     dataset: str | None = None
     """Name of the published data set that `photos` holds, if it is one."""
+    unlabelled: Path | None = None
+    """Photos of the line's stream, mostly good ones, of every class; they move thresholds, never the banks."""
+    known_bad: Path | None = None
+    """A few photos of defects; only beside `unlabelled`."""
     out: Path | None = None
     """Where the new bundle goes; in the place of the old one if None."""
     shots: int | None = None
@@ -56,27 +62,36 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     records = bundle.manifest.classes
     files = good_photos(request.photos, records, request.shots, every=request.shots is None, dataset=request.dataset)
     say_faults(files)
+    if request.known_bad is not None and request.unlabelled is None:
+        raise InputError("known bad photos are judged beside the line's stream: give --unlabelled too")
+    line = None if request.unlabelled is None else line_photos(files, request.unlabelled, request.known_bad)
     shots = {name: [load_rgb(file) for file in mine] for name, mine in files.items()}
     use_threads(request.threads)
     with OnnxNetworks.of_bundle(bundle, "cpu", request.threads) as networks:
-        found = calibrate(calibration_task(bundle, networks, shots, inspect, request.settings), progress)
+        task = calibration_task(bundle, networks, shots, inspect, request.settings)
+        found = calibrate(task, progress)
+        models = found.classes
+        findings: dict[str, LineFinding] = {}
+        if line is not None:
+            detector = Detector(networks, task.schedule, models, inspect, task.negative_states)
+            models, findings = commission_classes(detector, line, task.threshold_prior, request.settings, progress)
     out = request.out or request.bundle
     classes = {
-        name: class_record(spec, len(shots[name]), {preset: found.classes[name]})
-        for name, spec in bundle.specs().items()
+        name: class_record(spec, len(shots[name]), {preset: models[name]}) for name, spec in bundle.specs().items()
     }
-    rewrite_bundle(bundle, out, classes, constant_tensors(found.classes, bundle.constants[NEGATIVE_PROMPT]))
+    rewrite_bundle(bundle, out, classes, constant_tensors(models, bundle.constants[NEGATIVE_PROMPT]))
     return Calibrated(
         bundle=out,
         trials=found.trials,
         before={n: r.calibration[preset].threshold if preset in r.calibration else None for n, r in records.items()},
-        after={name: constants.calibration.threshold for name, constants in found.classes.items()},
-        choices={name: chosen for name, c in found.classes.items() if (chosen := dict(c.calibration.choices))},
+        after={name: constants.calibration.threshold for name, constants in models.items()},
+        choices={name: chosen for name, c in models.items() if (chosen := dict(c.calibration.choices))},
         seconds=found.seconds,
         preset=preset,
         false_alarm_rate=request.settings.false_alarm_rate,
         shots={name: [sha256_file(file) for file in mine] for name, mine in files.items()},
-        calibrations={name: constants.calibration for name, constants in found.classes.items()},
+        calibrations={name: constants.calibration for name, constants in models.items()},
+        line=findings,
         features="" if bundle.manifest.features is None else bundle.manifest.features.kind,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomalysd_edge.calibration.calibrate import BANK_PHOTOS, split_photos
+from anomalysd_edge.calibration.bank_photos import BANK_PHOTOS, k_centre, split_photos
 from anomalysd_edge.calibration.holdout import perturbed
 from anomalysd_edge.calibration.threshold_model import Regression, ThresholdPrior
 from anomalysd_edge.data.classes import ClassSpec
@@ -111,6 +111,27 @@ def test_photos_beyond_the_banks_are_judged_by_them() -> None:
     ).calibration.evidence
     assert evidence is not None
     assert len(evidence.left_out) == 9
+
+
+def test_of_many_photos_half_is_judged_and_the_bank_covers_the_other_half() -> None:
+    """Two photos taken under another light, 44 under the usual one: the bank must hold one of the two."""
+    dark = [photo(s) // 3 for s in (100, 101)]
+    photos = [photo(s) for s in range(44)]
+    photos[8:8], photos[17:17] = [dark[0]], [dark[1]]
+    shots, others = split_photos(photos)
+    assert len(shots) == BANK_PHOTOS
+    assert len(others) == len(photos) // 2
+    assert not {id(one) for one in shots} & {id(one) for one in others}
+    assert any(one is each for one in shots for each in dark)
+
+
+def test_k_centre_takes_the_corners_after_the_middle() -> None:
+    points = np.array([[0, 0], [0.1, 0], [10, 0], [0, 8], [0.2, 0.1], [10, 0]], np.float64)
+    chosen = k_centre(points, 3)
+    assert chosen[0] in (0, 1, 4, 2, 5)
+    assert {tuple(points[i]) for i in chosen} >= {(10.0, 0.0), (0.0, 8.0)}
+    assert sorted(k_centre(points, 6)) == list(range(6))
+    assert sorted(k_centre(np.zeros((4, 2)), 3)) == sorted(set(k_centre(np.zeros((4, 2)), 3))), "no photo twice"
 
 
 def test_disturbed_copies_stay_near_and_keep_the_shape() -> None:

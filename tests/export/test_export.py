@@ -110,7 +110,7 @@ def test_the_manifest_tells_all(exported: tuple[Bundle, list[str]]) -> None:
     assert set(bottle.calibration) == {"edge"}
     assert bottle.calibration["edge"].threshold is not None
     assert screw.calibration == {}
-    assert bundle.prototypes("screw") is None
+    assert bundle.prototypes("screw") == []
     assert any("EfficientNet" in line or "efficientnet" in line for line in manifest.licenses)
     assert told[0] == "export 0/5 unet"
     assert "calibrate 2/2 done" in told
