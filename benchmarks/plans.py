@@ -4,7 +4,8 @@
 
 A seeded choice of test photos of each class. The exact plan takes long: what is judged stands in OUT.rows/, and the
 same command goes on from there. Figures are made of the photos that all plans have judged. --modes adds settings that
-leave repaints out (cascade, settling, suspect cells), with what they missed and called wrong.
+leave repaints out (settling, which inspect, watch and serve do; cascade, suspect cells), with what they missed and
+called wrong, and how many verdicts differ from those of the first plan.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def figures(rows: Path, samples: list[Sample], plans: list[str]) -> dict[str, An
     """AUROC by plan and class over the photos that all `plans` have judged."""
     done = [i for i in range(len(samples)) if all((rows / f"{plan}-{i}.npz").is_file() for plan in plans)]
     found: dict[str, Any] = {"photos": len(done)}
+    whole: list[str] = []
     for plan in plans:
         loaded = {i: np.load(rows / f"{plan}-{i}.npz") for i in done}
         per_class: dict[str, Any] = {}
@@ -80,17 +82,23 @@ def figures(rows: Path, samples: list[Sample], plans: list[str]) -> dict[str, An
             mine = [i for i in done if samples[i].class_name == name]
             labels = [int(samples[i].label) for i in mine]
             maps = [loaded[i]["map"] for i in mine]
-            verdicts = [int(loaded[i]["label"]) for i in mine]
+            called = [int(loaded[i]["label"]) for i in mine]
             per_class[name] = {
                 "good": labels.count(0),
                 "bad": labels.count(1),
                 "image_auroc": metrics.image_auroc(labels, [float(loaded[i]["score"]) for i in mine]),
                 "pixel_auroc": metrics.pixel_auroc([small_mask(samples[i]) for i in mine], maps),
-                "missed": sum(y == 1 and v == 0 for y, v in zip(labels, verdicts, strict=True)),
-                "false_alarms": sum(y == 0 and v == 1 for y, v in zip(labels, verdicts, strict=True)),
+                "missed": sum(y == 1 and v == 0 for y, v in zip(labels, called, strict=True)),
+                "false_alarms": sum(y == 0 and v == 1 for y, v in zip(labels, called, strict=True)),
             }
         ended = [str(loaded[i]["ended"]) for i in done]
+        verdicts = [str(loaded[i]["verdict"]) for i in done]
+        whole = whole or verdicts
+        good = [float(loaded[i]["seconds"]) for i in done if samples[i].label == 0]
         found[plan] = {
+            "verdicts_changed": sum(a != b for a, b in zip(verdicts, whole, strict=True)),
+            "uncertain": verdicts.count("uncertain"),
+            "seconds_a_good_photo": float(np.mean(good)) if good else None,
             "mean_image_auroc": float(np.nanmean([c["image_auroc"] for c in per_class.values()])) if done else None,
             "mean_pixel_auroc": float(np.nanmean([c["pixel_auroc"] for c in per_class.values()])) if done else None,
             "seconds_a_photo": float(np.mean([loaded[i]["seconds"] for i in done])) if done else None,
@@ -138,6 +146,7 @@ def main() -> None:
                     map=images.resize_map(answer.anomaly_map, (SIDE, SIDE)),
                     label=-1 if answer.pred_label is None else answer.pred_label,
                     ended=answer.ended,
+                    verdict=str(answer.verdict),
                     seconds=time.monotonic() - began,
                     samples=networks.meter.jobs["unet"].samples - before,
                 )
@@ -147,7 +156,9 @@ def main() -> None:
     for name in plans:
         mean = found[name]
         print(
-            name, found["photos"], "photos", mean["mean_image_auroc"], mean["mean_pixel_auroc"], mean["seconds_a_photo"]
+            f"{name}: {found['photos']} photos, AUROC {mean['mean_image_auroc']} / {mean['mean_pixel_auroc']}, "
+            f"{mean['seconds_a_photo']} s, good ones {mean['seconds_a_good_photo']} s, "
+            f"{mean['unet_samples_a_photo']} samples, {mean['verdicts_changed']} verdicts changed"
         )
 
 

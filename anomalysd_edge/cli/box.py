@@ -64,6 +64,7 @@ def serve(
     ray: Annotated[str | None, Option(help="Replicas on Ray Serve: 'local', an address, or auto.")] = None,
     replicas: Annotated[str, Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
     gpus: Annotated[float, Option(help="With --ray: GPUs that each replica reserves.")] = 0,
+    full: options.Full = False,
 ) -> None:
     """Serve bundles: HTTP, a page for operators, KServe v2, MQTT, webhook, metrics.
 
@@ -80,6 +81,7 @@ def serve(
         engine=s.EngineSettings(
             preset=preset, backend=backend, fallback=fallback, threads=threads, group=group, queue=queue,
             memory_bytes=limit_bytes(memory_budget, "--memory-budget"), public_key=require_signature,
+            full=full,
         ),
         record=s.record_settings(record, keep, max_age_days, limit_bytes(max_record_size, "--max-record-size")),
         security=s.SecuritySettings(
@@ -112,6 +114,7 @@ def watch(
     poll_s: Annotated[float, Option(help="Seconds between two looks into the folder.")] = 1.0,
     settle_s: Annotated[float, Option(help="Seconds that a file must stay unchanged.")] = 1.0,
     once: Annotated[bool, Option("--once", help="End when no photo is left.")] = False,
+    full: options.Full = False,
 ) -> None:
     """Inspect the photos that arrive in a folder and move them to ok/, ng/, unsure/, unknown/ or error/.
 
@@ -123,7 +126,7 @@ def watch(
 
     start_log()
     kept = s.record_settings(record or folder / ".sd-edge" / "record.sqlite", keep, 0, 0)
-    engine = s.EngineSettings(preset=preset, backend=backend, fallback=fallback, threads=threads)
+    engine = s.EngineSettings(preset=preset, backend=backend, fallback=fallback, threads=threads, full=full)
     from anomalysd_runtime.server.connectors.watch import WatchSettings
     from anomalysd_runtime.server.lifecycle import watch as run
 

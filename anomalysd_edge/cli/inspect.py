@@ -35,6 +35,7 @@ def inspect(
     ] = None,
     require_signature: options.PublicKey = None,
     on_mismatch: options.OnMismatch = "error",
+    full: options.Full = False,
     force: options.Force = False,
     ray: options.Ray = None,
     workers: options.Workers = 2,
@@ -61,11 +62,11 @@ def inspect(
         if (cluster := options.cluster(ray, workers, gpus, journal)) is not None:
             from anomalysd_edge.workflows.ray import inspect_on_ray
 
-            results = inspect_on_ray(bundle, photos, class_name, out, opening, cluster, progress)
+            results = inspect_on_ray(bundle, photos, class_name, out, opening, cluster, progress, full)
         else:
             from anomalysd_edge.workflows.inspect import inspect_photos
 
-            results = inspect_photos(bundle, [Path(p) for p in photos], class_name, out, opening, progress)
+            results = inspect_photos(bundle, [Path(p) for p in photos], class_name, out, opening, progress, full)
     failed = [r for r in results if "error" in r]
     if as_json:
         show_json(results)

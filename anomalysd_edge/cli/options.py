@@ -92,6 +92,9 @@ ReferralCost = Annotated[
     float, Option(help="Cost of an uncertain verdict, that is of asking a person, in false alarms, between 0 and 1.")
 ]
 DefectRate = Annotated[float, Option(help="Share of defective photos to expect, between 0 and 1.")]
+Full = Annotated[
+    bool, Option("--full", help="Repaint every photo's whole plan, also where its verdict is settled before.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress bars.")]
 

@@ -89,19 +89,25 @@ class Detector:
         self.networks.close()
 
     def inspect(
-        self, photos: Sequence[U8], class_names: Sequence[str] | str, deadline: float | None = None
+        self,
+        photos: Sequence[U8],
+        class_names: Sequence[str] | str,
+        deadline: float | None = None,
+        full: Sequence[bool] | bool = True,
     ) -> list[Inspection]:
         """(H,W,3) uint8 photos of any sizes and the class of each (or one for all) -> their inspections, in order.
 
         Photos of many classes share batches wherever their settings agree, in whatever order they come. `deadline` (on
         time.monotonic's clock) is that of the whole call: repaints that would not be ready by then are left out, and
-        every answer says so. Raises ClassError for a class that the bundle does not hold and NumericError where a
-        network gives NaN.
+        every answer says so. A photo that is not `full` is repainted only as far as its verdict needs it, which is that
+        of the whole plan. Raises ClassError for a class that the bundle does not hold and NumericError where a network
+        gives NaN.
         """
         names = [class_names] * len(photos) if isinstance(class_names, str) else list(class_names)
         if len(names) != len(photos):
             raise InputError(f"{len(photos)} photos came with {len(names)} class names; give one each, or one for all")
         names = [self.class_of(name) for name in names]
+        whole = [full] * len(photos) if isinstance(full, bool) else list(full)
         alike: dict[int, list[int]] = {}
         for i, name in enumerate(names):
             alike.setdefault(id(self._stages[name]), []).append(i)
@@ -112,7 +118,8 @@ class Detector:
                 part = members[start : start + self.group]
                 mine = [names[i] for i in part]
                 answers = stages.inspect(
-                    [photos[i] for i in part], mine, [self.classes[name] for name in mine], deadline
-                )
+                    [photos[i] for i in part], mine, [self.classes[name] for name in mine], deadline,
+                    [whole[i] for i in part],
+                )  # fmt: skip
                 found.update(zip(part, answers, strict=True))
         return [found[i] for i in range(len(photos))]

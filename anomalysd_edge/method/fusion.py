@@ -65,12 +65,12 @@ class MapFusion:
             found.append(fuse(self._smoothed(work, raw), work.constants.calibration.scales, self._settings))
         return found[0], found[1]
 
-    def settled(self, work: PhotoState) -> bool:
-        """Whether no repaint that is still missing can change the verdict: label, or good, uncertain, anomalous."""
-        steps = work.constants.calibration.steps
-        between = self.bounds(work) if steps else None
+    def settled(self, work: PhotoState) -> str | None:
+        """The verdict, good, uncertain or anomalous, if no missing repaint can change it or the label; else None."""
+        calibration = work.constants.calibration
+        between = self.bounds(work) if calibration.steps else None
         if between is None:
-            return False
+            return None
         low, high = (anomaly_map.image_score(bound, self._settings.top_share) for bound in between)
 
         def on_one_side(step: float) -> bool:
@@ -78,7 +78,7 @@ class MapFusion:
             slack = _SLACK * (max(1.0, abs(step)) if self._settings.fusion == "scaled" else abs(step))
             return low >= step + slack or high < step - slack
 
-        return all(on_one_side(step) for step in steps)
+        return calibration.verdict(low) if all(on_one_side(step) for step in calibration.steps) else None
 
     def prototypes_score(self, work: PhotoState) -> float | None:
         """Image score of what fusion makes of the prototype map alone; None without prototypes or their scale."""

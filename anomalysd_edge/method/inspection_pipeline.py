@@ -70,9 +70,12 @@ class InspectionPipeline:
         names: Sequence[str],
         constants: Sequence[ClassModel],
         deadline: float | None = None,
+        full: Sequence[bool] = (),
     ) -> list[Inspection]:
         """(H,W,3) photos, their classes' names and constants -> their inspections. All share their batches.
 
+        Photos whose `full` is False settle as under the setting `settle`, unless the fusion is the paper's; () asks
+        for all of them in full.
         With `deadline` (on time.monotonic's timer) coarse scales come first, and what cannot be done by then is left.
         """
         sizes, timer = self.networks.sizes, StageTimer()
@@ -88,6 +91,9 @@ class InspectionPipeline:
                 PhotoState(known, name, list(self.plan.slots), frame, square[0])
                 for name, known, frame, square in zip(names, constants, frames, squares, strict=True)
             ]
+            able = self.settings.fusion != "paper"
+            for photo, whole in zip(work, full or [True] * len(work), strict=True):
+                photo.settles = self.settings.settle or (able and not whole)
             for photo in work:
                 photo.foreground = counted_area(photo.seen, photo.constants.kind, self.settings)
         self._prototypes(work, squares, timer)
@@ -101,7 +107,7 @@ class InspectionPipeline:
         timings = {stage: ms / len(work) for stage, ms in timer.ms.items()}
         met = None if deadline is None else time.monotonic() <= deadline
         return [
-            make_inspection(photo, self.settings, sizes, self.mode, timings, self.networks.backend, met)
+            make_inspection(photo, self.settings, sizes, self._mode(photo.settles), timings, self.networks.backend, met)
             for photo in work
         ]
 
@@ -153,13 +159,29 @@ class InspectionPipeline:
             photo.slots.append(Slot(scale=GUIDED, number=0, mask=far))
 
     def _repaint(self, work: list[PhotoState], deadline: float | None, timer: StageTimer) -> None:
-        """Repaint and measure: all slots at once or, where it may end early, scale by scale."""
-        live = [photo for photo in work if photo.slots]
+        """Repaint and measure: all slots at once or, where it may end early, scale by scale.
+
+        A photo that is not good by its prototypes alone is shown repainted where it is suspect, which is what a person
+        will ask for; the rest of its plan is spared.
+        """
+        begun = [photo for photo in work if photo.slots]
+        early = deadline is not None or any(photo.settles for photo in begun)
+        with timer.stage("score"):
+            live = self._still_open(begun)
+        extra = [
+            (photo, slot)
+            for photo in begun
+            if photo.verdict not in (None, "good")
+            for slot in photo.slots
+            if slot.scale == GUIDED
+        ]
+        shown = [photo for photo, _ in extra]
         group: GroupTensors | None = None
-        for scale in self._rounds() if self.settings.settle or deadline is not None else [None]:
+        for scale in self._rounds() if early else [None]:
             with timer.stage("score"):
                 live = self._still_open(live)
             todo = [(photo, slot) for photo in live for slot in photo.slots if scale is None or slot.scale == scale]
+            todo, extra = [*todo, *extra], []
             if deadline is not None and not self._pace.fits(len(todo), deadline):
                 for photo in live:
                     if photo.per_scale or self._by_prototypes(photo):
@@ -169,7 +191,7 @@ class InspectionPipeline:
             if not todo:
                 continue
             with self._pace.round(len(todo)):
-                group = group or self._prepare(live, timer)
+                group = group or self._prepare([*live, *shown], timer)
                 slots, rows = [slot for _, slot in todo], np.array([photo.row for photo, _ in todo], np.int64)
                 painted = self._repainter.paint(slots, rows, group.states, group.pixels, group.latents, timer)
                 repaints = [
@@ -201,10 +223,10 @@ class InspectionPipeline:
 
     def _still_open(self, live: list[PhotoState]) -> list[PhotoState]:
         """Those of `live` whose verdict a further repaint can still change."""
-        if self.settings.settle:
-            for photo in live:
-                if (photo.per_scale or self._by_prototypes(photo)) and self._fusing.settled(photo):
-                    photo.ended = "settled"
+        for photo in live:
+            if photo.settles and (photo.per_scale or self._by_prototypes(photo)):
+                photo.verdict = self._fusing.settled(photo)
+                photo.ended = "whole" if photo.verdict is None else "settled"
         return [photo for photo in live if photo.ended == "whole"]
 
     def _by_prototypes(self, photo: PhotoState) -> bool:
@@ -239,11 +261,14 @@ class InspectionPipeline:
     @property
     def mode(self) -> str:
         """Plan, scales, lambda and passes in words, for instance 'packed K=2,4,8 lambda=0.4 passes=5'."""
+        return self._mode(self.settings.settle)
+
+    def _mode(self, settles: bool) -> str:
         s = self.settings
         words = [s.plan, f"K={','.join(map(str, s.scales))}", f"lambda={s.strength:g}", f"passes={len(self.steps)}"]
         words += [f"draws={s.draws}"] if s.draws > 1 else []
         words += [s.sampler] if s.sampler != "ddim" else []
         words += {"all": [], "suspect": ["suspect cells"], "none": ["prototypes alone"]}[s.cells]
         words += ["cascade"] if s.cascade else []
-        words += ["settle"] if s.settle else []
+        words += ["settle"] if settles else []
         return " ".join(words)

@@ -40,5 +40,9 @@ class PhotoState:
     """(S,S) by scale: S^(k), once measured."""
     repaints: dict[int, list[tuple[Mask, F32]]] = field(default_factory=dict)
     """By scale: the pixels that were repainted (S,S), and the picture with them (3,S,S)."""
+    settles: bool = False
+    """Whether it is repainted only as far as its verdict needs it."""
+    verdict: str | None = None
+    """good, uncertain or anomalous, once no repaint can change it any more; None before that."""
     ended: str = "whole"
     """How its inspection ends: 'whole', 'clear', 'settled' or 'cut' (result.Inspection.ended)."""

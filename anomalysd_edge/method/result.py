@@ -57,7 +57,7 @@ class Inspection:
     evidence: Evidence
     """Which mask that was."""
     mode: str
-    """Plan, scales, lambda and passes in words."""
+    """Plan, scales, lambda and passes in words; 'settle' and 'cut' where repaints may have been, or were, left out."""
     timings_ms: Mapping[str, float]
     """Per stage, this photo's share of its batch."""
     backend: str = ""

@@ -55,7 +55,7 @@ def make_inspection(
         scores=scores,
         repaint=repaint,
         evidence=evidence,
-        mode=mode,
+        mode=f"{mode} cut" if photo.ended == "cut" else mode,
         timings_ms=timings_ms,
         backend=backend,
         ended=photo.ended,

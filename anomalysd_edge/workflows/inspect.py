@@ -26,9 +26,11 @@ def inspect_photos(
     out: Path | None,
     options: InspectOptions,
     progress: Progress,
+    full: bool = False,
 ) -> list[dict[str, Any]]:
     """Results as plain values, in order; with `out`, a folder of pictures for each photo.
 
+    Photos are repainted only as far as their verdicts need it, unless `full` or pictures are asked for.
     Every photo is decoded before the first is inspected: a damaged one is reported before anything is written.
     """
     files = photo_files(paths)
@@ -41,7 +43,8 @@ def inspect_photos(
             part = range(start, min(start + detector.group, len(files)))
             photos = [decoded.pop(i) if i in decoded else images.load_rgb(files[i]) for i in part]
             deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1e3
-            for i, photo, answer in zip(part, photos, detector.inspect(photos, name, deadline), strict=True):
+            answers = detector.inspect(photos, name, deadline, full or out is not None)
+            for i, photo, answer in zip(part, photos, answers, strict=True):
                 result = inspection.inspection_json(answer, str(files[i]))
                 if detector.label:
                     result["mode"] = f"{detector.label} ({answer.mode})"

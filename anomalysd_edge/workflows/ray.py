@@ -31,15 +31,19 @@ def inspect_on_ray(
     options: InspectOptions,
     settings: RaySettings,
     progress: Progress,
+    full: bool = False,
 ) -> list[dict[str, Any]]:
-    """`sd-edge inspect --ray`: photos or URLs -> their results in order; a photo without one has the key `error`."""
+    """`sd-edge inspect --ray`: photos or URLs -> their results in order; a photo without one has the key `error`.
+
+    Photos are repainted only as far as their verdicts need it, unless `full` or pictures are asked for.
+    """
     from anomalysd_runtime.distributed.ray_inspect import PhotoTask, run_groups
     from anomalysd_runtime.distributed.remote_photos import list_photos, read_photo
     from anomalysd_runtime.distributed.serialization import unpack
 
     bundle = read_bundle(bundle_path, public_key=options.public_key)
     name = chosen_class(class_name, bundle.manifest.classes)
-    task = _task(bundle, options, whole=out is not None)
+    task = _task(bundle, options, whole=out is not None, full=full or out is not None)
     photos = [PhotoTask(number, place, name) for number, place in enumerate(list_photos(places))]
     results: list[dict[str, Any]] = []
     with _journal(task, photos, settings) as journal:
@@ -64,7 +68,7 @@ class ClusterJudge:
     def __init__(self, bundle: Bundle, options: InspectOptions, settings: RaySettings) -> None:
         self.facts: dict[str, str] = {}
         """backend and mode, as the workers report them."""
-        self._task = _task(bundle, options, whole=True)
+        self._task = _task(bundle, options, whole=True, full=True)
         self._settings = settings
 
     def judge(self, data: Dataset, progress: Progress) -> Iterator[InspectedSample]:
@@ -96,7 +100,7 @@ class ClusterJudge:
                 yield sample, images.load_rgb(sample.path), answer
 
 
-def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> RayTask:
+def _task(bundle: Bundle, options: InspectOptions, whole: bool, full: bool) -> RayTask:
     from anomalysd_runtime.distributed.ray_inspect import RayTask
     from anomalysd_runtime.server.settings import EngineSettings
 
@@ -108,7 +112,7 @@ def _task(bundle: Bundle, options: InspectOptions, whole: bool) -> RayTask:
         )
     engine = EngineSettings(
         preset=options.preset, backend=options.backend, threads=options.threads or 1, max_batch=options.max_batch,
-        public_key=options.public_key,
+        public_key=options.public_key, full=full,
     )  # fmt: skip
     return RayTask(bundle.path.resolve(), sha256_file(bundle.path / MANIFEST), engine, whole)
 
@@ -122,7 +126,7 @@ def _journal(task: RayTask, photos: Sequence[PhotoTask], settings: RaySettings) 
     identity = {
         "bundle": task.bundle_id, "preset": engine.preset, "backend": engine.backend, "threads": engine.threads,
         "max_batch": engine.max_batch, "photos": sha256_bytes(listing.encode()), "count": len(photos),
-        "answers": "whole" if task.whole else "plain",
+        "answers": "whole" if task.whole else "plain", "full": engine.full,
     }  # fmt: skip
     return Journal(settings.journal, identity)
 

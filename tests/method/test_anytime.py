@@ -74,6 +74,41 @@ def test_a_settled_answer_is_the_whole_inspections_answer(threshold: float, weig
     assert saving.samples <= networks.samples
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.24, 0.26, 0.28, 0.3, 0.5])
+def test_photos_that_are_not_asked_for_in_full_get_the_whole_plans_answer(threshold: float) -> None:
+    known = constants(FakeNetworks(), threshold).calibrated(decision=Limits(0.9 * threshold, 1.2 * threshold))
+    whole, networks = judge(MODULATED, known)
+    saving = FakeNetworks()
+    wanted = [i == 1 for i in range(len(PHOTOS))]
+    early = Detector(saving, SCHEDULE, {"part": known}, MODULATED).inspect(PHOTOS, "part", full=wanted)
+    assert [(a.pred_label, a.verdict) for a in early] == [(a.pred_label, a.verdict) for a in whole]
+    assert early[1].pred_score == pytest.approx(whole[1].pred_score, abs=1e-6)
+    assert (early[1].mode, early[1].ended) == (whole[1].mode, "whole")
+    assert all(a.mode == f"{whole[0].mode} settle" for i, a in enumerate(early) if i != 1)
+    assert saving.samples < networks.samples
+
+
+def test_a_settled_photo_that_is_not_good_is_shown_repainted_where_it_is_suspect() -> None:
+    known = constants(FakeNetworks(), 0.1).calibrated(decision=Limits(0.09, 0.12))
+    networks = FakeNetworks()
+    found = Detector(networks, SCHEDULE, {"part": known}, MODULATED).inspect(PHOTOS, "part", full=False)
+    shown = [a for a in found if a.verdict != "good"]
+    assert shown
+    assert {a.evidence.kind for a in shown} == {"guided"}
+    assert {a.evidence.kind for a in found if a.verdict == "good"} <= {"prototypes"}
+    assert networks.samples == len(shown) * MODULATED.passes * MODULATED.draws
+    for a, b in zip(found, judge(replace(MODULATED, cells="none"), known)[0], strict=True):
+        np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, atol=1e-4)
+
+
+def test_the_papers_fusion_is_not_cut_short_unasked() -> None:
+    networks = FakeNetworks()
+    known = constants(networks, 50.0)
+    settings = replace(PAPER, scales=(1, 2), grid_steps=10)
+    found = Detector(networks, SCHEDULE, {"part": known}, settings).inspect(PHOTOS, "part", full=False)
+    assert {a.ended for a in found} == {"whole"}
+
+
 def test_a_repaint_raises_what_prototypes_see_by_a_bounded_factor() -> None:
     answers, _ = judge(replace(MODULATED, multiscale_weight=0.1, multiscale_cap=2.0), constants(FakeNetworks()))
     for answer in answers:

@@ -67,10 +67,10 @@ def break_the_context() -> None:
 class Breaking(Detector):
     """A detector that breaks its GPU on photos whose first pixel is NAN."""
 
-    def inspect(self, photos: Sequence[U8], *rest: Any) -> list[Inspection]:
+    def inspect(self, photos: Sequence[U8], *rest: Any, **named: Any) -> list[Inspection]:
         if any(tuple(int(v) for v in photo[0, 0]) == NAN for photo in photos):
             break_the_context()
-        return super().inspect(photos, *rest)
+        return super().inspect(photos, *rest, **named)
 
 
 def open_breaking(path: Path, settings: EngineSettings, backend: str) -> Detector:

@@ -47,7 +47,11 @@ class Touchy(Detector):
     """A real detector that some photos make fail."""
 
     def inspect(
-        self, photos: Sequence[U8], class_names: Sequence[str] | str, deadline: float | None = None
+        self,
+        photos: Sequence[U8],
+        class_names: Sequence[str] | str,
+        deadline: float | None = None,
+        full: Sequence[bool] | bool = True,
     ) -> list[Inspection]:
         first = [tuple(int(v) for v in photo[0, 0]) for photo in photos]
         if CRASH in first:
@@ -58,7 +62,7 @@ class Touchy(Detector):
             time.sleep(0.4)
         if NAN in first:
             raise NumericError("3 of 48 values from the network 'unet' are NaN or Inf")
-        return super().inspect(photos, class_names, deadline)
+        return super().inspect(photos, class_names, deadline, full)
 
 
 def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:
@@ -68,19 +72,41 @@ def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:
     return detector
 
 
+class TellsItsDeadline(Touchy):
+    """Fails with the seconds that it was given, where a deadline came at all."""
+
+    def inspect(
+        self,
+        photos: Sequence[U8],
+        class_names: Sequence[str] | str,
+        deadline: float | None = None,
+        full: Sequence[bool] | bool = True,
+    ) -> list[Inspection]:
+        if deadline is not None:
+            raise BackendError(f"{deadline - time.monotonic():.3f} s are left")
+        return super().inspect(photos, class_names, deadline, full)
+
+
+def open_telling(path: Path, settings: EngineSettings, backend: str) -> Detector:
+    """As open_bundle."""
+    detector = open_bundle(path, settings, backend)
+    detector.__class__ = TellsItsDeadline
+    return detector
+
+
 class LosesItsDevice(Touchy):
     """Some photos break the device as an illegal access breaks a CUDA context: this process judges nothing any more."""
 
     broken = False
 
-    def inspect(self, photos: Sequence[U8], *rest: Any) -> list[Inspection]:
+    def inspect(self, photos: Sequence[U8], *rest: Any, **named: Any) -> list[Inspection]:
         networks = self.networks
         if any(tuple(int(v) for v in photo[0, 0]) == NAN for photo in photos):
             self.broken = True
             networks.__class__ = type("Lost", (type(networks),), {"probe": _lost})
         if self.broken:
             raise BackendError("onnxruntime failed in the network 'unet': CUDA failure 700: an illegal memory access")
-        return super().inspect(photos, *rest)
+        return super().inspect(photos, *rest, **named)
 
 
 def _lost(networks: Any) -> None:
@@ -97,9 +123,9 @@ def open_losing(path: Path, settings: EngineSettings, backend: str) -> Detector:
 class Slow(Touchy):
     """Takes long enough for whoever holds it to be killed in the middle of something."""
 
-    def inspect(self, *asked: Any) -> list[Inspection]:
+    def inspect(self, *asked: Any, **named: Any) -> list[Inspection]:
         time.sleep(0.3)
-        return super().inspect(*asked)
+        return super().inspect(*asked, **named)
 
 
 def open_slow(path: Path, settings: EngineSettings, backend: str) -> Detector:

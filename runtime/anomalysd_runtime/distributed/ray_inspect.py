@@ -142,7 +142,7 @@ class Inspector:
         if not photos:
             return []
         try:
-            return list(self._worker.inspect(KEY, photos, names).answers)
+            return list(self._worker.inspect(KEY, photos, names, [self._task.engine.full] * len(photos)).answers)
         except WorkerLost as error:
             self._worker.end(grace_s=0)
             self._start()

@@ -82,7 +82,7 @@ class TritonPythonModel:
         found: list[Inspection | str] = []
         for start in range(0, len(photos), self._group):
             part = slice(start, start + self._group)
-            found += judge(self._detector, photos[part], names[part])
+            found += judge(self._detector, photos[part], names[part], [True] * len(photos[part]))
         return [self._response(span if isinstance(span, str) else found[slice(*span)]) for span in spans]
 
     def finalize(self) -> None:

@@ -27,6 +27,8 @@ class EngineSettings(OpenOptions):
     """Photos that may wait; one more is answered 503 with Retry-After."""
     queue_bytes: int = 1024 * MEGA
     """Decoded bytes of the photos that may wait or run: a few photos of 200 megapixels fill the memory, too."""
+    full: bool = False
+    """Whether every photo's whole plan is repainted, and not only what its verdict needs or whoever asks gets."""
     stuck_s: float = 300.0
     """A group that takes longer counts as a crash: its worker is killed and started again."""
     memory_bytes: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import socket
 import threading
@@ -19,10 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.vision.images import decode_rgb, encode_png
 from anomalysd_runtime.loading import open_detector
 from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
+from anomalysd_runtime.server.inference.worker import judge
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import (
     CRASH,
@@ -31,6 +34,7 @@ from tests.support.serving import (
     STUCK,
     Box,
     open_losing,
+    open_telling,
     open_touchy,
     open_without_cuda,
     png,
@@ -48,6 +52,18 @@ def box(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]
     security = SecuritySettings(max_body_bytes=1 << 20, max_pixels=100_000, body_timeout_s=0.5, header_timeout_s=0.5)
     with running_box(replace(small_settings(bundle), record=record, security=security), open_touchy) as opened:
         yield opened
+
+
+def test_only_who_asks_gets_more_than_the_verdict_needs(box: Box, bundle: Path) -> None:
+    photo = png(3)
+    with open_detector(bundle, threads=1) as detector:
+        (whole,) = detector.inspect([decode_rgb(photo)], "bottle")
+        (settled,) = detector.inspect([decode_rgb(photo)], "bottle", full=False)
+    plain = box.inspect(photo, "?class=bottle").json
+    asked = box.inspect(photo, "?class=bottle&full=true").json
+    assert (plain["pred_score"], plain["mode"]) == (settled.pred_score, settled.mode)
+    assert (asked["pred_score"], asked["mode"]) == (whole.pred_score, whole.mode)
+    assert plain["verdict"] == asked["verdict"]
 
 
 def test_a_verdict_is_the_detectors_own(box: Box, bundle: Path) -> None:
@@ -138,6 +154,7 @@ def test_the_same_score_alone_and_among_many(box: Box) -> None:
         ("?class=screw", png(1), "image/png", 404, "bottle"),
         ("?bundle=../../etc", png(1), "image/png", 404, "line1"),
         ("?outputs=all", png(1), "image/png", 422, "overlay"),
+        ("?full=perhaps", png(1), "image/png", 422, "true or false"),
         ("?deadline_ms=soon", png(1), "image/png", 422, "milliseconds"),
         ("?deadline_ms=nan", png(1), "image/png", 422, "milliseconds"),
         ("?deadline_ms=0.0001", png(1), "image/png", 504, "deadline"),
@@ -320,6 +337,21 @@ def test_slow_photos_do_not_shut_out_short_deadlines_for_ever(bundle: Path) -> N
         spoilt = max(box.service.engine.state.photo_ms.values())
         assert spoilt > 250
         assert box.inspect(png(9), f"?deadline_ms={0.9 * spoilt:.0f}").status == 200
+
+
+def test_repaints_are_left_out_for_a_deadline_that_the_client_named(bundle: Path) -> None:
+    with running_box(touchy_settings(bundle), open_telling) as box:
+        assert box.inspect(png(1)).status == 200, "the box's own deadline cuts nothing"
+        found = box.inspect(png(1), "?deadline_ms=9000")
+        assert found.status == 500
+        (left,) = re.findall(r"([0-9.]+) s are left", found.json["error"])
+        assert 0 < float(left) < 9
+    with open_detector(bundle, threads=1) as detector:
+        photo = decode_rgb(png(1))
+        detector.inspect([photo], "bottle", time.monotonic() + 60)  # from which the pace is learned
+        (cut,) = judge(detector, [photo], ["bottle"], [True], time.monotonic())
+    assert isinstance(cut, Inspection)
+    assert (cut.ended, cut.mode.split()[-1]) == ("cut", "cut")
 
 
 def test_a_deadline_counts_from_when_the_photo_is_asked_for(bundle: Path) -> None:

@@ -62,7 +62,7 @@ def test_tritonclient_sees_server_and_models(client: Any) -> None:
 @pytest.mark.parametrize("binary", [True, False])
 def test_tritonclient_gets_the_same_scores_and_maps(client: Any, box: Box, binary: bool) -> None:
     photos = [png(seed) for seed in range(3)]
-    expected = [box.inspect(photo).json["pred_score"] for photo in photos]
+    expected = [box.inspect(photo, "?full=true").json["pred_score"] for photo in photos]
     wanted = [tritonhttp.InferRequestedOutput(name, binary_data=binary) for name in
               ("pred_score", "pred_label", "threshold", "verdict", "pred_probability", "limits", "anomaly_map",
                "pred_mask")]  # fmt: skip

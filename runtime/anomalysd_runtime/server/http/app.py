@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from anomalysd_edge import __version__
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, WrongType
 from anomalysd_runtime.server.http import page, schemas, v2
-from anomalysd_runtime.server.http.asgi_bridge import deadline_of, verdicts_of
+from anomalysd_runtime.server.http.asgi_bridge import deadline_of, full_of, verdicts_of
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES, add_error_handlers
 from anomalysd_runtime.server.http.middleware import SecurityMiddleware, own_hosts
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
@@ -53,11 +53,12 @@ def _inspections(service: Service) -> APIRouter:
         outputs: Annotated[str | None, Query(max_length=200)] = None,
         deadline_ms: Annotated[str | None, Query(max_length=40)] = None,
         request_key: Annotated[str | None, Query(max_length=128)] = None,
+        full: Annotated[str | None, Query(max_length=40)] = None,
     ) -> Any:
         """Inspect one photo: multipart field `photo`, or the image file itself as the body."""
         query = {
             "class": class_name, "bundle": bundle, "outputs": outputs,
-            "deadline_ms": deadline_ms, "request_key": request_key,
+            "deadline_ms": deadline_ms, "request_key": request_key, "full": full,
         }  # fmt: skip
         began = time.monotonic()
         photos, fields = await _read(request, 1, service.settings.security.max_body_bytes)
@@ -225,7 +226,7 @@ async def _read(request: Request, most: int, max_bytes: int) -> tuple[list[tuple
                 photos.append((value.filename or "", await value.read()))
             elif key == "photo":
                 photos.append(("", _bytes_of(value)))
-            elif key in ("class", "bundle", "outputs", "deadline_ms", "request_key"):
+            elif key in ("class", "bundle", "outputs", "deadline_ms", "request_key", "full"):
                 fields.setdefault(key, []).append(value)
             else:
                 raise BadRequest(f"the field {key[:80]!r} is not known; see /openapi.json")
@@ -255,6 +256,8 @@ def _photo_request(
         request_key=given.get("request_key") or None,
         deadline=deadline_of(given.get("deadline_ms"), began, service.settings.deadline_ms),
         began=began,
+        hurried=bool(given.get("deadline_ms")),
+        full=full_of(given),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -80,6 +80,14 @@ async def _client_gone(request: Request) -> None:
     """Ends when the connection does. The body was read before, so nothing else can come."""
     while (await request.receive())["type"] != "http.disconnect":
         continue
+
+
+def full_of(given: Mapping[str, str]) -> bool:
+    """Whether a request asks for a photo's whole plan: by its field `full`, or for its pictures. Raises BadRequest."""
+    text = given.get("full", "").lower()
+    if text not in ("", "true", "false", "1", "0"):
+        raise BadRequest(f"full is {text[:40]!r}; expected true or false")
+    return text in ("true", "1") or bool(given.get("outputs"))
 
 
 def deadline_of(text: str | None, began: float, own_ms: float) -> float:

@@ -147,6 +147,7 @@ PHOTO_BODY = {
                         "bundle": {"type": "string"},
                         "outputs": {"type": "string"},
                         "deadline_ms": {"type": "string"},
+                        "full": {"type": "string", "enum": ["true", "false"]},
                         "request_key": {"type": "string"},
                     },
                     "required": ["photo"],
@@ -170,6 +171,7 @@ BATCH_BODY = {
                         "bundle": {"type": "string"},
                         "outputs": {"type": "string"},
                         "deadline_ms": {"type": "string"},
+                        "full": {"type": "string", "enum": ["true", "false"]},
                     },
                     "required": ["photo"],
                 }

@@ -182,10 +182,14 @@ def _photo_requests(
     parameters = head.get("parameters", {})
     deadline = str(parameters["deadline_ms"]) if isinstance(parameters, dict) and "deadline_ms" in parameters else None
     until = deadline_of(deadline, began, service.settings.deadline_ms)
+    # All outputs come unless some are named; a client that names a map wants it whole.
+    named_outputs = [entry.get("name") for entry in head.get("outputs") or [] if isinstance(entry, dict)]
+    full = (isinstance(parameters, dict) and parameters.get("full") is True) or "anomaly_map" in named_outputs
     return [
         PhotoRequest(
             data=data, source="v2", client=request.state.client, class_name=label, bundle=name,
-            name=str(head.get("id", ""))[:200], deadline=until, photo=array, began=began,
+            name=str(head.get("id", ""))[:200], deadline=until, photo=array, began=began, full=full,
+            hurried=deadline is not None,
         )
         for data, array, label in zip(files, pixels, named, strict=True)
     ]  # fmt: skip

@@ -19,6 +19,8 @@ from anomalysd_runtime.server.inference.worker import GroupResult, OpenedBundle,
 from anomalysd_runtime.server.settings import EngineSettings
 
 log = logging.getLogger("sd-edge.engine")
+CONCLUDE_S = 0.01
+"""Kept of a deadline for what follows the inspection: pictures, the record, the answer."""
 SMOOTHING = 0.2
 """Weight of the newest group in the running mean of a photo's time."""
 FORGETTING = 1.01
@@ -175,7 +177,7 @@ class Engine:
                 left = until - time.monotonic()
                 if left <= 0 or not self._change.wait(left):
                     break
-            taken = self._queue.take(self.settings.group, lambda job: job.bundle_key)
+            taken = self._queue.take(self.settings.group, lambda job: (job.bundle_key, job.hurried))
         now = time.monotonic()
         group = []
         for job in taken:
@@ -198,8 +200,11 @@ class Engine:
         began = time.monotonic()
         self._group_ends = began + len(group) * self.state.photo_ms.get(key, 0.0) / 1e3
         self.state.running = len(group)
+        until = min(job.deadline for job in group) - CONCLUDE_S if group[0].hurried else None
         try:
-            found = self._worker.inspect(key, [job.photo for job in group], [job.class_name for job in group])
+            found = self._worker.inspect(
+                key, [job.photo for job in group], [job.class_name for job in group], [job.full for job in group], until
+            )
         except WorkerLost as error:
             log.error("%s while it judged %d photos", error, len(group))
             self.state.running = 0

@@ -42,6 +42,10 @@ class PhotoRequest:
     """time.monotonic() of the deadline; 0 = the default deadline of the box, from now."""
     photo: U8 | None = None
     """(H,W,3) uint8 where the client sent pixels."""
+    hurried: bool = False
+    """Whether the client named the deadline: then repaints are left out that would not be ready by it."""
+    full: bool = False
+    """Whether its pictures are asked for, so that its whole plan is repainted."""
     began: float = field(default_factory=time.monotonic)
     """time.monotonic() of its arrival."""
 

@@ -24,6 +24,10 @@ class Job:
     """Client id, for fair queueing."""
     deadline: float
     """time.monotonic() of the deadline."""
+    full: bool = True
+    """Whether its whole plan is repainted, whatever its verdict needs."""
+    hurried: bool = False
+    """Whether repaints are left out that would not be ready by its deadline."""
     future: Future[EngineResult] = field(default_factory=Future)
     """Gets an EngineResult, or a ServeError."""
     created: float = field(default_factory=time.monotonic)

@@ -208,7 +208,8 @@ class Service:
         inflight.hold(lambda: self.bundles.release(loaded))
         class_name = class_of(request.class_name, loaded)
         photo = decoding.decode(request.data) if request.photo is None else request.photo
-        job = inflight.job = Job(loaded.key, class_name, photo, request.client, request.deadline)
+        full = self.settings.engine.full or request.full
+        job = inflight.job = Job(loaded.key, class_name, photo, request.client, request.deadline, full, request.hurried)
         job.future.add_done_callback(lambda _: self._submit_end(inflight))
         self.engine.submit(job)
         if inflight.result.cancelled():

@@ -106,9 +106,20 @@ class Worker:
         """Give a bundle's memory back."""
         self._call(("close", key), 60.0)
 
-    def inspect(self, key: str, photos: Sequence[U8], classes: Sequence[str]) -> GroupResult:
-        """Judge a group. Raises WorkerLost if the process dies or takes longer than `stuck_s`."""
-        return self._call(("inspect", key, list(photos), list(classes)), self.settings.stuck_s)  # type: ignore[no-any-return]
+    def inspect(
+        self,
+        key: str,
+        photos: Sequence[U8],
+        classes: Sequence[str],
+        full: Sequence[bool],
+        deadline: float | None = None,
+    ) -> GroupResult:
+        """Judge a group; `full` and `deadline` as Detector.inspect takes them (one clock serves all processes).
+
+        Raises WorkerLost if the process dies or takes longer than `stuck_s`.
+        """
+        message = ("inspect", key, list(photos), list(classes), list(full), deadline)
+        return self._call(message, self.settings.stuck_s)  # type: ignore[no-any-return]
 
     def kill(self) -> None:
         """End the process at once; whoever waits for its answer gets WorkerLost. May be called from any thread."""
@@ -191,7 +202,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
         detector, fell_back = _open(message[2], settings, opener)
         detector.group = settings.group
         try:
-            warm_ms = _warm_up(detector)
+            warm_ms = _warm_up(detector, settings.full)
         except Exception:
             detector.networks.probe()
             detector.networks.close()
@@ -212,7 +223,7 @@ def _do(message: tuple[Any, ...], detectors: dict[str, Detector], settings: Engi
         return None
     detector = detectors[key]
     began = time.perf_counter()
-    answers = judge(detector, message[2], message[3])
+    answers = judge(detector, *message[2:])
     return GroupResult(tuple(answers), (time.perf_counter() - began) * 1e3)
 
 
@@ -225,27 +236,41 @@ def _open(path: Path, settings: EngineSettings, opener: Opener) -> tuple[Detecto
         return opener(path, settings, settings.fallback), str(error)
 
 
-def _warm_up(detector: Detector) -> float:
-    """Every batch size that will come: first runs allocate and choose algorithms, which takes seconds on a GPU."""
+def _warm_up(detector: Detector, full: bool) -> float:
+    """Run every batch size that will come (first runs allocate and choose algorithms, which takes seconds on a GPU).
+
+    Returns the milliseconds of one photo, `full` or not.
+    """
     gray = np.full((detector.networks.sizes.size_px,) * 2 + (3,), 128, np.uint8)
     name = sorted(detector.classes)[0]
     for count in dict.fromkeys((detector.group, 1)):
         detector.inspect([gray] * count, name)
     began = time.perf_counter()
-    detector.inspect([gray], name)
+    detector.inspect([gray], name, full=full)
     return (time.perf_counter() - began) * 1e3
 
 
-def judge(detector: Detector, photos: Sequence[U8], classes: Sequence[str]) -> list[Inspection | str]:
-    """A group's answers; where the group fails, each photo is judged alone, so that one costs the others nothing.
+def judge(
+    detector: Detector,
+    photos: Sequence[U8],
+    classes: Sequence[str],
+    full: Sequence[bool],
+    deadline: float | None = None,
+) -> list[Inspection | str]:
+    """A group's answers, `full` and `deadline` as Detector.inspect takes them.
+
+    Where the group fails, each photo is judged alone, so that one costs the others nothing.
 
     Raises DeviceLost where it failed because the device is gone: no photo is at fault then, and none could be judged.
     """
     try:
-        return list(detector.inspect(photos, classes))
+        return list(detector.inspect(photos, classes, deadline, full))
     except Exception as error:
         detector.networks.probe()
         if len(photos) == 1:
             kind = "" if isinstance(error, SDEdgeError) else f"{type(error).__name__}: "
             return [f"{kind}{error}"]
-    return [judge(detector, [photo], [name])[0] for photo, name in zip(photos, classes, strict=True)]
+    return [
+        judge(detector, [photo], [name], [whole], deadline)[0]
+        for photo, name, whole in zip(photos, classes, full, strict=True)
+    ]

@@ -85,11 +85,15 @@ def reinspect(
     photo = store.stored_photo(uid)
     if photo is None:
         raise InputError(f"the photo of {uid} was not kept; serve with --keep photo to be able to inspect it again")
+    if "cut" in verdict.mode.split():
+        raise InputError(f"{uid} was cut at its deadline, by the time of that day: nothing can judge it again alike")
     bundle_id = sha256_file(bundle / MANIFEST)[:16]
     if bundle_id != verdict.bundle_id:
         raise InputError(f"{bundle} has the id {bundle_id} and {verdict.bundle_id} gave the verdict: name that bundle")
     with open_detector(bundle, verdict.preset, backend, threads) as detector:
-        (answer,) = detector.inspect([decode_rgb(photo)], verdict.class_name)
+        # A photo whose verdict was settled early has the score that it had then.
+        full = "settle" not in verdict.mode.split()
+        (answer,) = detector.inspect([decode_rgb(photo)], verdict.class_name, full=full)
     return Reinspection(uid, verdict.pred_score, answer.pred_score, answer.pred_score == verdict.pred_score)
 
 

@@ -52,6 +52,7 @@ async function inspect(files) {
     for (let file = photos.shift(); file; file = photos.shift()) {
       const form = new FormData();
       form.append("photo", file, file.name);
+      form.append("full", "true");  // whoever drops a photo here looks at it
       if ($("class").value) form.append("class", $("class").value);
       if ($("bundle").value) form.append("bundle", $("bundle").value);
       try {
