@@ -102,7 +102,7 @@ class Trainer:
             return
         checkpoint = self._open_partial(resume)
         settings, base, device = self.settings, self.base, self.processes.device
-        for network in (base.unet, base.vae, base.text_encoder):
+        for network in (base.vae, base.text_encoder):
             network.to(device)
         data = TrainingData(self.shots, self.specs, base, settings, self.schedule.train_steps, device)
         weights = self._trainable_unet() if self.unet_steps else {}
@@ -114,7 +114,8 @@ class Trainer:
             base.text_encoder = None  # frees memory: all prompt states are computed
         if settings.cache == "ahead":
             self._encode_ahead(data, checkpoint)
-        base.unet.to(memory_format=self.memory_format)
+        # Not before: frozen weights of half the bytes never stand on the device whole.
+        base.unet.to(device=device, memory_format=self.memory_format)
         loop = TrainingLoop(settings, self.work, self.progress, self.unet_steps, checkpoint, self.processes)
         if self.unet_steps:
             if settings.gradient_checkpointing:
