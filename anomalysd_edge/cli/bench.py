@@ -23,7 +23,10 @@ def bench(
     class_name: Annotated[str | None, Option("--class", help="Class of the photos in a plain folder.")] = None,
     backend: Annotated[str, Option(help="Backends, separated by commas, as cpu,cuda:fp16.")] = "cpu",
     preset: Annotated[str, Option(help="Presets of the bundle, separated by commas.")] = "edge",
-    max_batch: Annotated[str, Option(metavar="SIZES", help="Most samples in one UNet pass, by commas.")] = "16",
+    max_batch: Annotated[
+        str | None,
+        Option(metavar="SIZES", help="Most samples in one UNet pass, by commas; else 4 on a CPU, 16 elsewhere."),
+    ] = None,
     in_flight: Annotated[str, Option(metavar="SIZES", help="Photos inspected together, by commas.")] = "1",
     rounds: Annotated[int, Option(help="Measured inspections per row.")] = 20,
     warm_up: Annotated[int, Option(help="Inspections before them, which do not count.")] = 2,
@@ -33,6 +36,7 @@ def bench(
     pareto: Annotated[bool, Option("--pareto", help="Measure the table of modes for --deadline-ms.")] = False,
     good: Annotated[Path | None, Option(help="With --pareto: good photos (data set, folder, RUN).")] = None,
     per_class: Annotated[int, Option(help="With --pareto: test photos per class, as many good ones as bad ones.")] = 8,
+    full: options.Full = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -58,12 +62,13 @@ def bench(
         return
     if min(rounds, warm_up) < 1:
         raise InputError(f"--rounds is {rounds} and --warm-up {warm_up}, expected at least 1")
-    batches, flights = numbers(max_batch, "--max-batch", 1), numbers(in_flight, "--in-flight", 1)
+    batches = [None] if max_batch is None else numbers(max_batch, "--max-batch", 1)
+    flights = numbers(in_flight, "--in-flight", 1)
     files = body.bench_photos(bundle, photos, class_name)
     requests = [
         BenchRequest(
             bundle=str(bundle), photos=files, preset=p, backend=b, max_batch=n, in_flight=g, rounds=rounds,
-            warm_up=warm_up, threads=threads, seconds=seconds, force=force,
+            warm_up=warm_up, threads=threads, seconds=seconds, force=force, full=full,
         )
         for b in listed(backend) for p in listed(preset) for n in batches for g in flights
     ]  # fmt: skip

@@ -22,7 +22,7 @@ def inspect(
     preset: options.Preset = "edge",
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
-    max_batch: options.MaxBatch = 16,
+    max_batch: options.MaxBatch = None,
     deadline_ms: Annotated[
         float | None,
         Option(help="Milliseconds that a photo may take; picks the mode that bench --pareto measured for it."),

@@ -21,6 +21,8 @@ class BenchRequest(OpenOptions):
     """(file, class), taken in turn."""
     in_flight: int = 1
     """Photos that are inspected together."""
+    full: bool = True
+    """Whether whole plans are repainted, whatever the verdicts need."""
     rounds: int = 20
     """Inspections that count, each of `in_flight` photos."""
     warm_up: int = 2

@@ -71,14 +71,16 @@ def run_bench(requests: Sequence[BenchRequest], progress: Progress) -> BenchResu
     """Measure each request. Raises BackendError where one cannot be measured."""
     rows = []
     for number, request in enumerate(requests):
-        progress("bench", number, len(requests), f"{request.preset} on {request.backend}, batch {request.max_batch}")
+        progress(
+            "bench", number, len(requests), f"{request.preset} on {request.backend}, batch {request.largest_batch}"
+        )
         rows.append(in_own_process(request))
     progress("bench", len(requests), len(requests), "done")
     floors: dict[str, Floor] = {}
     for request, row in zip(requests, rows, strict=True):
         if row.backend not in floors:
             opened = read_bundle(Path(request.bundle), verify=False)
-            floor = floor_of(opened, request.backend, request.threads, request.max_batch)
+            floor = floor_of(opened, request.backend, request.threads, request.largest_batch)
             floors |= {} if floor is None else {row.backend: floor}
     return BenchResult(rows, floors)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def measure(request: BenchRequest, started: float) -> BenchRow:
         networks = MeteredNetworks(detector.networks)
         metered = detector.over(networks)
         metered.group = request.in_flight
+        inspect = partial(metered.inspect, full=request.full)
         opened = time.time()
         turn = _turns(request.photos, request.in_flight)
-        _round(metered.inspect, turn(0))
+        _round(inspect, turn(0))
         first = time.time()
-        warm = [_round(metered.inspect, turn(1 + i))[0] for i in range(max(0, request.warm_up - 1))]
+        warm = [_round(inspect, turn(1 + i))[0] for i in range(max(0, request.warm_up - 1))]
         networks.meter = Meter()
         taken: list[float] = []
         stages = dict.fromkeys(STAGES, 0.0)
@@ -51,7 +53,7 @@ def measure(request: BenchRequest, started: float) -> BenchRow:
         until = time.monotonic() + request.seconds if request.seconds else None
         with EnergyMeter() as energy:
             while len(taken) < request.rounds and (until is None or not taken or time.monotonic() < until):
-                whole, parts = _round(metered.inspect, turn(len(taken)))
+                whole, parts = _round(inspect, turn(len(taken)))
                 taken.append(whole)
                 memory.append(peak_rss_bytes())
                 for stage, ms in parts.items():
@@ -60,8 +62,8 @@ def measure(request: BenchRequest, started: float) -> BenchRow:
         counts = networks.meter.to_json()
         spent = sum(taken)
         return BenchRow(
-            plan=request.preset, backend=networks.backend, batch=request.max_batch, in_flight=request.in_flight,
-            mode=detector.mode, rounds=len(taken),
+            plan=request.preset, backend=networks.backend, batch=request.largest_batch, in_flight=request.in_flight,
+            mode=detector.mode if request.full else f"{detector.mode} settle", rounds=len(taken),
             p50_ms=float(np.percentile(taken, 50)), p95_ms=float(np.percentile(taken, 95)),
             p99_ms=float(np.percentile(taken, 99)), photos_a_second=photos / spent * 1e3,
             stages_ms={stage: ms / photos for stage, ms in stages.items()},

@@ -48,9 +48,11 @@ class InspectOptions(OpenOptions):
         from anomalysd_edge.profiling.operating_points import batch_within, read_table
 
         if self.memory_budget_bytes is None:
-            return self.max_batch
+            return self.largest_batch
         table = read_table(bundle, self.preset, str(backend_choice(self.backend)), machine_name())
-        return min(self.max_batch, batch_within({} if table is None else table.peak_bytes, self.memory_budget_bytes))
+        return min(
+            self.largest_batch, batch_within({} if table is None else table.peak_bytes, self.memory_budget_bytes)
+        )
 
     def _within(self, opened: Detector, bundle: Path, deadline_ms: float) -> Detector:
         from anomalysd_edge.profiling.operating_points import at_operating_point, pick, read_table

@@ -125,7 +125,7 @@ def _journal(task: RayTask, photos: Sequence[PhotoTask], settings: RaySettings) 
     listing = "\n".join(f"{photo.class_name}\t{photo.place}\t{_version(photo.place)}" for photo in photos)
     identity = {
         "bundle": task.bundle_id, "preset": engine.preset, "backend": engine.backend, "threads": engine.threads,
-        "max_batch": engine.max_batch, "photos": sha256_bytes(listing.encode()), "count": len(photos),
+        "max_batch": engine.largest_batch, "photos": sha256_bytes(listing.encode()), "count": len(photos),
         "answers": "whole" if task.whole else "plain", "full": engine.full,
     }  # fmt: skip
     return Journal(settings.journal, identity)

@@ -26,7 +26,7 @@ def open_detector(
     preset: str = "edge",
     backend: str = "cpu",
     threads: int | None = None,
-    max_batch: int = 16,
+    max_batch: int | None = None,
     verify: bool = True,
     *,
     force: bool = False,
@@ -70,7 +70,7 @@ def open_with(
 
 
 def _open(bundle: Bundle, choice: BackendChoice, options: OpenOptions, rebuild: Rebuild | None) -> Networks:
-    max_batch = options.max_batch
+    max_batch = options.largest_batch
 
     def onnx(kind: str, precision: str) -> Networks:
         # Here, so that another backend does not need onnxruntime.

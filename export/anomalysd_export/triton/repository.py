@@ -111,7 +111,7 @@ def network_config(
         "name": name,
         "backend": "onnxruntime",
         "default_model_filename": file,
-        "max_batch_size": _most(record, settings.options.max_batch) if batched else 0,
+        "max_batch_size": _most(record, settings.options.largest_batch) if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in record.inputs],
         "output": [_tensor(tensor, batched) for tensor in record.outputs],
         "instance_group": [_instances(1, choice)],
@@ -167,7 +167,7 @@ def inspection_config(settings: TritonSettings, choice: BackendChoice) -> Text:
         return {"name": name, "data_type": f"!{kind}", "dims": list(dims), **more}
 
     parameters = {
-        "preset": settings.options.preset, "networks": settings.name, "max_batch": settings.options.max_batch,
+        "preset": settings.options.preset, "networks": settings.name, "max_batch": settings.options.largest_batch,
         "backend": str(choice),
     }  # fmt: skip
     return {

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,14 @@ from anomalysd_runtime.onnx.step_graph import step_graph
 LOG = logging.getLogger("anomalysd_runtime")
 T = TypeVar("T")
 NO_HINTS = EngineHints()
+
+
+@cache
+def _share_arena() -> None:
+    """Register the CPU arena that sessions share, once a process."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # (no limit, grow by what is asked, the defaults for the rest)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 1, -1, -1))
 
 
 def trouble(device: str) -> str | None:
@@ -61,8 +70,9 @@ def open_session(
     """An onnxruntime.InferenceSession on `device`. Raises BackendError or BundleError.
 
     `fuse`: attention as one operator (fused_attention.py); None = on CUDA, where it saves the most memory.
-    Memory: ONNX Runtime keeps its arena, sized by the largest batch seen, until the session is closed; that is wanted
-    here, since every photo brings the same batches. On CUDA the arena grows by what is asked, not in powers of two.
+    Memory: ONNX Runtime keeps an arena, sized by the largest batch seen, since every photo brings the same batches. It
+    grows by what is asked, not in powers of two. On the CPU all sessions of the process share one, as their networks
+    run in turn: with one each, a process takes a third more.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -70,6 +80,11 @@ def open_session(
     options.log_severity_level = 3
     # Five sessions have five thread pools: threads that kept spinning after a run would slow the next network down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if device == "cpu":
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights stay outside, so that a closed bundle gives theirs back.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     source: str | bytes = model if isinstance(model, bytes) else str(model)
     if isinstance(model, bytes):
         # The step graph: rounding must be that of its own nodes, in their order.
