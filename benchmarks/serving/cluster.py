@@ -122,7 +122,7 @@ def plain(bundle: Path, groups: Sequence[Sequence[PhotoTask]], threads: int) -> 
         began = 0.0
         for group in groups:
             read = [images.load_rgb(Path(photo.place)) for photo in group]
-            scores += [answer.pred_score for answer in detector.inspect(read, group[0].class_name)]
+            scores += [answer.pred_score for answer in detector.inspect(read, group[0].class_name, full=False)]
             began = began or time.perf_counter()
         took = time.perf_counter() - began
     return (len(scores) - len(groups[0])) / took, scores
