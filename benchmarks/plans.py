@@ -116,7 +116,13 @@ def main() -> None:
     parser.add_argument("--bad", type=int, default=8, help="bad photos a class")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--plans", default="paper,edge", help="presets of the bundle; empty: modes alone")
-    parser.add_argument("--modes", action="store_true", help="also the settings that leave repaints out")
+    parser.add_argument(
+        "--modes",
+        nargs="?",
+        const=";".join(MODES),
+        default="",
+        help="also settings that leave repaints out, by ';'; all",
+    )
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long; 0 = when all is judged")
     asked = parser.parse_args()
     bundle = read_bundle(asked.bundle)
@@ -129,8 +135,8 @@ def main() -> None:
         plans: dict[str, Detector] = {p: detector_of(bundle, networks, p) for p in asked.plans.split(",") if p}
         if asked.modes:
             edge = detector_of(bundle, networks, "edge")
-            for name, changes in MODES.items():
-                settings = InspectSettings.from_json({**edge.settings.to_json(), **changes})
+            for name in asked.modes.split(";"):
+                settings = InspectSettings.from_json({**edge.settings.to_json(), **MODES[name]})
                 plans[name] = edge.under(settings, edge.classes)
         for i, sample in enumerate(samples):
             photo = images.load_rgb(sample.path)
