@@ -4,7 +4,8 @@
 
 Closed loop: each client sends its next photo when it has the verdict of the last. The plain Detector is measured
 before and after each level on the same photos, from file to verdict, in groups of the same size and on all cores:
-other work on the machine then disturbs both. Open loop: photos are sent at fixed times, whatever comes back.
+other work on the machine then disturbs both. Open loop: photos are sent at fixed times, whatever comes back. With
+--deadlines also at seven tenths of the rate of whole plans, each photo asked for in full by a deadline.
 All addresses are 127.0.0.1.
 """
 
@@ -46,6 +47,7 @@ class Sent:
     seconds: float
     score: float | None
     group: int | None
+    mode: str = ""
 
 
 def main() -> None:
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos, searched to its depth")
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--rates", default="0.5,0.8,2.0", help="open loop, in units of the plain Detector's rate")
+    parser.add_argument("--deadlines", default="", help="milliseconds, by commas")
     parser.add_argument("--requests", type=int, default=32, help="photos of a level, at least; one a client")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--note", default="", help="a sentence about the machine for the results")
@@ -63,8 +66,8 @@ def main() -> None:
     data = [photo.read_bytes() for photo in photos]
     with tempfile.TemporaryDirectory() as folder, open_detector(told.bundle, backend=told.backend) as detector:
 
-        def measured(count: int, group: int = detector.group) -> float:
-            return plain(detector, (photos * 9)[:count], told.class_name, group)
+        def measured(count: int, group: int = detector.group, full: bool = False) -> float:
+            return plain(detector, (photos * 9)[:count], told.class_name, group, full)
 
         with serving(told.bundle, told.backend, Path(folder)) as port:
             alone = [post(port, told.class_name, n, each) for n, each in enumerate(data)]
@@ -80,6 +83,11 @@ def main() -> None:
                 open_loop(port, told.class_name, data, float(rate), base, told.requests, scores)
                 for rate in told.rates.split(",")
             ]
+            timely = [
+                by_deadline(port, told.class_name, data, float(ms), measured(8, 1, True), told.requests)
+                for ms in told.deadlines.split(",")
+                if ms
+            ]
             wrk = cross_check(port, photos[0], told.class_name)
             metrics = harness.ask(port, "GET", "/metrics")[1].decode()
         found = {
@@ -89,17 +97,18 @@ def main() -> None:
             "note": told.note,
             "closed": levels,
             "open": opened,
+            "deadlines": timely,
             "wrk_16_clients": wrk,
             "worker_restarts": figure(metrics, "sd_edge_worker_restarts"),
         }
     harness.tell(found, told.out)
 
 
-def plain(detector: Detector, files: list[Path], class_name: str, group: int) -> float:
-    """Photos a second of the Detector alone, from file to verdict, in groups."""
+def plain(detector: Detector, files: list[Path], class_name: str, group: int, full: bool) -> float:
+    """Photos a second of the Detector alone, from file to verdict, in groups, as the box judges them or in full."""
     began = time.perf_counter()
     for start in range(0, len(files), group):
-        detector.inspect([images.load_rgb(file) for file in files[start : start + group]], class_name, full=False)
+        detector.inspect([images.load_rgb(file) for file in files[start : start + group]], class_name, full=full)
     return len(files) / (time.perf_counter() - began)
 
 
@@ -109,11 +118,12 @@ def serving(bundle: Path, backend: str, folder: Path, queue: int = 64) -> Abstra
     return harness.serving(bundle, "--backend", backend, "--record", record, "--queue", str(queue))
 
 
-def post(port: int, class_name: str, number: int, photo: bytes) -> Sent:
+def post(port: int, class_name: str, number: int, photo: bytes, query: str = "") -> Sent:
     """A photo, timed."""
-    (status, body), seconds, _ = harness.timed(harness.ask, port, "POST", f"/inspect?class={class_name}", photo)
+    path = f"/inspect?class={class_name}{query}"
+    (status, body), seconds, _ = harness.timed(harness.ask, port, "POST", path, photo)
     told: dict[str, Any] = json.loads(body) if status == 200 else {}
-    return Sent(number, status, seconds, told.get("pred_score"), told.get("group"))
+    return Sent(number, status, seconds, told.get("pred_score"), told.get("group"), told.get("mode", ""))
 
 
 def closed(
@@ -177,14 +187,36 @@ def open_loop(
     port: int, name: str, data: list[bytes], share: float, base: float, least: int, scores: list[Any]
 ) -> dict[str, Any]:
     """Photos at fixed times; above saturation the queue fills and 503 is the right answer."""
-    rate = share * base
     # Past saturation the queue has to fill before a refusal can be seen.
     count = least // 2 if share <= 1 else round(2 * SHORT_QUEUE / (1 - 1 / share))
+    sent = at_fixed_times(port, name, data, share * base, count)
+    found = {"rate_per_s": round(share * base, 3), "share_of_plain": share, **summary(sent, scores)}
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return found
+
+
+def by_deadline(port: int, name: str, data: list[bytes], ms: float, base: float, least: int) -> dict[str, Any]:
+    """Photos at fixed times, asked for in full within `ms`: how many verdicts came in time, and how many were cut."""
+    sent = at_fixed_times(port, name, data, 0.7 * base, 2 * least, f"&full=true&deadline_ms={ms:g}")
+    kept = sum(each.status == 200 and each.seconds * 1e3 <= ms for each in sent)
+    found = {
+        "deadline_ms": ms,
+        "rate_per_s": round(0.7 * base, 3),
+        "kept": round(kept / len(sent), 3),
+        "cut": sum(each.mode.endswith(" cut") for each in sent),
+        **summary(sent, []),
+    }
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return found
+
+
+def at_fixed_times(port: int, name: str, data: list[bytes], rate: float, count: int, query: str = "") -> list[Sent]:
+    """`count` photos, `rate` a second, whatever comes back."""
     sent: list[Sent] = []
     lock = threading.Lock()
 
     def one(number: int) -> None:
-        found = post(port, name, number % len(data), data[number % len(data)])
+        found = post(port, name, number % len(data), data[number % len(data)], query)
         with lock:
             sent.append(found)
 
@@ -196,9 +228,7 @@ def open_loop(
         threads[-1].start()
     for thread in threads:
         thread.join()
-    found = {"rate_per_s": round(rate, 3), "share_of_plain": share, **summary(sent, scores)}
-    print(json.dumps(found), file=sys.stderr, flush=True)
-    return found
+    return sent
 
 
 def summary(sent: list[Sent], scores: list[Any]) -> dict[str, Any]:
@@ -206,7 +236,7 @@ def summary(sent: list[Sent], scores: list[Any]) -> dict[str, Any]:
     good = [each for each in sent if each.status == 200]
     times = np.array([each.seconds for each in good]) * 1e3
     p50, p95, p99 = np.percentile(times, (50, 95, 99)) if good else (np.nan,) * 3
-    apart = [abs(each.score - scores[each.photo]) for each in good if each.score is not None]
+    apart = [abs(each.score - scores[each.photo]) for each in good if scores and each.score is not None]
     return {
         "requests": len(sent),
         "statuses": {str(key): value for key, value in sorted(Counter(each.status for each in sent).items())},
