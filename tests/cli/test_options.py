@@ -172,6 +172,7 @@ COSTS = ("--missed-cost", "4", "--referral-cost", "0.1", "--defect-rate", "0.02"
 COSTLY = {
     "calibrate": ("BUNDLE", "--photos", "PHOTOS"),
     "add-class": ("BUNDLE", "--name", "nut", "--photos", "PHOTOS"),
+    "teach": ("BUNDLE", "--class", "nut", "--photos", "PHOTOS"),
     "export": ("RUN", "--out", "BUNDLE"),
 }
 
@@ -182,7 +183,7 @@ class Called(Exception):
 
 @pytest.mark.parametrize("verb", COSTLY)
 def test_costs_reach_the_calibration(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalysd_edge.workflows import add_class, calibrate, export
+    from anomalysd_edge.workflows import calibrate, export, teach
 
     found: list[CalibrationSettings] = []
 
@@ -191,7 +192,7 @@ def test_costs_reach_the_calibration(verb: str, monkeypatch: pytest.MonkeyPatch)
         raise Called
 
     monkeypatch.setattr(calibrate, "recalibrate", note)
-    monkeypatch.setattr(add_class, "add_class", note)
+    monkeypatch.setattr(teach, "teach_class", note)
     monkeypatch.setattr(export, "export_to", note)
     assert isinstance(run(verb, *COSTLY[verb], *COSTS, "--quiet").exception, Called)
     assert isinstance(run(verb, *COSTLY[verb], "--quiet").exception, Called)
