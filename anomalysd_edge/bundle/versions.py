@@ -61,7 +61,7 @@ def versions_folder(path: Path) -> Path:
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Hold the bundle `path` from reading it to replacing it. Raises BundleBusy where somebody else does, BundleError."""
+    """Hold the bundle `path` from reading it to replacing it. Raises BundleBusy where another does, BundleError."""
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path} holds no {MANIFEST}, expected a bundle: make one with 'sd-edge export'")
     folder = versions_folder(path)

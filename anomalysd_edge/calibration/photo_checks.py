@@ -65,8 +65,9 @@ def check_photos(photos: Sequence[GoodPhoto]) -> tuple[list[GoodPhoto], list[Pho
     kept, found, seen = [], [], dict[str, str]()
     for photo in photos:
         content = sha256_bytes(repr(photo.pixels.shape).encode() + photo.pixels.tobytes())
-        first, faults = seen.setdefault(content, photo.name), photo_faults(photo.pixels)
-        if first != photo.name:
+        first, faults = seen.get(content), photo_faults(photo.pixels)
+        seen.setdefault(content, photo.name)
+        if first is not None:
             what = f"{photo.name} is the same photo as {first}: left out"
             found.append(PhotoFinding(photo.name, "duplicate", what, True))
         elif faults and (photo.pixels == photo.pixels[:1, :1]).all():
@@ -97,7 +98,8 @@ def foreign_photos(photos: Sequence[GoodPhoto], features: Sequence[F32]) -> list
         rest = np.delete(np.arange(len(photos)), i)
         own, others = np.median(apart[i, rest]), apart[np.ix_(rest, rest)][np.triu_indices(len(rest), 1)]
         if own > max(FOREIGN_DISTANCE, FOREIGN_FACTOR * float(np.median(others))):
-            what = f"{photo.name} is unlike the other photos (distance {own:.2f}, theirs {np.median(others):.2f}): is it this class?"
+            distances = f"distance {own:.2f}, theirs {np.median(others):.2f}"
+            what = f"{photo.name} is unlike the other photos ({distances}): does it show this class?"
             found.append(PhotoFinding(photo.name, "foreign", what, False))
     return found
 
@@ -140,7 +142,8 @@ def _blurred(photos: Sequence[GoodPhoto]) -> list[PhotoFinding]:
         many = len(photos) >= _LEAST_TO_COMPARE
         least = float(np.median(np.delete(values, i))) + BLURRED_MORE if many else BLURRED
         if values[i] >= min(BLURRED, least):
-            what = f"{photo.name} is blurred ({values[i]:.2f} of 1; below {min(BLURRED, least):.2f} is sharp): focus or still?"
+            bound = min(BLURRED, least)
+            what = f"{photo.name} is blurred ({values[i]:.2f} of 1, sharp below {bound:.2f}): look at focus and shake"
             found.append(PhotoFinding(photo.name, "blurred", what, False))
     return found
 

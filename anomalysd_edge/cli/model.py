@@ -288,7 +288,7 @@ def versions(
         show_json(found)
         return
     rows = [
-        (v.bundle_id, v.created, printable(v.change) or "exported", "yes" if v.signed else "", "now" if v.current else "")
+        (v.bundle_id, v.created, printable(v.change) or "exported", "signed" * v.signed, "now" * v.current)
         for v in found
     ]  # fmt: skip
-    show_table("Versions", ("id", "written", "what changed", "signed", ""), rows)
+    show_table("Versions", ("id", "written", "what changed", "", ""), rows)
