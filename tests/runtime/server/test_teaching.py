@@ -177,7 +177,9 @@ def test_roles_say_who_may_teach_and_who_may_load(path: Path) -> None:
 
 def test_roles_stand_behind_the_secret(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
-    file.write_text("a:0123456789abcdef:operator\nb:0123456789abcdef\nc:0123456789:abcdef:admin\nd:0123456789abc:other\n")
+    file.write_text(
+        "a:0123456789abcdef:operator\nb:0123456789abcdef\nc:0123456789:abcdef:admin\nd:0123456789abc:other\n"
+    )
     assert s.read_tokens(None, file) == {
         "a": "0123456789abcdef", "b": "0123456789abcdef", "c": "0123456789:abcdef", "d": "0123456789abc:other",
     }  # fmt: skip

@@ -165,7 +165,9 @@ class SecurityMiddleware:
         needed = _permission(scope["method"], path)
         if self._tokens and principal is not None and needed is not None and needed not in self._may(principal):
             role = self._settings.roles.get(principal, "none")
-            raise RequestRejected(403, f"the token {principal!r} (role {role}) may not {needed}; {_WHO_MAY[needed]} may")
+            raise RequestRejected(
+                403, f"the token {principal!r} (role {role}) may not {needed}; {_WHO_MAY[needed]} may"
+            )
         label = headers.get(b"x-client", b"").decode("latin-1")[:64]
         address = (scope.get("client") or ("local", 0))[0]
         who = principal or address

@@ -70,7 +70,9 @@ class Teacher:
         name = self._bundles.resolve(order.bundle, None)
         engine = self._settings.engine
         if engine.public_key is not None and engine.sign_key is None:
-            raise Conflict("this box takes signed bundles alone and holds no key to sign with: start it with --sign KEY")
+            raise Conflict(
+                "this box takes signed bundles alone and holds no key to sign with: start it with --sign KEY"
+            )
         if not 1 <= len(order.photos) <= MOST_PHOTOS:
             raise BadRequest(f"{len(order.photos)} photos came; a class is taught with 1 to {MOST_PHOTOS} good ones")
         with self._alone():
