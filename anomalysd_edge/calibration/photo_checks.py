@@ -1,10 +1,10 @@
 """What is wrong with the good photos that a class is to be taught with: copies, blurred, dark, blank and foreign ones.
 
 The bounds were chosen on up to 20 good photos of each of eight classes: bottle, circuit board, hazelnut, commutator,
-leather, magnetic tile, pavement, toothbrush. None of these 144 photos is found fault with, alone or among four. Of copies
-compressed to JPEG of quality 75, 143 are known for copies, and all that were scaled to three quarters; all that were
-darkened to an eighth are dark. Blurred by 0.8 % of the longer side, 140 are found; not one of the leather, which has
-hardly anything to blur. Stronger blur is found less on surfaces: what is left of them is grain of the camera.
+leather, magnetic tile, pavement, toothbrush. None of these 144 photos is found fault with, among 20 or among four. Of
+copies compressed to JPEG of quality 75, 143 are known for copies, and all that were scaled to three quarters; all that
+were darkened to an eighth are dark. Blurred by 0.8 % of the longer side, 140 are found; not one of the leather, which
+has hardly anything to blur. Stronger blur is found less on surfaces: what is left of them is grain of the camera.
 """
 
 from __future__ import annotations

@@ -70,9 +70,10 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; it becomes `path` when the block ends well.
 
     An older folder at `path` is swapped with the new one in one step, then removed. Where the file system cannot
-    (exchange.py), it is moved away first, and comes back should the second move fail. With `marker`, a non-empty folder
-    that does not hold a file of that name is not ours to replace and raises InputError. Where `path` is a symbolic link, the folder that it points to is written,
-    and the link stays. On any error, Ctrl-C included, the folder aside is removed.
+    (exchange.py), it is moved away first, and comes back should the second move fail. With `marker`, a non-empty
+    folder that does not hold a file of that name is not ours to replace and raises InputError. Where `path` is a
+    symbolic link, the folder that it points to is written, and the link stays. On any error, Ctrl-C included, the
+    folder aside is removed.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")

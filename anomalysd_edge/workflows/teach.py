@@ -1,8 +1,8 @@
 """`sd-edge teach`, formerly `add-class`: a class from a few good photos, without training.
 
 A bundle holds no text encoder. Where one is installed (the machine that trained, or where the base model is), a new
-class gets prompt states of its own, and the encoder is checked against the bundle's states of the empty prompt; elsewhere
-it gets these.
+class gets prompt states of its own, and the encoder is checked against the bundle's states of the empty prompt;
+elsewhere it gets these.
 """
 
 from __future__ import annotations

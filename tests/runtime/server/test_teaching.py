@@ -18,6 +18,7 @@ from anomalysd_edge.bundle.signing import new_key, sign
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server import settings as s
+from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference import teaching
 from anomalysd_runtime.server.records import history
 from tests.support.serving import Answer, Box, running_box, small_settings
@@ -109,7 +110,7 @@ def test_a_class_is_taught_without_losing_a_request_and_taken_back(box: Box, pat
 
 def test_what_cannot_be_taught_is_said_and_changes_nothing(box: Box, path: Path) -> None:
     before = versions.bundle_id(path)
-    for parts, status, sentence in (
+    cases: tuple[tuple[list[tuple[str, bytes | str]], int, str], ...] = (
         ([("class", "washer"), ("photo", b"nothing")], 422, "no photo can be used to teach 'washer': photo.png: "),
         ([("class", "washer")], 422, "0 photos came; a class is taught with 1 to 20"),
         ([("class", "a/b"), ("photo", PARTS[0])], 422, "'a/b' cannot name a class"),
@@ -117,7 +118,8 @@ def test_what_cannot_be_taught_is_said_and_changes_nothing(box: Box, path: Path)
         ([("class", "washer"), ("colour", "red"), ("photo", PARTS[0])], 422, "the field 'colour' is not known"),
         ([("class", "washer"), ("bundle", "line9"), ("photo", PARTS[0])], 404, "bundle 'line9' is not here"),
         ([("class", "washer"), *[("photo", PARTS[0])] * 21], 400, "Too many files"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for parts, status, sentence in cases:
         answer = box.form("/classes", parts)
         assert (answer.status, sentence in answer.json["error"]) == (status, True), answer.body
     assert box.ask("POST", "/classes", b"{}", {"content-type": "application/json"}).status == 415
@@ -144,7 +146,7 @@ def test_a_dead_teacher_and_a_record_that_cannot_be_written_change_nothing(
     assert versions.bundle_id(path) == before
 
     def full(*_: object) -> None:
-        raise teaching.Unavailable("the record cannot be written")
+        raise Unavailable("the record cannot be written")
 
     monkeypatch.setattr(teaching, "add_teaching", full)
     assert taught(box, "washer", PARTS).status == 503

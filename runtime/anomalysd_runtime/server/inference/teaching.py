@@ -1,8 +1,8 @@
 """Teaching at the box: in a process of its own at low priority, so that inspections go on and a crash costs nothing.
 
 The process changes the bundle's folder (bundle/teaching.py); then the box writes the record and switches to the new
-bundle as a reload does: photos that the old one has are finished with it. Where either fails, the old bundle comes back.
-It holds the networks once more, on the CPU, as long as it runs.
+bundle as a reload does: photos that the old one has are finished with it. Where either fails, the old one comes back.
+The process holds the networks once more, on the CPU, as long as it runs.
 """
 
 from __future__ import annotations
