@@ -197,6 +197,8 @@ class Manifest:
     """Every file but manifest.json itself."""
     created: str = ""
     """UTC, ISO 8601."""
+    change: str = ""
+    """In a sentence, what the last rewriting did to the bundle that it replaced; empty for an export."""
     product: str = PRODUCT
     """Who wrote it."""
     version: str = __version__

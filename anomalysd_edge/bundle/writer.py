@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,8 +13,9 @@ from safetensors.numpy import save as save_tensors
 
 from anomalysd_edge.bundle.manifest import ClassRecord, FileRecord, Manifest, manifest_from_json
 from anomalysd_edge.bundle.reader import CONSTANTS, MANIFEST, Bundle, check_constants, golden_resizes
-from anomalysd_edge.bundle.signing import SIGNATURE
-from anomalysd_edge.bundle.update import LOCK
+from anomalysd_edge.bundle.signing import SIGNATURE, sign
+from anomalysd_edge.bundle.update import read_manifest, writing
+from anomalysd_edge.bundle.versions import keep_version, link, link_bundle
 from anomalysd_edge.core.files import folder_aside, json_ready, sha256_file, write_json
 from anomalysd_edge.core.types import Array
 from anomalysd_edge.errors import BundleError
@@ -81,35 +80,34 @@ def write_bundle(path: Path) -> Iterator[BundleWriter]:
 
 
 def rewrite_bundle(
-    bundle: Bundle, out: Path, classes: Mapping[str, ClassRecord], constants: Mapping[str, Array]
+    bundle: Bundle,
+    out: Path,
+    classes: Mapping[str, ClassRecord],
+    constants: Mapping[str, Array],
+    change: str,
+    key: Path | None = None,
 ) -> None:
-    """Write `bundle` with other classes and constants to `out`, which may be its own folder.
+    """Write `bundle` with other classes and constants to `out`, which may be its own folder; what lies there becomes a
+    version (versions.py). `change` says in a sentence what is different.
 
-    Graphs and engines are linked where the file system allows it, else copied. The signature is dropped, and so are the
-    verify results of every precision: they compared the verdicts of other classes or thresholds.
+    Graphs and engines are linked where the file system allows it, else copied. The signature is dropped, and made anew
+    with the private `key` where one is given; so are the verify results of every precision: they compared the verdicts
+    of other classes or thresholds. Raises BundleError where `out` is the bundle and was changed since it was read.
     """
     old = bundle.manifest
     precisions = {name: replace(record, gates={}) for name, record in old.precisions.items()}
-    with write_bundle(out) as writer:
-        for part in sorted(bundle.path.iterdir()):
-            if part.name not in (MANIFEST, CONSTANTS, LOCK, SIGNATURE, ENGINES):
-                _link(part, writer.folder / part.name)
-        writer.finish(replace(old, classes=dict(classes), precisions=precisions), constants)
+    with ExitStack() as held:
+        if replaced := (out / MANIFEST).is_file():
+            held.enter_context(writing(out))
+        if replaced and out.resolve() == bundle.path.resolve() and read_manifest(out) != old:
+            raise BundleError(f"{out} was changed by another process meanwhile, and is left as it is: run again")
+        writer = held.enter_context(write_bundle(out))
+        link_bundle(bundle.path, writer.folder, without=(MANIFEST, CONSTANTS, SIGNATURE, ENGINES))
+        writer.finish(replace(old, classes=dict(classes), precisions=precisions, change=change), constants)
         # Engines have digests of their own in the manifest, and may be removed: not among the bundle's files.
         if (bundle.path / ENGINES).is_dir():
-            _link(bundle.path / ENGINES, writer.folder / ENGINES)
-
-
-def _link(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_file)
-    else:
-        _link_file(str(source), str(target))
-
-
-def _link_file(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-    return target
+            link(bundle.path / ENGINES, writer.folder / ENGINES)
+        if key is not None:
+            sign(writer.folder / MANIFEST, key)
+        if replaced:
+            keep_version(out)

@@ -30,6 +30,8 @@ ANY_FEATURES = _ASSETS / "any_features.json"
 """For all others: of plain distances, and of nothing but how scores relate to each other."""
 TARGETS = ("good mean", "log of good sd", "defect mean", "log of defect sd")
 """What is predicted of a class's natural log scores, in this order. Means are medians: one odd photo moves none."""
+MOST_LOG_SD = math.log(3.0)
+"""Ceiling of both: copies among the photos score next to nothing, from which a regression may conclude anything."""
 LEAST_LOG_SD = math.log(0.04), math.log(0.08)
 """Floors of the two log standard deviations: a handful of alike photos does not prove that all are alike."""
 
@@ -159,7 +161,7 @@ class ThresholdPrior:
         if evidence.left_out:
             found[0] += self.batch[0]
             doubt[0] += self.batch[1] ** 2
-        found[[1, 3]] = np.maximum(found[[1, 3]], LEAST_LOG_SD)
+        found[[1, 3]] = np.clip(found[[1, 3]], LEAST_LOG_SD, MOST_LOG_SD)
         found[2] = max(found[2], found[0])
         return ScoreBelief(found, np.sqrt(doubt))
 

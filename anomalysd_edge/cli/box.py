@@ -47,7 +47,10 @@ def serve(
         str, Option(metavar="SIZE", help="Unload the longest unused bundles while their files exceed this; 0 = never.")
     ] = "0",
     require_signature: options.PublicKey = None,
-    token_file: Annotated[Path | None, Option(help="File of NAME:SECRET lines; or set SD_EDGE_TOKEN.")] = None,
+    sign: Annotated[Path | None, Option(metavar="KEY", help="Sign taught bundles with this private key.")] = None,
+    token_file: Annotated[
+        Path | None, Option(help="File of NAME:SECRET or NAME:SECRET:ROLE lines; or set SD_EDGE_TOKEN.")
+    ] = None,
     allow_host: Annotated[list[str] | None, Option(help="Host name to accept in requests; repeatable.")] = None,
     tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
     tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
@@ -81,11 +84,12 @@ def serve(
         engine=s.EngineSettings(
             preset=preset, backend=backend, fallback=fallback, threads=threads, group=group, queue=queue,
             memory_bytes=limit_bytes(memory_budget, "--memory-budget"), public_key=require_signature,
-            full=full,
+            full=full, sign_key=sign,
         ),
         record=s.record_settings(record, keep, max_age_days, limit_bytes(max_record_size, "--max-record-size")),
         security=s.SecuritySettings(
-            tokens=s.read_tokens(os.environ.get("SD_EDGE_TOKEN"), token_file), hosts=tuple(allow_host or ()),
+            tokens=s.read_tokens(os.environ.get("SD_EDGE_TOKEN"), token_file), roles=s.read_roles(token_file),
+            hosts=tuple(allow_host or ()),
             max_body_bytes=size_bytes(max_body_size, "--max-body-size") or 0, rate_per_s=rate,
         ),
         mqtt=s.mqtt_settings(mqtt, mqtt_ca, mqtt_prefix, os.environ) if mqtt else None,

@@ -87,7 +87,7 @@ def export(
 def again(
     record: RecordArgument,
     uid: Annotated[str, Argument(metavar="UID", help="Id of the verdict, as list shows it.")],
-    bundle: Annotated[Path, Option(help="Bundle that gave the verdict.")],
+    bundle: Annotated[Path, Option(help="Bundle that gave the verdict, or one of its versions.")],
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     as_json: options.AsJson = False,
@@ -131,19 +131,19 @@ def propose(
 
 def propose_for_bundle(bundle: Path, file: Path, missed_cost: float, as_json: bool) -> None:
     """`calibrate --from-history`: what `history propose` shows, for every class of a bundle."""
-    from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
-    from anomalysd_edge.core.files import sha256_file
+    from anomalysd_edge.bundle.reader import read_bundle
+    from anomalysd_edge.bundle.versions import bundle_id
     from anomalysd_edge.errors import InputError
     from anomalysd_runtime.server.records import history as records
 
     if not file.is_file():
         raise InputError(f"there is no record {file}; name the file that 'sd-edge serve --record' writes")
-    bundle_id = sha256_file(bundle / MANIFEST)[:16]
+    ident = bundle_id(bundle)
     proposed: list[dict[str, Any]] = []
     with opened(file) as found:
         for name in sorted(read_bundle(bundle, verify=False).manifest.classes):
             try:
-                proposed.append(asdict(records.propose(found, name, missed_cost, bundle_id=bundle_id)))
+                proposed.append(asdict(records.propose(found, name, missed_cost, bundle_id=ident)))
             except InputError as error:
                 proposed.append({"class_name": name, "error": str(error)})
     if as_json:
@@ -160,7 +160,7 @@ def propose_for_bundle(bundle: Path, file: Path, missed_cost: float, as_json: bo
         for each in proposed
     ]  # fmt: skip
     show_table(
-        f"Thresholds by operators' corrections, bundle {bundle_id}",
+        f"Thresholds by operators' corrections, bundle {ident}",
         ("class", "now", "proposed", "missed", "false alarms", "judged"), rows,
     )  # fmt: skip
 

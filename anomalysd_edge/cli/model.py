@@ -1,4 +1,4 @@
-"""The verbs that make models: train, distill, export and add-class. Each imports its workflow when it is called."""
+"""The verbs that make models: train, distill, export, teach, versions. Each imports its workflow when it is called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typer import Argument, Option
 from anomalysd_edge.cli import options
 from anomalysd_edge.cli.options import listed, numbers
 from anomalysd_edge.errors import InputError, SettingsError
-from anomalysd_edge.reports.console import progress_bars, say, show_json, show_table
+from anomalysd_edge.reports.console import percent, progress_bars, say, score_limits, show_json, show_table
 
 _OWN_OPTIONS = ("base", "shots")
 """Settings that decide the others' defaults: options of train, not of --set."""
@@ -208,16 +208,20 @@ def _write_triton(
     say(f"model repository written: {out} ({', '.join(models)}); next: tritonserver --model-repository {out}")
 
 
-def add_class(
+def teach(
     bundle: options.BundleToChange,
-    name: Annotated[str, Option(help="Name of the new class, as data sets and inspect --class spell it.")],
-    photos: Annotated[Path, Option(help="Good photos of the new class: folder.")],
+    name: Annotated[
+        str, Option("--class", "--name", help="The class, as data sets and inspect --class spell it; new or known.")
+    ],
+    photos: Annotated[Path, Option(help="Good photos of the class, 1 to 20: folder.")],
+    noun: Annotated[str | None, Option(help="What the prompts call it, as 'steel bracket'; else its name.")] = None,
     text_encoder: Annotated[
         Path | None, Option(help="Run or model with the text encoder; else the bundle's base.")
     ] = None,
     class_file: options.ClassFile = None,
     shots: Annotated[int | None, Option(help="Use the first K photos; all if left out.")] = None,
     out: Annotated[Path | None, Option(help="Folder for the new bundle.")] = None,
+    sign: Annotated[Path | None, Option(metavar="KEY", help="Sign the new bundle with this private key.")] = None,
     missed_cost: options.MissedCost = 1.0,
     referral_cost: options.ReferralCost = 0.25,
     defect_rate: options.DefectRate = 0.5,
@@ -226,25 +230,65 @@ def add_class(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Add a class to a bundle without training: its prompt states, prototypes and threshold.
+    """Teach a class from good photos, without training: memory bank, thresholds, limits.
 
-    Needs the text encoder, which is no part of a bundle: run it where the model was trained.
+    A class that the bundle knows is taught anew. The bundle of before is kept: sd-edge versions BUNDLE.
 
-    Example: sd-edge add-class BUNDLE --name bracket --photos GOOD
+    Example: sd-edge teach BUNDLE --class bracket --photos GOOD
     """
+    from anomalysd_edge.bundle.teaching import NEGATIVES
     from anomalysd_edge.calibration.settings import CalibrationSettings
+    from anomalysd_edge.core.files import printable
     from anomalysd_edge.method.score_model import Costs
-    from anomalysd_edge.workflows.add_class import AddClassRequest
-    from anomalysd_edge.workflows.add_class import add_class as body
+    from anomalysd_edge.reports.inspection import limits_json
+    from anomalysd_edge.workflows import teach as body
 
-    request = AddClassRequest(
-        bundle=bundle, name=name, photos=photos, text_encoder=text_encoder, class_file=class_file, shots=shots,
-        out=out, threads=threads, settings=CalibrationSettings(
-            false_alarm_rate=false_alarm_rate, costs=Costs(missed_cost, referral_cost, defect_rate)
+    request = body.TeachRequest(
+        bundle=bundle, name=name, photos=photos, noun=noun, text_encoder=text_encoder, class_file=class_file,
+        shots=shots, out=out, key=sign, threads=threads, settings=CalibrationSettings(
+            negatives=NEGATIVES, false_alarm_rate=false_alarm_rate,
+            costs=Costs(missed_cost, referral_cost, defect_rate),
         ),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
-        added = body(request, progress)
+        taught = body.teach_class(request, progress)
+    for sentence in (*(finding.sentence for finding in taught.findings), *taught.notes):
+        say(printable(sentence))
     if as_json:
-        show_json(added.to_json())
-    say(added.sentence())
+        show_json(taught.to_json())
+    else:
+        rows = [
+            (preset, score_limits(found.threshold, limits_json(found.decision)),
+             *(("-", "-") if found.expected is None else
+               (percent(found.expected.false_alarms), percent(found.expected.missed))))
+            for preset, found in taught.calibrations.items()
+        ]  # fmt: skip
+        columns = ("preset", "threshold (limits)", "false alarms expected", "misses expected")
+        show_table(printable(f"{taught.name}, from {len(taught.photos)} photos"), columns, rows)
+    say(taught.sentence())
+
+
+def versions(
+    bundle: options.BundleDir,
+    restore: Annotated[str | None, Option(metavar="ID", help="Go back to this version.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List what a bundle was before it was taught or calibrated, and go back. The last 5 versions are kept.
+
+    Example: sd-edge versions BUNDLE --restore 0a1b2c3d4e5f6789
+    """
+    from anomalysd_edge.bundle import versions as body
+    from anomalysd_edge.core.files import printable
+
+    if restore is not None:
+        back = body.restore(bundle, restore)
+        say(f"{bundle} is {back.bundle_id} again; what it was is kept as a version")
+    found = body.versions(bundle)
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        (v.bundle_id, v.created, printable(v.change) or "exported", "signed" * v.signed, "now" * v.current)
+        for v in found
+    ]  # fmt: skip
+    show_table("Versions", ("id", "written", "what changed", "", ""), rows)

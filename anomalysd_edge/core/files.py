@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalysd_edge.core.exchange import exchange
 from anomalysd_edge.errors import InputError, SDEdgeError
 
 _CHUNK_BYTES = 1 << 20
@@ -68,10 +69,11 @@ def write_aside(path: Path) -> Iterator[Path]:
 def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; it becomes `path` when the block ends well.
 
-    An older folder at `path` is replaced: moved away, the new one moved in, the old one removed; should the second
-    move fail, the old one comes back. With `marker`, a non-empty folder that does not hold a file of that name is
-    not ours to replace and raises InputError. Where `path` is a symbolic link, the folder that it points to is written,
-    and the link stays. On any error, Ctrl-C included, the folder aside is removed.
+    An older folder at `path` is swapped with the new one in one step, then removed. Where the file system cannot
+    (exchange.py), it is moved away first, and comes back should the second move fail. With `marker`, a non-empty
+    folder that does not hold a file of that name is not ours to replace and raises InputError. Where `path` is a
+    symbolic link, the folder that it points to is written, and the link stays. On any error, Ctrl-C included, the
+    folder aside is removed.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")
@@ -86,9 +88,14 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 _flush_to_disk(file)
-        if target.is_dir():
-            target.rename(old)
-        aside.rename(target)
+        if target.is_dir() and exchange(aside, target):
+            shutil.rmtree(aside, ignore_errors=True)  # it is the old one now
+        else:
+            if target.is_dir():
+                target.rename(old)
+            aside.rename(target)
+        with suppress(OSError):  # not every file system flushes folders; the rename itself is done
+            _flush_to_disk(target.parent)
     except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)

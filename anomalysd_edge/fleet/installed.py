@@ -87,6 +87,7 @@ class Installed:
         """Remove all but the current and the last used `keep` - 1 others, and transfers of other versions."""
         order = [version for version in dict.fromkeys(reversed(self._switches())) if version != self.current]
         kept = {self.current, *order[: max(0, keep - 1)]}
+        kept |= {f"{version}.versions" for version in kept}  # what it was before it was taught (bundle/versions.py)
         gone = [entry for entry in self.versions.iterdir() if entry.is_dir() and entry.name not in kept]
         for entry in gone:
             shutil.rmtree(entry)

@@ -79,7 +79,8 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     classes = {
         name: class_record(spec, len(shots[name]), {preset: models[name]}) for name, spec in bundle.specs().items()
     }
-    rewrite_bundle(bundle, out, classes, constant_tensors(models, bundle.constants[NEGATIVE_PROMPT]))
+    change = f"calibrated{' on the line' if line else ''}: {', '.join(sorted(models))}"
+    rewrite_bundle(bundle, out, classes, constant_tensors(models, bundle.constants[NEGATIVE_PROMPT]), change)
     return Calibrated(
         bundle=out,
         trials=found.trials,

@@ -173,3 +173,10 @@ def test_shipped_prior_gives_thresholds_between_good_photos_and_defects() -> Non
         assert 0.15 < model.threshold() < 0.4
         assert model.errors(model.threshold()).balanced < 0.5
     assert prior.score_model(several).good_sd < prior.score_model(single).good_sd
+
+
+def test_copies_among_the_shots_do_not_break_the_threshold() -> None:
+    copies = ScoreEvidence(left_out=(1e-9, 1e-9, 0.3, 0.2), synthetic=(0.25, 0.3, 1e-9, 0.35), self_similarity=0.2)
+    for kind in ("efficientnet_lite2", "dinov2"):
+        model = shipped_prior(kind).score_model(copies)
+        assert 0 < model.threshold() < np.inf

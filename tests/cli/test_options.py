@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from anomalysd_edge.bundle import versions
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.cli.main import app
 from anomalysd_edge.cli.options import class_names, listed, named_folders
 from anomalysd_edge.data.datasets import NamedFolders, open_dataset, open_folders
-from anomalysd_edge.errors import ClassError, DatasetError, SettingsError
+from anomalysd_edge.demo.dataset import render_part
+from anomalysd_edge.errors import ClassError, DatasetError, InputError, SettingsError
 from anomalysd_edge.method.score_model import Costs
 from anomalysd_edge.training import train as training
+from anomalysd_edge.vision import images
 from tests.support.data_sets import bottle_data_set, touch
 from tests.support.small_graphs import small_bundle
 
@@ -172,6 +175,7 @@ COSTS = ("--missed-cost", "4", "--referral-cost", "0.1", "--defect-rate", "0.02"
 COSTLY = {
     "calibrate": ("BUNDLE", "--photos", "PHOTOS"),
     "add-class": ("BUNDLE", "--name", "nut", "--photos", "PHOTOS"),
+    "teach": ("BUNDLE", "--class", "nut", "--photos", "PHOTOS"),
     "export": ("RUN", "--out", "BUNDLE"),
 }
 
@@ -182,7 +186,7 @@ class Called(Exception):
 
 @pytest.mark.parametrize("verb", COSTLY)
 def test_costs_reach_the_calibration(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalysd_edge.workflows import add_class, calibrate, export
+    from anomalysd_edge.workflows import calibrate, export, teach
 
     found: list[CalibrationSettings] = []
 
@@ -191,7 +195,7 @@ def test_costs_reach_the_calibration(verb: str, monkeypatch: pytest.MonkeyPatch)
         raise Called
 
     monkeypatch.setattr(calibrate, "recalibrate", note)
-    monkeypatch.setattr(add_class, "add_class", note)
+    monkeypatch.setattr(teach, "teach_class", note)
     monkeypatch.setattr(export, "export_to", note)
     assert isinstance(run(verb, *COSTLY[verb], *COSTS, "--quiet").exception, Called)
     assert isinstance(run(verb, *COSTLY[verb], "--quiet").exception, Called)
@@ -212,3 +216,33 @@ def test_costs_that_cannot_be_are_refused(verb: str, wrong: tuple[str, str], sen
     failed = run(verb, *COSTLY[verb], *wrong)
     assert isinstance(failed.exception, SettingsError)
     assert sentence in str(failed.exception)
+
+
+def test_teach_names_poor_photos_and_versions_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomalysd_edge.workflows import teach
+
+    monkeypatch.setattr(teach, "_encoder", lambda *_: None)
+    bundle, good = small_bundle(tmp_path / "B").path, tmp_path / "good"
+    good.mkdir()
+    for number in range(3):
+        images.save_png(good / f"{number}.png", render_part("demo_washer", (3, number), 96).photo())
+    shutil.copy(good / "0.png", good / "copy.png")
+    (good / "torn.png").write_bytes(b"\x89PNG torn")
+    first = versions.bundle_id(bundle)
+    done = run("teach", bundle, "--class", "washer", "--photos", good, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "copy.png is the same photo as 0.png: left out" in done.stderr
+    assert "torn.png" in done.stderr
+    assert "the class is repainted by the empty prompt" in done.stderr
+    assert "class 'washer' added from 3 photos" in done.stderr
+    assert "false alarms" in done.stdout
+    listed = json.loads(run("versions", bundle, "--json").stdout)
+    assert [each["bundle_id"] for each in listed] == [versions.bundle_id(bundle), first]
+    assert run("versions", bundle, "--restore", first).exit_code == 0
+    assert versions.bundle_id(bundle) == first
+    for file in good.glob("[0-9c]*.png"):
+        file.unlink()
+    refused = run("add-class", bundle, "--name", "washer", "--photos", good, "--quiet")
+    assert "no photo can be used to teach 'washer': " in str(refused.exception)
+    assert isinstance(refused.exception, InputError), "the command ends with exit code 2"
+    assert versions.bundle_id(bundle) == first

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomalysd_edge.core import files
+from anomalysd_edge.core.exchange import exchange
 from anomalysd_edge.core.files import (
     folder_aside,
     printable,
@@ -113,10 +115,23 @@ def test_folder_aside_brings_the_old_folder_back_when_the_last_move_fails(
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    monkeypatch.setattr(files, "exchange", lambda *_: False)  # as on a file system that cannot swap in one step
     with pytest.raises(OSError, match="Input/output"), folder_aside(tmp_path / "run") as aside:
         (aside / "new").write_text("new")
     assert names(tmp_path) == ["run"]
     assert names(tmp_path / "run") == ["old"]
+
+
+def test_two_folders_are_swapped_in_one_step(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    if not exchange(tmp_path / "one", tmp_path / "two"):
+        pytest.skip("this system cannot swap two folders in one step")
+    assert names(tmp_path / "one") == ["two"]
+    assert names(tmp_path / "two") == ["one"]
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "one", tmp_path / "nothing")
 
 
 def test_folder_aside_with_a_marker_spares_other_peoples_folders(tmp_path: Path) -> None:

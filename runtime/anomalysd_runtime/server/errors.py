@@ -27,6 +27,12 @@ class NotFound(ServeError):
     status = 404
 
 
+class Conflict(ServeError):
+    """Something that the state of the box forbids just now: another one is teaching, a signature is required."""
+
+    status = 409
+
+
 class TooLarge(ServeError):
     """A body or photo beyond a limit."""
 

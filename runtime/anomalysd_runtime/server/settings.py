@@ -11,6 +11,14 @@ from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.errors import SettingsError
 
 MEGA = 1 << 20
+ROLES = {
+    "operator": frozenset[str](),
+    "teacher": frozenset({"teach"}),
+    "admin": frozenset({"teach", "manage"}),
+}
+"""By role, what a token may do beyond inspecting and correcting: teach and restore; load, reload and unload bundles."""
+NO_ROLE = frozenset({"manage"})
+"""What a token without a role may do: what all could before there were roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,8 @@ class EngineSettings(OpenOptions):
     """How long an idle worker waits for others after the first photo of a group arrived."""
     queue: int = 64
     """Photos that may wait; one more is answered 503 with Retry-After."""
+    sign_key: Path | None = None
+    """Private key that signs what this box teaches; None = taught bundles are unsigned."""
     queue_bytes: int = 1024 * MEGA
     """Decoded bytes of the photos that may wait or run: a few photos of 200 megapixels fill the memory, too."""
     full: bool = False
@@ -66,7 +76,9 @@ class SecuritySettings:
     """Authentication and limits of requests."""
 
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
-    """Name -> secret of the clients; empty = no token is required (loopback only)."""
+    """Name -> secret of the clients; empty = no token is required (loopback only), and everything is allowed."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Name -> role (ROLES) of the clients that have one; others may do what NO_ROLE says."""
     hosts: tuple[str, ...] = ()
     """Host names beyond the bound address under which the box may be addressed; against DNS rebinding."""
     max_body_bytes: int = 64 * MEGA
@@ -217,28 +229,42 @@ def is_loopback(host: str) -> bool:
 
 
 def read_tokens(environment: str | None, file: Path | None) -> dict[str, str]:
-    """Tokens from SD_EDGE_TOKEN (one secret, named 'token') and a file of lines NAME:SECRET. Raises SettingsError.
+    """Tokens from SD_EDGE_TOKEN (one secret, named 'token') and a file of lines NAME:SECRET or
+    NAME:SECRET:ROLE. Raises SettingsError.
 
     Messages never show a secret.
     """
-    found: dict[str, str] = {}
-    if environment:
-        found["token"] = environment.strip()
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"the token file {file} cannot be read ({type(error).__name__}); check it") from error
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            name, separator, secret = line.partition(":")
-            if not separator or not name.strip():
-                raise SettingsError(f"line {number} of {file} is not NAME:SECRET")
-            found[name.strip()] = secret.strip()
+    found = {"token": environment.strip()} if environment else {}
+    found |= {name: secret for name, secret, _ in _token_lines(file)}
     short = sorted(name for name, secret in found.items() if len(secret) < 16)
     if short:
         raise SettingsError(
             f"the token of {', '.join(short)} is shorter than 16 characters; make one with: openssl rand -hex 24"
         )
+    return found
+
+
+def read_roles(file: Path | None) -> dict[str, str]:
+    """Name -> role of the tokens in a file that have one. Raises SettingsError."""
+    return {name: role for name, _, role in _token_lines(file) if role is not None}
+
+
+def _token_lines(file: Path | None) -> list[tuple[str, str, str | None]]:
+    """(name, secret, role) of each line. A secret may hold colons: only a role's own name is taken for one."""
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the token file {file} cannot be read ({type(error).__name__}); check it") from error
+    found: list[tuple[str, str, str | None]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, rest = line.partition(":")
+        if not separator or not name.strip():
+            raise SettingsError(f"line {number} of {file} is not NAME:SECRET or NAME:SECRET:ROLE")
+        secret, _, last = rest.strip().rpartition(":")
+        role = last.strip() if last.strip() in ROLES else None
+        found.append((name.strip(), rest.strip() if role is None else secret.strip(), role))
     return found

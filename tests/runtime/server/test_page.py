@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from anomalysd_edge.bundle import versions
+from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.method.score_model import Limits
+from anomalysd_edge.vision import images
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
 from tests.support.serving import Box, open_touchy, png, running_box, small_settings
 from tests.support.small_graphs import THREE_WAY, small_bundle
@@ -186,6 +189,50 @@ def test_a_third_answer_has_its_own_word_colour_and_limits(browser: Any, tmp_pat
 
 
 @needs_browser
+def test_a_class_is_taught_and_taken_back_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "line1").path
+    first = versions.bundle_id(bundle)
+    for number in range(3):
+        photo = render_part("demo_washer", (3, number), 96).photo()
+        images.save_png(tmp_path / f"good-{number}.png", photo)
+    shutil.copy(tmp_path / "good-0.png", tmp_path / "copy.png")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    with running_box(small_settings(bundle)) as box:
+        browser.get(f"http://127.0.0.1:{box.port}/")
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        until(lambda: one(browser, "#class").get_attribute("value") == "bottle", "the classes are there")
+        one(browser, "#teach-open").send_keys("\n")
+        assert browser.switch_to.active_element.get_attribute("id") == "teach-name", "typing begins at once"
+        assert one(browser, "#teach-camera").get_attribute("capture") == "environment"
+        one(browser, "#teach-pick").send_keys("\n".join(str(tmp_path / n) for n in (
+            "good-0.png", "good-1.png", "good-2.png", "copy.png",
+        )))  # fmt: skip
+        until(lambda: one(browser, "#teach-count").text == "4 photos", "the photos are listed")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        one(browser, "#teach-noun").send_keys("steel washer")
+        one(browser, "#teach-name").send_keys("washer\n")
+        until(lambda: not one(browser, "#teach-busy").is_displayed() and one(browser, "#teach-said").text, "an answer")
+        said = one(browser, "#teach-said").text
+        assert "washer is live, taught from 3 photos" in said
+        assert "copy.png is the same photo as good-0.png: left out" in said
+        assert "false alarms" in said
+        browser.save_screenshot(str(tmp_path / "taught.png"))
+        until(lambda: one(browser, "#class").get_attribute("value") == "washer", "the class is chosen")
+        told = box.get("/bundles").json["bundles"][0]
+        assert sorted(told["classes"]) == ["bottle", "washer"]
+        assert f"threshold {told['classes']['washer']['threshold']:.3f}" in said
+        one(browser, "#teach-back").send_keys("\n")
+        until(lambda: f"the bundle is {first} again" in one(browser, "#teach-said").text, "it was taken back")
+        assert versions.bundle_id(bundle) == box.get("/bundles").json["bundles"][0]["bundle_id"] == first
+        one(browser, "#teach-pick").send_keys(str(tmp_path / "good-1.png"))
+        one(browser, "#teach-name").clear()
+        one(browser, "#teach-name").send_keys("a/b\n")
+        until(lambda: "cannot name a class" in one(browser, "#teach-said").text, "the fault is told")
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.get("about:blank")
+
+
+@needs_browser
 def test_a_box_with_tokens_asks_for_one(browser: Any, tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "line1").path
     security = SecuritySettings(tokens={"line": "0123456789abcdef0123"})
@@ -199,7 +246,7 @@ def test_a_box_with_tokens_asks_for_one(browser: Any, tmp_path: Path) -> None:
 
 def test_the_page_is_whole_and_small(box: Box) -> None:
     sizes = 0
-    for path in ("/", "/static/app.js", "/static/style.css"):
+    for path in ("/", "/static/app.js", "/static/teach.js", "/static/style.css"):
         found = box.get(path)
         assert found.status == 200
         assert b"http://" not in found.body.replace(b"http://www.w3.org/2000/svg", b"")

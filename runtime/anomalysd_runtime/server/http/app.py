@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 
 from anomalysd_edge import __version__
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, WrongType
-from anomalysd_runtime.server.http import page, schemas, v2
+from anomalysd_runtime.server.http import page, schemas, teaching, v2
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, full_of, verdicts_of
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES, add_error_handlers
 from anomalysd_runtime.server.http.middleware import SecurityMiddleware, own_hosts
@@ -34,6 +34,7 @@ def make_app(service: Service, host: str = "127.0.0.1") -> SecurityMiddleware:
     )
     app.include_router(_inspections(service))
     app.include_router(_bundles(service))
+    app.include_router(teaching.routes(service))
     app.include_router(_verdicts(service))
     app.include_router(_state(service))
     app.include_router(v2.routes(service))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from anomalysd_runtime.server.settings import SecuritySettings
+from anomalysd_runtime.server.settings import NO_ROLE, ROLES, SecuritySettings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,6 +37,7 @@ HEADERS = (
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 )
+_WHO_MAY = {"teach": "a teacher or an admin", "manage": "an admin, or a token without a role,"}
 KNOWN_CLIENTS = 1024
 DRAIN_S, DRAIN_BYTES = 1.0, 16 << 20
 
@@ -161,6 +162,12 @@ class SecurityMiddleware:
         path = scope["path"]
         if self._tokens and principal is None and not (path in OPEN_PATHS or path.startswith("/static/")):
             raise RequestRejected(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
+        needed = _permission(scope["method"], path)
+        if self._tokens and principal is not None and needed is not None and needed not in self._may(principal):
+            role = self._settings.roles.get(principal, "none")
+            raise RequestRejected(
+                403, f"the token {principal!r} (role {role}) may not {needed}; {_WHO_MAY[needed]} may"
+            )
         label = headers.get(b"x-client", b"").decode("latin-1")[:64]
         address = (scope.get("client") or ("local", 0))[0]
         who = principal or address
@@ -183,6 +190,11 @@ class SecurityMiddleware:
             if hmac.compare_digest(sent.strip(), secret) and scheme.lower() == b"bearer":
                 found = name
         return found
+
+    def _may(self, principal: str) -> frozenset[str]:
+        """What a token may do beyond inspecting and correcting."""
+        role = self._settings.roles.get(principal)
+        return NO_ROLE if role is None else ROLES[role]
 
     def _charge(self, who: str, photos: int) -> None:
         """Count photos against the client's rate; a request with several is charged once their number is known."""
@@ -229,6 +241,17 @@ def _cross_site(headers: dict[bytes, bytes], host: str) -> bool:
 
 def _is_inspection(path: str) -> bool:
     return path.startswith("/inspect") or path.endswith("/infer")
+
+
+def _permission(method: str, path: str) -> str | None:
+    """What a token needs to be allowed for a request, beyond inspecting and correcting."""
+    if method != "POST":
+        return None
+    parts = path.strip("/").split("/")
+    if parts == ["classes"] or (parts[0] == "bundles" and parts[-1] == "restore"):
+        return "teach"
+    repository = parts[0] == "bundles" or parts[:2] == ["v2", "repository"]
+    return "manage" if repository and parts[-1] in ("load", "reload", "unload") else None
 
 
 async def _reject(send: Send, error: RequestRejected) -> None:

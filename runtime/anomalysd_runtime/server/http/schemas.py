@@ -134,6 +134,94 @@ class CorrectionBody(Strict):
     correction: Correction | None
 
 
+class TaughtPhoto(BaseModel):
+    """A photo that a class was taught with."""
+
+    photo: str
+    sha256: str
+
+
+class FindingAnswer(BaseModel):
+    """What is wrong with a photo."""
+
+    photo: str
+    kind: str = Field(description="unreadable, duplicate, near-duplicate, blank, dark, blurred or foreign.")
+    sentence: str
+    left_out: bool = Field(description="Whether the photo was not used.")
+
+
+class TaughtAnswer(BaseModel):
+    """A class that was taught and is live."""
+
+    bundle: str
+    class_name: str = Field(alias="class")
+    anew: bool = Field(description="Whether the bundle knew the class before.")
+    shots: int
+    thresholds: dict[str, float | None] = Field(description="By preset.")
+    limits: dict[str, LimitsAnswer | None] = Field(description="By preset.")
+    expected: dict[str, dict[str, float] | None] = Field(description="By preset: false_alarms and missed, in [0,1].")
+    photos: list[TaughtPhoto]
+    findings: list[FindingAnswer]
+    notes: list[str]
+    before_id: str
+    after_id: str
+    seconds: float
+
+
+class VersionAnswer(BaseModel):
+    """A bundle as it is, or as it was."""
+
+    bundle_id: str
+    created: str = Field(description="UTC, ISO 8601.")
+    change: str = Field(description="What it did to the one before; empty for an export.")
+    signed: bool
+    current: bool
+
+
+class TeachingAnswer(BaseModel):
+    """Who changed a bundle."""
+
+    at: float = Field(description="UTC, seconds since 1970.")
+    who: str
+    action: Literal["teach", "restore"]
+    class_name: str | None
+    photos: list[str] = Field(description="sha256 of every photo that was used.")
+    before_id: str
+    after_id: str
+
+
+class VersionsAnswer(BaseModel):
+    """The newest first."""
+
+    versions: list[VersionAnswer]
+    teachings: list[TeachingAnswer] = Field(description="From the record; empty without one.")
+
+
+class RestoreBody(Strict):
+    """Which version to go back to."""
+
+    bundle_id: str = Field(description="Its id, or the first digits of it.", min_length=1, max_length=64)
+
+
+CLASS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "photo": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+                        "class": {"type": "string"},
+                        "noun": {"type": "string"},
+                        "bundle": {"type": "string"},
+                    },
+                    "required": ["photo", "class"],
+                }
+            }
+        },
+    }
+}
 PHOTO_BODY = {
     "requestBody": {
         "required": True,

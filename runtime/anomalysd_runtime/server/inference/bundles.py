@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle.reader import MANIFEST, Bundle, read_bundle
-from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.bundle.reader import Bundle, read_bundle
+from anomalysd_edge.bundle.versions import bundle_id
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import BundleError, SDEdgeError
 from anomalysd_edge.reports.inspection import limits_json
@@ -167,18 +167,18 @@ class BundleStore:
     def _open(self, name: str, path: Path) -> LoadedBundle:
         path = path.resolve()  # one version from here on, should the link be switched meanwhile
         bundle = read_bundle(path, verify=True, public_key=self._signature_key)
-        bundle_id = sha256_file(path / MANIFEST)[:16]
+        ident = bundle_id(path)
         self._loads += 1
-        key = f"{name}@{bundle_id}#{self._loads}"
+        key = f"{name}@{ident}#{self._loads}"
         opened = self._engine.open(key, path)
-        if sha256_file(path / MANIFEST)[:16] != bundle_id:
+        if bundle_id(path) != ident:
             self._engine.close(key)
             raise BundleError(f"{path} was replaced while it was opened: load it again")
         if opened.fell_back is not None:
             log.warning("bundle %s runs on the fallback %s: %s", name, opened.backend, opened.fell_back)
-        log.info("bundle %s (%s) is open on %s, %.0f ms a photo", name, bundle_id, opened.backend, opened.warm_ms)
+        log.info("bundle %s (%s) is open on %s, %.0f ms a photo", name, ident, opened.backend, opened.warm_ms)
         size = sum(record.bytes for record in bundle.manifest.files)
-        return LoadedBundle(name, bundle_id, key, size, _classes(bundle, opened), opened)
+        return LoadedBundle(name, ident, key, size, _classes(bundle, opened), opened)
 
     def _retire(self, old: LoadedBundle) -> None:
         with self._lock:

@@ -34,6 +34,7 @@ from anomalysd_runtime.server.inference.inflight import (
     verdict_of,
 )
 from anomalysd_runtime.server.inference.jobs import Job
+from anomalysd_runtime.server.inference.teaching import Teacher
 from anomalysd_runtime.server.inference.worker import Opener, open_bundle
 from anomalysd_runtime.server.metrics import Metrics
 from anomalysd_runtime.server.records.retention import Retention
@@ -62,6 +63,7 @@ class Service:
         self.metrics = Metrics()
         self.cache = VerdictCache(settings.recent)
         self.store = VerdictStore(settings.record.path) if settings.record.path else None
+        self.teacher = Teacher(settings, self.bundles, self.store)
         self.retention = Retention(self.store, settings.record) if self.store else None
         self.listeners: list[Callable[[Verdict], None]] = []
         self.publish: Callable[[Verdict], bool] = lambda _: False
@@ -98,6 +100,7 @@ class Service:
     def stop(self) -> None:
         """Close everything; photos that still wait fail with status 503."""
         self.phase = "stopping"
+        self.teacher.stop()
         self.engine.stop()
         self._pool.shutdown(wait=True)
         if self.retention:

@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from anomalysd_edge.bundle.reader import MANIFEST
-from anomalysd_edge.core.files import sha256_file
+from anomalysd_edge.bundle.versions import bundle_id, version_folder
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
@@ -76,7 +75,10 @@ class Reinspection:
 def reinspect(
     store: VerdictStore, uid: str, bundle: Path, backend: str = "cpu", threads: int | None = None
 ) -> Reinspection:
-    """Judge a stored photo with the bundle that judged it. Raises InputError where photo or bundle are not those."""
+    """Judge a stored photo with the bundle that judged it: `bundle`, or the version of it that gave the verdict.
+
+    Raises InputError where photo or bundle are not those.
+    """
     from anomalysd_runtime.loading import open_detector
 
     verdict = store.by_uid(uid)
@@ -87,10 +89,13 @@ def reinspect(
         raise InputError(f"the photo of {uid} was not kept; serve with --keep photo to be able to inspect it again")
     if "cut" in verdict.mode.split():
         raise InputError(f"{uid} was cut at its deadline, by the time of that day: nothing can judge it again alike")
-    bundle_id = sha256_file(bundle / MANIFEST)[:16]
-    if bundle_id != verdict.bundle_id:
-        raise InputError(f"{bundle} has the id {bundle_id} and {verdict.bundle_id} gave the verdict: name that bundle")
-    with open_detector(bundle, verdict.preset, backend, threads) as detector:
+    gave = version_folder(bundle, verdict.bundle_id)
+    if gave is None:
+        raise InputError(
+            f"{bundle} has the id {bundle_id(bundle)} and no version {verdict.bundle_id}, which gave the verdict: name "
+            "that bundle"
+        )
+    with open_detector(gave, verdict.preset, backend, threads) as detector:
         # A photo whose verdict was settled early has the score that it had then.
         full = "settle" not in verdict.mode.split()
         (answer,) = detector.inspect([decode_rgb(photo)], verdict.class_name, full=full)

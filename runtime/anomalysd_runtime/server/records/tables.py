@@ -53,6 +53,17 @@ CREATE TABLE IF NOT EXISTS stored (
     data BLOB NOT NULL,
     PRIMARY KEY (verdict_id, kind)
 );
+CREATE TABLE IF NOT EXISTS teachings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    who TEXT NOT NULL,
+    action TEXT NOT NULL CHECK (action IN ('teach', 'restore')),
+    bundle TEXT NOT NULL,
+    class_name TEXT,
+    photos TEXT NOT NULL,
+    before_id TEXT NOT NULL,
+    after_id TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS outbox (
     verdict_id INTEGER PRIMARY KEY REFERENCES verdicts (id) ON DELETE CASCADE,
     attempts INTEGER NOT NULL DEFAULT 0,

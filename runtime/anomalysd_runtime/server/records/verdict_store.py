@@ -70,6 +70,11 @@ class VerdictStore:
         """Any other change, in the writer's thread; the future has the number of rows."""
         return self._put(lambda db: db.execute(sql, values).rowcount)
 
+    def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """What a query of this package selects, by column."""
+        with self._reading() as db:
+            return [dict(row) for row in db.execute(sql, values)]
+
     def close(self) -> None:
         """Write what waits, then end."""
         self._queue.put(None)

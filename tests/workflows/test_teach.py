@@ -1,22 +1,24 @@
-"""A class added to a finished bundle: its prompts by the right text encoder, the other classes untouched."""
+"""A class taught to a finished bundle: its prompts by the right text encoder, the other classes untouched."""
 
 from __future__ import annotations
 
 import builtins
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from anomalysd_edge.bundle.reader import prompt_key, read_bundle
+from anomalysd_edge.bundle.manifest import PromptPair
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, prompt_key, read_bundle
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.demo.dataset import render_part
-from anomalysd_edge.errors import ClassError, DatasetError, InputError
+from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.training.models.base import load_base, prompt_states
 from anomalysd_edge.vision import images
-from anomalysd_edge.workflows.add_class import AddClassRequest, add_class
+from anomalysd_edge.workflows.teach import TeachRequest, teach_class
 from anomalysd_runtime.loading import open_detector
 from tests.support.command import Chain, sd_edge
 from tests.support.progress import quiet
@@ -37,12 +39,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path) -> None:
     before = read_bundle(chain.bundle)
-    asked = AddClassRequest(
+    asked = TeachRequest(
         bundle=chain.bundle, name="capsule", photos=photos, out=tmp_path / "more", settings=QUICK, threads=1
     )
-    added = add_class(asked, quiet)
+    added = teach_class(asked, quiet)
     after = read_bundle(tmp_path / "more")
-    assert added.shots == 2
+    assert len(added.photos) == 2
     assert sorted(after.manifest.classes) == ["bracket", "capsule"]
     assert after.manifest.classes["bracket"] == before.manifest.classes["bracket"]
     assert all(np.array_equal(after.constants[name], value) for name, value in before.constants.items())
@@ -56,8 +58,10 @@ def test_a_class_is_added_and_judged(tmp_path: Path, chain: Chain, photos: Path)
     with open_detector(tmp_path / "more", threads=1) as detector:
         answer = detector.inspect([images.load_rgb(photos / "0.png")], "capsule")[0]
     assert answer.threshold == added.thresholds["edge"]
-    with pytest.raises(ClassError, match="has a class 'capsule' already"):
-        add_class(AddClassRequest(bundle=tmp_path / "more", name="capsule", photos=photos, settings=QUICK), quiet)
+    anew = teach_class(TeachRequest(bundle=tmp_path / "more", name="capsule", photos=photos, settings=QUICK), quiet)
+    assert anew.anew
+    assert anew.before_id == added.after_id
+    assert anew.thresholds == added.thresholds, "the same photos teach the same"
 
 
 def test_the_command_adds_in_place_from_a_run(tmp_path: Path, chain: Chain, photos: Path) -> None:
@@ -75,7 +79,7 @@ def test_the_command_adds_in_place_from_a_run(tmp_path: Path, chain: Chain, phot
         "1",
     )
     done = sd_edge("add-class", bundle, *more, cwd=tmp_path)
-    assert "class 'capsule' added from 1 photos" in done.stderr
+    assert "class 'capsule' added from 1 photo in" in done.stderr
     assert read_bundle(bundle).manifest.classes["capsule"].shots == 1
 
 
@@ -84,18 +88,18 @@ def test_where_there_is_no_text_encoder(
 ) -> None:
     other = tiny_base(tmp_path / "other")
     with pytest.raises(InputError, match=r"is not the one that .* was made with"):
-        add_class(
-            AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=other, settings=QUICK),
+        teach_class(
+            TeachRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=other, settings=QUICK),
             quiet,
         )
     with pytest.raises(InputError, match="holds no text_encoder and tokenizer"):
-        add_class(
-            AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=photos, settings=QUICK),
+        teach_class(
+            TeachRequest(bundle=chain.bundle, name="capsule", photos=photos, text_encoder=photos, settings=QUICK),
             quiet,
         )
     with pytest.raises(DatasetError, match="holds no photos"):
-        add_class(
-            AddClassRequest(bundle=chain.bundle, name="capsule", photos=tmp_path / "nothing", settings=QUICK), quiet
+        teach_class(
+            TeachRequest(bundle=chain.bundle, name="capsule", photos=tmp_path / "nothing", settings=QUICK), quiet
         )
     real = builtins.__import__
 
@@ -105,6 +109,12 @@ def test_where_there_is_no_text_encoder(
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
-    with pytest.raises(InputError, match=r"needs the text encoder, and this machine has no torch.*where the model was"):
-        add_class(AddClassRequest(bundle=chain.bundle, name="capsule", photos=photos, settings=QUICK), quiet)
+    asked = TeachRequest(bundle=chain.bundle, name="capsule", photos=photos, out=tmp_path / "box", settings=QUICK)
+    with pytest.raises(InputError, match=r"--text-encoder needs torch: pip install"):
+        teach_class(replace(asked, text_encoder=other), quiet)
+    taught = teach_class(asked, quiet)
+    assert any("repainted by the empty prompt" in note for note in taught.notes)
+    made = read_bundle(tmp_path / "box")
+    assert made.manifest.classes["capsule"].prompts == PromptPair("", None), "no text is claimed that was not encoded"
+    np.testing.assert_array_equal(made.prompts("capsule")["whole"], made.constants[NEGATIVE_PROMPT])
     assert sorted(read_bundle(chain.bundle).manifest.classes) == ["bracket"]
