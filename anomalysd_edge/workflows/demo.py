@@ -12,11 +12,7 @@ from anomalysd_edge.core.types import Progress
 from anomalysd_edge.demo.dataset import render_demo
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.evaluation import evaluate
-from anomalysd_edge.workflows.evaluate import evaluate_bundle
-from anomalysd_edge.workflows.export import export_to
-from anomalysd_edge.workflows.open_options import InspectOptions
-from anomalysd_edge.workflows.train import train_on
-from anomalysd_edge.workflows.verify import EXPORT_GATE, VerifyRequest, verify_backends
+from anomalysd_edge.workflows.quickstart import run_chain
 
 SHOTS = 4
 TEST_GOOD, TEST_BAD = 8, 10
@@ -38,7 +34,7 @@ class DemoResult:
 
 
 def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
-    """Render, train, export, verify, inspect, report; everything lands below `out`, which may hold an earlier demo.
+    """Render, then the chain of quickstart.py; everything lands below `out`; an earlier demo there is replaced.
 
     Raises InputError where `out` holds something that no demo wrote.
     """
@@ -46,51 +42,29 @@ def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
         raise InputError(f"{out} is there and was not written by a demo; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / MARKER, {"seed": seed, "finished": False})
-    took: dict[str, float] = {}
-
-    def timed(name: str, began: float) -> None:
-        took[name] = round(time.monotonic() - began, 1)
-
-    data, run, bundle, report = (out / name for name in ("data", "run", "bundle", "report"))
-    _clear(data)
+    data = out / "data"
+    for earlier in (data, out / "run", out / "run.partial", out / "bundle", out / "bundle.versions", out / "report"):
+        if earlier.exists():
+            shutil.rmtree(earlier)
     began = time.monotonic()
     render_demo(
         data, seed, train_good=SHOTS, test_good=TEST_GOOD, test_bad=TEST_BAD,
         progress=lambda done, total: progress("render", done, total, ""),
     )  # fmt: skip
-    timed("render", began)
-    began = time.monotonic()
-    train_on(data, run, "nano", {"shots": SHOTS, "seed": seed}, None, None, None, False, progress)
-    timed("train", began)
-    began = time.monotonic()
-    export_to(run, bundle, None, None, progress)
-    timed("export", began)
-    began = time.monotonic()
-    agreed = verify_backends(VerifyRequest(bundle=bundle, run=run, photos=data, gate=EXPORT_GATE), progress)
-    timed("verify", began)
-    began = time.monotonic()
-    measured = evaluate_bundle(bundle, data, None, report, InspectOptions(), progress)
-    timed("inspect", began)
-    write_json(
-        out / MARKER,
-        {"seed": seed, "finished": True, "seconds": took, "verify": agreed.to_json(), "results": measured.to_json()},
-    )
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
-    image = evaluate.mean_figure(measured.results, "fused", "image_auroc")
-    repaint = evaluate.mean_figure(measured.results, "multiscale", "pixel_auroc")
+    rendered = time.monotonic() - began
+    found = run_chain(data, out, {"shots": SHOTS, "seed": seed}, progress)
+    write_json(out / MARKER, {"seed": seed, "finished": True, **found.to_json()})
+    assert found.measured is not None  # the demo's photos are labelled
+    image = evaluate.mean_figure(found.measured.results, "fused", "image_auroc")
+    repaint = evaluate.mean_figure(found.measured.results, "multiscale", "pixel_auroc")
     return DemoResult(
-        columns=measured.columns,
-        rows=measured.rows,
+        columns=found.measured.columns,
+        rows=found.measured.rows,
         sentence=(
-            f"{agreed.sentence()}\n"
+            f"{found.agreed.sentence()}\n"
             f"fused mean image AUROC {image:.3f}; repaint alone (S_ms) mean pixel AUROC {repaint:.3f}\n"
-            f"report: {report / 'report.html'}   bundle: {bundle}   ({parts})"
+            f"report: {out / 'report' / 'report.html'}   bundle: {out / 'bundle'}   "
+            f"(render {rendered:.0f} s, {found.parts})"
         ),
-        passed=agreed.passed,
+        passed=found.agreed.passed,
     )
-
-
-def _clear(data: Path) -> None:
-    """Remove the data of an earlier demo; run_demo has checked the marker."""
-    if data.exists():
-        shutil.rmtree(data)
