@@ -304,7 +304,7 @@ def test_a_box_is_updated_without_a_hole(bundle: Path, tmp_path: Path) -> None:
         assert {each["bundle_id"] for each in told} >= {new}
         assert {(each["bundle_id"], each["threshold"]) for each in told} <= {(old, 0.75), (new, 0.5)}
         assert len({each["pred_score"] for each in told}) == 1
-        state = box_state(at, None, 5)
+        state = box_state(at, None, 30)
         assert (state.status, state.bundles, state.fine) == ("ok", {"line": old}, True)
         assert sum(state.verdicts.values()) == len(answers)
         assert state.mean_s is not None
