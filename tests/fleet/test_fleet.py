@@ -100,8 +100,11 @@ def test_a_new_version_brings_only_what_changed_and_rolls_back(bundle: Path, tmp
     # A third version pushes the oldest out; a switch that was noted but never happened misleads nobody.
     third = another(bundle, "3000-01-01T00:00:00+00:00")
     push(third, url, None, silent)
+    for folder in (old, new):  # what they were before they were taught, as bundle/versions.py keeps it
+        (installed.versions / f"{folder}.versions").mkdir()
     get(url, box)
-    assert sorted(p.name for p in installed.versions.iterdir() if p.is_dir()) == sorted([new, version(third)])
+    kept = [new, f"{new}.versions", version(third)]
+    assert sorted(p.name for p in installed.versions.iterdir() if p.is_dir()) == sorted(kept)
     with (installed.versions / "switches").open("a") as file:
         file.write("0123456789abcdef\n")
     assert installed.previous == new
