@@ -65,7 +65,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path: Path) -> None:
     with open_detector(tmp_path / "line", threads=1) as detector:
         for start in range(0, 24, 4):
             numbers = [n for n in range(start, start + 4) if n not in errors]
-            expected = detector.inspect([decode_rgb(files[f"{n:02}.png"]) for n in numbers], "bottle")
+            expected = detector.inspect([decode_rgb(files[f"{n:02}.png"]) for n in numbers], "bottle", full=False)
             assert [told["found"][n]["score"] for n in numbers] == [each.pred_score for each in expected]
     assert told["ran_again"] == 0, "what the journal holds is not judged again"
     assert told["counts"][-1] >= 24
@@ -82,7 +82,7 @@ def test_a_killed_replica_costs_its_requests_alone(tmp_path: Path) -> None:
     failed = [status for status, _ in told["answers"] if status != 200]
     assert 1 <= len(failed) <= 8, "four clients: what was with the dead replica, and little more"
     with open_detector(tmp_path / "line", threads=1) as detector:
-        (expected,) = detector.inspect([decode_rgb(photo)], "bottle")
+        (expected,) = detector.inspect([decode_rgb(photo)], "bottle", full=False)
     assert {score for status, score in told["answers"] if status == 200} == {expected.pred_score}
     assert told["reload"] == 501
     assert told["code"] == 0
@@ -97,12 +97,12 @@ def test_the_command_goes_over_ray_and_on_from_its_journal(tmp_path: Path) -> No
         (tmp_path / f"photos/{number}.png").write_bytes(png(number))
     asked = ["inspect", "line", "photos", "--ray", "local", "--workers", "1", "--journal", "j.sqlite", "--json"]
     over_ray = json.loads(sd_edge(*asked, "--out", "results", cwd=tmp_path).stdout)
-    alone = json.loads(sd_edge("inspect", "line", "photos", "--threads", "1", "--json", cwd=tmp_path).stdout)
+    alone = json.loads(sd_edge("inspect", "line", "photos", "--threads", "1", "--json", "--full", cwd=tmp_path).stdout)
     for each in (*over_ray, *alone):
         del each["timings_ms"]
     assert over_ray == alone
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["0", "1", "2", "3", "4"]
-    other = sd_edge(*asked, cwd=tmp_path, check=False)
+    other = sd_edge(*asked, "--full", cwd=tmp_path, check=False)
     assert other.returncode == 2
     assert "belongs to another run (answers differ)" in other.stderr
     nobody = sd_edge("inspect", "line", "photos", "--ray", "127.0.0.1:1", cwd=tmp_path, check=False)
