@@ -106,12 +106,13 @@ def test_a_row_in_a_process_of_its_own_and_what_breaks_there(place: Path) -> Non
 
 @pytest.mark.slow
 def test_the_verb_writes_json_csv_and_a_plot(place: Path, tmp_path: Path) -> None:
-    command = ["bench", str(place / "BUNDLE"), "--photos", str(place / "PHOTOS"), "--plan", "edge,paper"]
+    command = ["bench", str(place / "BUNDLE"), "--photos", str(place / "PHOTOS"), "--plan", "edge,paper", "--full"]
     done = CliRunner().invoke(app, [*command, "--rounds", "2", "--out", str(tmp_path / "out"), "--json", "--quiet"])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out/bench.json").read_text(encoding="utf-8"))
     assert [entry["plan"] for entry in found["rows"]] == ["edge", "paper"]
     assert found["rows"][0]["floor"]["networks"]["unet"]["gflop"] > 0
+    assert not found["rows"][0]["mode"].endswith("settle")
     assert found["machine"]["versions"]["numpy"] == np.__version__
     assert images.load_rgb(tmp_path / "out/bench.png").shape[1] > 500
     assert (tmp_path / "out/bench.csv").read_text(encoding="utf-8").count("\n") == 3
@@ -239,7 +240,7 @@ def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Pat
     assert (by_name["whole"].good, by_name["whole"].bad) == (3, 3)
     assert min(table.peak_bytes.values()) > 50e6
     with InspectOptions(memory_budget_bytes=64 << 30, threads=1).detector(tmp_path / "BUNDLE") as detector:
-        assert detector.networks.max_batch == 16
+        assert detector.networks.max_batch == 4
     with pytest.raises(SettingsError, match="memory budget is 1 MiB"):
         InspectOptions(memory_budget_bytes=1 << 20, threads=1).detector(tmp_path / "BUNDLE")
     with InspectOptions(deadline_ms=1e6, threads=1).detector(tmp_path / "BUNDLE") as detector:
