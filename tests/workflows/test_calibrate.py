@@ -46,7 +46,7 @@ def test_in_place_the_bundle_is_replaced_and_engines_stay(tmp_path: Path) -> Non
     assert (tmp_path / "B/engines/abc/unet.plan").read_bytes() == b"engine"
     listed = [record.path for record in read_bundle(tmp_path / "B").manifest.files]
     assert not [path for path in listed if path.startswith("engines/")]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["B", "PHOTOS"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["B", "B.versions", "PHOTOS"]
 
 
 def test_choices_are_told_kept_in_the_bundle_and_read_back_with_their_types(
