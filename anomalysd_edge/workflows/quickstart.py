@@ -71,7 +71,14 @@ def quickstart(
     }
     open_dataset(photos)  # before anything is written
     begin(out, MARKER, asked)
-    found = run_chain(photos, out, chosen, progress, classes, class_file)
+    try:
+        found = run_chain(photos, out, chosen, progress, classes, class_file)
+    except BaseException:
+        # Refused before anything was made: what was mistyped must not bind the next call.
+        if [file.name for file in out.iterdir()] == [MARKER]:
+            (out / MARKER).unlink()
+            out.rmdir()
+        raise
     write_json(out / MARKER, {"asked": asked, "finished": True, **found.to_json()})
     return found
 

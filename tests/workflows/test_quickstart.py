@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalysd_edge.errors import DatasetError, InputError
+from anomalysd_edge.errors import DatasetError, InputError, SDEdgeError
 from anomalysd_edge.training.run import read_run
 from anomalysd_edge.workflows import quickstart as chain
 from tests.support.command import sd_edge
@@ -39,6 +39,16 @@ def test_a_folder_without_photos_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises((DatasetError, InputError)):
         chain.quickstart(tmp_path / "PHOTOS", tmp_path / "OUT", {"shots": 4}, None, None, lambda *_: None)
     assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "classes"), [({"shots": 50}, None), ({"steps": -3}, None), ({"device": "tpu"}, None), ({}, ["typo"])]
+)
+def test_what_is_refused_leaves_nothing(tmp_path: Path, wrong: dict[str, object], classes: list[str] | None) -> None:
+    data, out = bottle_data_set(tmp_path / "PHOTOS", train=4), tmp_path / "OUT"
+    with pytest.raises(SDEdgeError):
+        chain.quickstart(data, out, {"shots": 4, "seed": 0, **wrong}, classes, None, lambda *_: None)
+    assert not out.exists(), "so that the corrected call may use the folder"
 
 
 @pytest.mark.slow
