@@ -19,7 +19,7 @@ from anomalysd_edge import __version__
 from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
 VERBS = {
-    "quickstart": ("model.quickstart", "Train, export, verify and measure in one go."),
+    "quickstart": ("system.quickstart", "Train, export, verify and measure in one go."),
     "demo": ("system.demo", "Run the whole chain on rendered parts (5 minutes)."),
     "doctor": ("system.doctor", "Show what this machine can run, and what is missing."),
     "train": ("model.train", "Fine-tune on a few good photos of every class."),

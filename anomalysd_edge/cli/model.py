@@ -1,4 +1,4 @@
-"""The verbs that make models: quickstart, train, distill, export, teach, versions. Each imports its workflow late."""
+"""The verbs that make models: train, distill, export, teach, versions. Each imports its workflow when it is called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from anomalysd_edge.cli import options
@@ -16,45 +15,6 @@ from anomalysd_edge.reports.console import percent, progress_bars, say, score_li
 
 _OWN_OPTIONS = ("base", "shots")
 """Settings that decide the others' defaults: options of train, not of --set."""
-
-
-def quickstart(
-    photos: Annotated[
-        Path,
-        Argument(metavar="PHOTOS", help="Folder of good photos a class, or any layout that train takes as --data."),
-    ],
-    out: Annotated[Path, Option(help="Folder for run, bundle and report; the same command goes on in it.")] = Path(
-        "out"
-    ),
-    shots: Annotated[int, Option(help="K: good photos per class.")] = 4,
-    seed: Annotated[int, Option(help="Random seed.")] = 0,
-    classes: options.Classes = None,
-    class_file: options.ClassFile = None,
-    steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
-    decoder_steps: Annotated[int | None, Option(help="VAE decoder training steps; else the base's default.")] = None,
-    device: options.Device = "cpu",
-    quiet: options.Quiet = False,
-) -> None:
-    """Train on a few good photos of every class, export, verify, and measure where photos are labelled.
-
-    About five minutes on two cores. What was interrupted goes on with the same command.
-
-    Example: sd-edge quickstart PHOTOS --out OUT
-    """
-    from anomalysd_edge.reports.calibration import show_thresholds
-    from anomalysd_edge.workflows import quickstart as chain
-
-    chosen = {"shots": shots, "seed": seed, "steps": steps, "decoder_steps": decoder_steps, "device": device}
-    with progress_bars(quiet) as progress:
-        found = chain.quickstart(photos, out, chosen, options.class_names(classes), class_file, progress)
-    show_thresholds({name: r.calibration.get("edge") for name, r in found.bundle.manifest.classes.items()})
-    say(found.agreed.sentence())
-    if found.measured is not None:
-        show_table("Test photos, percent", found.measured.columns, found.measured.rows)
-        say(f"report: {out / 'report' / 'report.html'}")
-    say(f"bundle: {out / 'bundle'} ({found.parts}); next: sd-edge serve {out / 'bundle'}")
-    if not found.agreed.passed:
-        raise typer.Exit(1)
 
 
 def train(

@@ -75,16 +75,10 @@ def open_touchy(path: Path, settings: EngineSettings, backend: str) -> Detector:
 class TellsItsDeadline(Touchy):
     """Fails with the seconds that it was given, where a deadline came at all."""
 
-    def inspect(
-        self,
-        photos: Sequence[U8],
-        class_names: Sequence[str] | str,
-        deadline: float | None = None,
-        full: Sequence[bool] | bool = True,
-    ) -> list[Inspection]:
-        if deadline is not None:
-            raise BackendError(f"{deadline - time.monotonic():.3f} s are left")
-        return super().inspect(photos, class_names, deadline, full)
+    def inspect(self, photos: Sequence[U8], *rest: Any, **named: Any) -> list[Inspection]:
+        if len(rest) > 1 and rest[1] is not None:
+            raise BackendError(f"{rest[1] - time.monotonic():.3f} s are left")
+        return super().inspect(photos, *rest, **named)
 
 
 def open_telling(path: Path, settings: EngineSettings, backend: str) -> Detector:
