@@ -49,7 +49,7 @@ VERBS = {
 EXTRA_OF = {
     "onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx", "ray": "ray",
     "fsspec": "fleet", "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "python_multipart": "serve",
-    "prometheus_client": "serve", "paho": "serve", "cryptography": "serve",
+    "yaml": "anomalib", "prometheus_client": "serve", "paho": "serve", "cryptography": "serve",
 }  # fmt: skip
 """By package that may be missing: the extra that brings it; of all others it is train."""
 

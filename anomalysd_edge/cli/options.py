@@ -24,7 +24,8 @@ BundleToChange = Annotated[
     Path, Argument(metavar="BUNDLE", help="Bundle folder; replaced by the new bundle unless --out is given.")
 ]
 DataDir = Annotated[
-    Path, Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
+    Path,
+    Option("--data", help="Data set: MVTec-AD or VisA layout, plain folders, or a .yaml of anomalib's Folder."),
 ]
 Classes = Annotated[
     list[str] | None, Option(metavar="NAMES", help="Classes to use, separated by commas; repeatable; else all.")

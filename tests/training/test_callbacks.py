@@ -1,4 +1,4 @@
-"""What a training tells its callbacks: every event in order, of stopped and resumed ones too; the documents' loggers."""
+"""What a training tells its callbacks: every event in order, stopped and resumed ones too; the documents' loggers."""
 
 from __future__ import annotations
 
