@@ -78,7 +78,7 @@ class Bundle:
             )
         if precision == "fp32":
             return inside(self.path, self.manifest.networks[name].file)
-        variants = self.manifest.precisions
+        variants = {kind: record for kind, record in self.manifest.precisions.items() if record.networks}
         if precision not in variants or name not in variants[precision].networks:
             raise BundleError(
                 f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it "
