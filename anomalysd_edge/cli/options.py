@@ -72,7 +72,7 @@ Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
 Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]
 MaxBatch = Annotated[
     int | None,
-    Option(help="Most samples in one UNet pass: memory and speed, never a verdict; else 4 on a CPU, 16 elsewhere."),
+    Option(help="Most samples in one UNet pass: memory and speed, never a verdict; else 3 on a CPU, 16 elsewhere."),
 ]
 BatchSize = Annotated[int | None, Option(help="Samples in one training step; the model's default if left out.")]
 StaticBatches = Annotated[
