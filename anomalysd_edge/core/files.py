@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -73,7 +74,7 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
     (exchange.py), it is moved away first, and comes back should the second move fail. With `marker`, a non-empty
     folder that does not hold a file of that name is not ours to replace and raises InputError. Where `path` is a
     symbolic link, the folder that it points to is written, and the link stays. On any error, Ctrl-C included, the
-    folder aside is removed.
+    folder aside is removed; what a process that was killed left goes first (`clear_asides`).
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")
@@ -81,9 +82,12 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
         raise InputError(f"{path} is not empty and holds no {marker}, so it is not replaced; choose another folder")
     target = _through_links(path)
     aside, old = _name_aside(target), _name_aside(target)
+    clear_asides(target)
+    held = -1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
+        held = _hold(aside)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file() and not file.is_symlink():
@@ -103,8 +107,44 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
         _raise_plainly(error, path)
         raise
     finally:
+        if held >= 0:
+            os.close(held)
         if old.exists() and target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_asides(path: Path) -> None:
+    """Remove the folders beside the folder `path` that processes were writing for it when they were killed.
+
+    One that a living process writes is locked, and stays; so does everything where `path` itself is not there: after
+    two renames of which the second never came, they are all that is left.
+    """
+    target = _through_links(path)
+    if not target.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(target.stem)}-[0-9a-f]{{8}}\.aside{re.escape(target.suffix)}")
+    try:
+        beside = [f for f in target.parent.iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+    except OSError:  # what cannot be listed cannot be written either: whoever writes there says so
+        beside = []
+    for left in beside:
+        held = _hold(left)
+        if held >= 0:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor that locks `folder` until it is closed; -1 where another process holds it, or there are no locks."""
+    descriptor = -1
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor >= 0:
+            os.close(descriptor)
+        return -1
+    return descriptor
 
 
 def _through_links(path: Path) -> Path:

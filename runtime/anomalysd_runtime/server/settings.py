@@ -165,6 +165,10 @@ class ServeSettings:
     """Broker, if there is one."""
     webhook: WebhookSettings | None = None
     """Whom to tell, if anybody."""
+    trusted_width: float = 0.2
+    """Width of the interval of a class's balanced error, in (0,1], at which the box proposes to trust it."""
+    auto: bool = False
+    """Whether it then trusts it by itself; otherwise a person accepts."""
 
     def __post_init__(self) -> None:
         if not self.bundles:
@@ -182,6 +186,10 @@ class ServeSettings:
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("TLS needs both --tls-cert and --tls-key")
+        if not 0 < self.trusted_width <= 1:
+            raise SettingsError(f"--trusted-width is {100 * self.trusted_width:g}; expected percent, above 0 up to 100")
+        if self.auto and self.record.path is None:
+            raise SettingsError("--auto needs --record: the stream that a class is accepted on is kept there")
         if self.webhook is not None and self.record.path is None:
             raise SettingsError("--webhook needs --record: calls that are not delivered yet wait there over a restart")
 

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 
 from anomalysd_edge.bundle.teaching import MOST_PHOTOS
 from anomalysd_runtime.server.errors import BadRequest, WrongType
-from anomalysd_runtime.server.http import schemas
+from anomalysd_runtime.server.http import request_bodies, schemas
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.inference.teaching import TeachOrder
@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
     """POST /classes; GET /bundles/NAME/versions; POST /bundles/NAME/restore."""
     router = APIRouter(tags=["teaching"], responses=ERROR_RESPONSES)
 
-    @router.post("/classes", response_model=schemas.TaughtAnswer, openapi_extra=schemas.CLASS_BODY)
+    @router.post("/classes", response_model=schemas.TaughtAnswer, openapi_extra=request_bodies.CLASS_BODY)
     async def teach(request: Request) -> Any:
         """Teach a class from 1 to 20 good photos; inspections go on meanwhile. The answer comes when it is live."""
         photos, fields = await _read(request, service.settings.security.max_body_bytes)
