@@ -169,7 +169,7 @@ def commission(
     trusted = after.balanced.width <= settings.width
     width = f"the balanced error's interval is {100 * after.balanced.width:.0f} points wide"
     wanted = f"{100 * settings.width:.0f} were asked for"
-    reason = f"trusted: {width}, {wanted}" if trusted else f"still learning: {width}, {wanted}"
+    reason = f"to be trusted: {width}, {wanted}" if trusted else f"still learning: {width}, {wanted}"
     return Commissioned(before, now, after, share, model, trusted, reason, asked)
 
 

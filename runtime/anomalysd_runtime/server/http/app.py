@@ -18,7 +18,7 @@ from anomalysd_runtime.server.http.middleware import SecurityMiddleware, own_hos
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.records.history import VerdictFilter, find_verdicts
-from anomalysd_runtime.server.records.stored_pictures import recorded_pictures
+from anomalysd_runtime.server.records.stored_pictures import large_photo, recorded_pictures
 from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, draw, encoded_outputs, wanted_outputs
 
 RAW_TYPES = ("application/octet-stream", "image/")
@@ -171,7 +171,9 @@ def _verdicts(service: Service) -> APIRouter:
     @router.get("/verdicts/{uid}/pictures/{kind}", response_class=Response)
     async def picture(uid: str, kind: str) -> Response:
         """photo, repaint, map, heat (a layer), overlay or evidence, as long as it is in memory; without the repaint and
-        the evidence as long as the record keeps photo and map."""
+        the evidence as long as the record keeps photo and map. large is the photo of the record."""
+        if kind == "large":
+            return Response(await asyncio.to_thread(large_photo, service.store, uid), media_type="image/jpeg")
         kept = service.cache.get(uid)
         drawn = kept[1] if kept else await asyncio.to_thread(recorded_pictures, service.store, uid)
         data, media_type = await asyncio.to_thread(draw, kind, drawn)

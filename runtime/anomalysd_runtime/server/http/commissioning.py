@@ -88,8 +88,10 @@ def _changes(now: ClassCommissioning, proposed: Calibration) -> list[dict[str, A
 
 
 def _photo(photo: LinePhoto, now: ClassCommissioning) -> dict[str, Any]:
-    pictures = {kind: f"/verdicts/{photo.uid}/pictures/{kind}" for kind in ("photo", "heat", "overlay")}
-    said = {"uid": photo.uid, "photo": photo.name, "score": photo.score, "answer": photo.label, "pictures": pictures}
+    kinds = {"photo": "large" if photo.stored else "photo", "heat": "heat", "overlay": "overlay"}
+    pictures = {name: f"/verdicts/{photo.uid}/pictures/{kind}" for name, kind in kinds.items()}
+    said = {"uid": photo.uid, "photo": photo.name, "aspect": photo.aspect, "score": photo.score}
+    said |= {"answer": photo.label, "pictures": pictures}
     return {**said, "verdict": now.calibration.verdict(photo.score) or "unknown"}
 
 

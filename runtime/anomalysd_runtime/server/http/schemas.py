@@ -234,6 +234,7 @@ class LinePhotoAnswer(BaseModel):
 
     uid: str
     photo: str
+    aspect: float = Field(description="Width / height; heat and overlay are square.")
     score: float
     verdict: str = Field(description="By the thresholds in use.")
     answer: Literal["good", "bad"] | None

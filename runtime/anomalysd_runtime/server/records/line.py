@@ -53,6 +53,8 @@ class LinePhoto:
     """The client's name for it."""
     sha256: str
     """Of its bytes."""
+    aspect: float
+    """Width / height."""
     score: float
     """Image score under the class's present bank."""
     label: Label | None
@@ -104,6 +106,7 @@ def line_photos(
     marks = ", ".join("?" * len(history.comparable))
     rows = store.rows(
         f"""SELECT uid, at, photo, photo_sha256, mode, evidence, correction, brightness, sharpness, verdict,
+            CAST(width_px AS REAL) / height_px AS aspect,
             coalesce(l.pred_score, v.pred_score) AS score, s.verdict_id IS NOT NULL AS skipped,
             l.verdict_id IS NOT NULL AS again,
             EXISTS (SELECT 1 FROM stored p WHERE p.verdict_id = v.id AND p.kind = 'photo') AS kept
@@ -129,8 +132,8 @@ def line_photos(
         settled = not row["again"] and "settle" in modes and row["verdict"] == "good"
         found.append(
             LinePhoto(
-                row["uid"], row["at"], row["photo"], row["photo_sha256"], row["score"], label, bool(row["skipped"]),
-                settled, bool(row["kept"]), row["brightness"], row["sharpness"],
+                row["uid"], row["at"], row["photo"], row["photo_sha256"], row["aspect"], row["score"], label,
+                bool(row["skipped"]), settled, bool(row["kept"]), row["brightness"], row["sharpness"],
             )
         )  # fmt: skip
     return found

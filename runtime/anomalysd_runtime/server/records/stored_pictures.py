@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import io
+
+from PIL import Image
+
 from anomalysd_edge.vision.images import decode_rgb
 from anomalysd_runtime.server.errors import NotFound
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.verdicts import VerdictPictures, pictures_of_record
+
+LARGE_PX = 1280
+"""Longer side of a photo that a person shall judge by."""
+
+
+def large_photo(store: VerdictStore | None, uid: str) -> bytes:
+    """JPEG of the photo in its own shape, LARGE_PX at most. Raises NotFound where no record keeps it."""
+    photo = None if store is None else store.stored_photo(uid)
+    if photo is None:
+        raise NotFound("the photo of this verdict is not in a record: serve with --keep photo")
+    image, out = Image.fromarray(decode_rgb(photo)), io.BytesIO()
+    image.thumbnail((LARGE_PX, LARGE_PX))
+    image.save(out, format="JPEG", quality=90)
+    return out.getvalue()
 
 
 def recorded_pictures(store: VerdictStore | None, uid: str) -> VerdictPictures:
