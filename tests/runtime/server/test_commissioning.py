@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from anomalysd_edge.bundle import versions
+from anomalysd_edge.calibration import drift
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server import settings as s
@@ -240,3 +241,36 @@ def test_scores_are_compared_over_changes_that_left_the_bank_alone(tmp_path: Pat
     assert (other.made_here, other.trusted) == (False, False)
     assert line_photos(store, "line1", "nut", "edge", third) == []
     store.close()
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_lamp_that_ages_and_a_blur_are_said_before_verdicts_go_wrong(tmp_path: Path, record: bool) -> None:
+    path = small_bundle(tmp_path / "line1").path
+    kept = s.RecordSettings(tmp_path / "record.sqlite") if record else s.RecordSettings()
+    settings, number = small_settings(path, record=kept), 1000
+
+    def judge(box: Box, count: int, **changes: Any) -> list[str]:
+        nonlocal number
+        for _ in range(count):
+            number += 1
+            assert box.inspect(part(number, mottle=10, **changes), "?class=bottle").status == 200
+        return list(box.get("/health").json["reasons"])
+
+    with running_box(settings) as box:
+        assert judge(box, drift.LEAST_REFERENCE + 2 * drift.BLOCK + 7) == [], "the line is what it was"
+        drifted = 'sd_edge_drift{bundle="line1",class_name="bottle",quantity="%s"} %s'
+        assert drifted % ("brightness", "0.0") in box.get("/metrics").body.decode()
+        reasons = judge(box, 2 * drift.BLOCK, gain=0.9)
+        assert any(reason.startswith("class bottle: the lamp ages: photos are ") for reason in reasons), reasons
+        assert drifted % ("brightness", "1.0") in box.get("/metrics").body.decode()
+        assert box.get("/health").json["status"] == "degraded"
+        if record:
+            told = box.get("/classes/bottle/commissioning").json["drift"]
+            assert any("the lamp ages" in sentence for sentence in told)
+        reasons = judge(box, 2 * drift.BLOCK)
+        assert not any("lamp" in reason for reason in reasons), "a new lamp is as good as the old one"
+        reasons = judge(box, 2 * drift.BLOCK, blur_px=2.0)
+        assert any("the camera lost focus" in reason for reason in reasons), reasons
+    with running_box(settings) as box:
+        reasons = judge(box, 1, blur_px=2.0)
+        assert any("lost focus" in reason for reason in reasons) is record, "a restart goes on by the record"

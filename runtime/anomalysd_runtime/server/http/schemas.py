@@ -271,6 +271,7 @@ class CommissioningAnswer(BaseModel):
     width: float | None = Field(description="Of the interval of the balanced error, as proposed.")
     wanted_width: float = Field(description="At which the class is trusted.")
     bank_stays: str | None = Field(description="Why photos that are called good do not join the bank; null: they do.")
+    drift: list[str] = Field(description="What changed since commissioning, in words.")
     ask: list[AskedPhoto] = Field(description="The most informative first.")
     changes: list[ChangedPhoto]
 

@@ -41,6 +41,7 @@ def health_of(service: Service) -> dict[str, Any]:
         reasons.append(state.lost)
     if service.store is not None and service.store.failing is not None:
         reasons.append(service.store.failing)
+    reasons += service.drift.sentences()
     status = service.phase if service.phase != "ready" else "degraded" if reasons else "ok"
     return {
         "status": status,
@@ -65,4 +66,8 @@ def metrics_of(service: Service) -> bytes:
         metrics.loaded.labels(name).set(loaded is not None)
         if loaded is not None:
             metrics.photo_ms.labels(name).set(state.photo_ms.get(loaded.key, 0.0))
+    for (bundle, class_name), findings in service.drift.findings().items():
+        for finding in findings:
+            metrics.drift.labels(bundle, class_name, finding.quantity).set(finding.drifted)
+            metrics.drift_change.labels(bundle, class_name, finding.quantity).set(finding.change)
     return metrics.text()

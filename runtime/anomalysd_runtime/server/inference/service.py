@@ -22,6 +22,7 @@ from anomalysd_runtime.server.errors import (
 )
 from anomalysd_runtime.server.inference.bundles import BundleStore
 from anomalysd_runtime.server.inference.commissioning import Commissioner
+from anomalysd_runtime.server.inference.drift_watch import DriftWatch
 from anomalysd_runtime.server.inference.engine import Engine
 from anomalysd_runtime.server.inference.inflight import (
     InflightPhoto,
@@ -66,7 +67,8 @@ class Service:
         self.teacher = Teacher(settings, self.bundles, self.store)
         self.commissioner = Commissioner(settings, self.bundles, self.store, self.cache, self.teacher)
         self.retention = Retention(self.store, settings.record) if self.store else None
-        self.listeners: list[Callable[[Verdict], None]] = [self.commissioner.on_verdict]
+        self.drift = DriftWatch(self.store)
+        self.listeners: list[Callable[[Verdict], None]] = [self.commissioner.on_verdict, self.drift.on_verdict]
         self.publish: Callable[[Verdict], bool] = lambda _: False
         """Whether a verdict goes to the webhook's outbox, in the same transaction as its row."""
         self.phase = "starting"

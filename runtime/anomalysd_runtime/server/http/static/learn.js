@@ -77,6 +77,8 @@ function showRates() {
   const { good, bad, skipped } = state.answers;
   $("learn-count").textContent = `${state.seen} photos seen; answered: ${good} OK, ${bad} NG, ${skipped} skipped`;
   $("learn-reason").textContent = state.reason;
+  $("learn-drift").hidden = !state.drift.length;
+  $("learn-drift").textContent = state.drift.join("; ");
   const limits = (of) => (of.limits ? `${figure(of.limits.good)} to ${figure(of.limits.anomalous)}` : "none");
   const rows = [["threshold", figure(now.threshold), next && figure(next.threshold)], ["unsure", limits(now), next && limits(next)]];
   for (const [key, name] of [["false_alarms", "false alarms"], ["missed", "missed defects"], ["balanced", "mean of both"]]) {
