@@ -67,7 +67,9 @@ def serve(
     mqtt_ca: Annotated[Path | None, Option(help="PEM of the broker's certificate authority; enables TLS.")] = None,
     mqtt_prefix: Annotated[str, Option(help="First part of every topic.")] = "sd-edge",
     webhook: Annotated[str | None, Option(help="URL that verdicts are posted to; needs --record.")] = None,
-    webhook_on: Annotated[str, Option(help="Verdicts to post: anomalous (and uncertain), or all.")] = "anomalous",
+    webhook_on: Annotated[
+        str, Option(metavar="A,B", help="Verdicts to post: anomalous, uncertain, good, unknown, or all.")
+    ] = "anomalous,uncertain",
     ray: Annotated[str | None, Option(help="Replicas on Ray Serve: 'local', an address, or auto.")] = None,
     replicas: Annotated[str, Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
     gpus: Annotated[float, Option(help="With --ray: GPUs that each replica reserves.")] = 0,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 
 from anomalysd_edge.method.class_model import Calibration
 from anomalysd_edge.reports.inspection import limits_json
-from anomalysd_runtime.server.http import schemas
+from anomalysd_runtime.server.http import teaching_schemas
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES
 from anomalysd_runtime.server.inference.commissioning import CHANGES, QUESTIONS, ClassCommissioning, rates_json
 from anomalysd_runtime.server.inference.service import Service
@@ -24,20 +24,20 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["commissioning"], responses=ERROR_RESPONSES)
     commissioner = service.commissioner
 
-    @router.get("/classes/{name}/commissioning", response_model=schemas.CommissioningAnswer)
+    @router.get("/classes/{name}/commissioning", response_model=teaching_schemas.CommissioningAnswer)
     async def state(name: str, bundle: BundleName = None) -> Any:
         """What the line's stream and the answers say of a class, and which photos to ask about next."""
         return await asyncio.to_thread(lambda: _json(service, commissioner.look(bundle, name)))
 
-    @router.post("/classes/{name}/answers", response_model=schemas.CommissioningAnswer)
-    async def answer(name: str, said: schemas.AnswerBody, bundle: BundleName = None) -> Any:
+    @router.post("/classes/{name}/answers", response_model=teaching_schemas.CommissioningAnswer)
+    async def answer(name: str, said: teaching_schemas.AnswerBody, bundle: BundleName = None) -> Any:
         """Say of a photo that it is good, bad, or that you skip it; null takes it back. The new state."""
         return await asyncio.to_thread(
             lambda: _json(service, commissioner.answer(bundle, name, said.uid, said.answer, time.time()))
         )
 
-    @router.post("/classes/{name}/accept", response_model=schemas.AcceptedAnswer)
-    async def accept(request: Request, name: str, seen: schemas.AcceptBody, bundle: BundleName = None) -> Any:
+    @router.post("/classes/{name}/accept", response_model=teaching_schemas.AcceptedAnswer)
+    async def accept(request: Request, name: str, seen: teaching_schemas.AcceptBody, bundle: BundleName = None) -> Any:
         """Make what is proposed a new version of the bundle. The answer comes when it is live."""
         client = request.state.client
         return (await asyncio.to_thread(commissioner.accept, bundle, name, seen.bundle_id, client)).to_json()
