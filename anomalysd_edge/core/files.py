@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,9 @@ from anomalysd_edge.errors import InputError, SDEdgeError
 
 _CHUNK_BYTES = 1 << 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ASIDE = re.compile(r"\..*-[0-9a-f]{8}\.aside(\..*)?")
+_LEFT_S = 3600.0
+"""Age of a file aside from which nobody is writing it any more."""
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
@@ -114,10 +118,11 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
 
 
 def clear_asides(path: Path) -> None:
-    """Remove the folders beside the folder `path` that processes were writing for it when they were killed.
+    """Remove what processes were writing when they were killed: folders beside the folder `path`, meant for it, and
+    files in it, once they are an hour old.
 
-    One that a living process writes is locked, and stays; so does everything where `path` itself is not there: after
-    two renames of which the second never came, they are all that is left.
+    A folder that a living process writes is locked, and stays; so does everything where `path` itself is not there:
+    after two renames of which the second never came, they are all that is left.
     """
     target = _through_links(path)
     if not target.is_dir():
@@ -125,13 +130,23 @@ def clear_asides(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.stem)}-[0-9a-f]{{8}}\.aside{re.escape(target.suffix)}")
     try:
         beside = [f for f in target.parent.iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+        files = [f for f in target.iterdir() if is_aside(f.name) and f.is_file()]
     except OSError:  # what cannot be listed cannot be written either: whoever writes there says so
-        beside = []
+        return
+    for file in files:
+        with suppress(OSError):  # its writer, or another process that clears, was faster
+            if time.time() - file.stat().st_mtime > _LEFT_S:
+                file.unlink()
     for left in beside:
         held = _hold(left)
         if held >= 0:
             shutil.rmtree(left, ignore_errors=True)
             os.close(held)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file or folder of this name is one that is, or was, being written."""
+    return _ASIDE.fullmatch(name) is not None
 
 
 def _hold(folder: Path) -> int:

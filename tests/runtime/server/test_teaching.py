@@ -13,7 +13,7 @@ from anomalysd_edge.bundle import versions
 from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
 from anomalysd_edge.bundle.signing import new_key, sign
 from anomalysd_edge.core.files import sha256_bytes
-from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_runtime.server import settings as s
 from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference import teaching
@@ -190,6 +190,13 @@ def test_where_a_signature_is_required_teaching_needs_a_key(path: Path, tmp_path
         assert answer.status == 409
         assert "holds no key to sign with: start it with --sign KEY" in answer.json["error"]
         assert versions.bundle_id(path) == before
+    other = new_key(tmp_path / "other.pem")
+    for key, sentence in ((tmp_path / "other.pem", "what it signed would be refused"), (other, "is no unencrypted")):
+        with (
+            pytest.raises(InputError, match=sentence),
+            running_box(replace(settings, engine=replace(required, sign_key=key))),
+        ):
+            raise AssertionError("it started")
     with running_box(replace(settings, engine=replace(required, sign_key=tmp_path / "line.pem"))) as box:
         assert taught(box, "washer", PARTS).status == 200
         assert box.inspect(PARTS[0], "?class=washer").status == 200
