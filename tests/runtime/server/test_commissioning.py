@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from anomalysd_edge.bundle import versions
 from anomalysd_edge.calibration import drift
@@ -110,9 +112,8 @@ def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught
     assert (verdict["bundle_id"], verdict["threshold"]) == (done["after_id"], done["thresholds"]["after"])
     after = box.get(STATE).json
     assert after["state"] == ("trusted" if done["trusted"] else "learning")
-    assert after["seen"] == state["seen"] - state["answers"]["good"] + 1, (
-        "the stream was judged again under the new bank"
-    )
+    left = state["seen"] - state["answers"]["good"]
+    assert after["seen"] == left + (not done["trusted"]), "the stream was judged again under the new bank"
     listed = box.get("/bundles/line1/versions").json
     row = listed["teachings"][0]
     assert (row["who"], row["action"], row["class_name"]) == ("127.0.0.1", "accept", "washer")
@@ -126,6 +127,23 @@ def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught
     restored = box.get(STATE).json
     assert restored["now"]["threshold"] == state["now"]["threshold"]
     assert (restored["seen"], restored["answers"]) == (state["seen"], state["answers"]), "its own stream came back, too"
+
+
+def test_pictures_outlive_the_memory_where_photo_and_map_are_kept(taught: tuple[Box, Path]) -> None:
+    box, _ = taught
+    uid = box.get("/verdicts?class=washer&limit=1").json["verdicts"][0]["uid"]
+    pictures = f"/verdicts/{uid}/pictures"
+    before = {kind: box.get(f"{pictures}/{kind}").body for kind in ("photo", "heat", "map")}
+    with box.service.cache._lock:
+        box.service.cache._kept.clear()
+    for kind, body in before.items():
+        assert box.get(f"{pictures}/{kind}").body == body, kind
+    assert box.get(f"{pictures}/overlay").status == 200
+    with Image.open(io.BytesIO(box.get(f"{pictures}/large").body)) as large:
+        assert large.size == (64, 64), "as it came, not as the networks saw it"
+    for kind in ("repaint", "evidence"):
+        gone = box.get(f"{pictures}/{kind}")
+        assert (gone.status, "no longer in memory" in gone.json["error"]) == (404, True)
 
 
 def test_what_cannot_be_answered_or_accepted_is_said(taught: tuple[Box, Path]) -> None:

@@ -80,9 +80,9 @@ class ClassCommissioning:
     def scores(self) -> LineScores:
         """What the posterior is made of."""
         return LineScores(
-            unlabelled=tuple(_score(p, self.history) for p in self.open),
-            good=tuple(_score(p, self.history) for p in self.labelled("good")),
-            defective=tuple(_score(p, self.history) for p in self.labelled("bad")),
+            unlabelled=tuple(photo.score for photo in self.open),
+            good=tuple(photo.score for photo in self.labelled("good")),
+            defective=tuple(photo.score for photo in self.labelled("bad")),
         )
 
 
@@ -135,7 +135,8 @@ class Commissioner:
     def answer(self, bundle: str | None, class_name: str, uid: str, said: str | None, at: float) -> ClassCommissioning:
         """Take an answer (good, bad, skip, or None to take it back). Raises ServeError, StoreError."""
         store, before = self._recording(), self.look(bundle, class_name)
-        if uid not in {photo.uid for photo in before.photos}:
+        verdict = store.by_uid(uid)
+        if verdict is None or (verdict.bundle, verdict.class_name) != (before.loaded.name, before.name):
             raise NotFound(f"{uid[:32]!r} is no photo of the stream of {before.name}: it may have been too old to keep")
         correction: Correction | None = "ok" if said == "good" else "ng" if said == "bad" else None
         store.correct(uid, correction, at).result()
@@ -201,10 +202,8 @@ class Commissioner:
         prior = prior_of(None if loaded.manifest.features is None else loaded.manifest.features.kind)
         if history.repaint is None and prior is not None:
             history = replace(history, repaint=repaint_of(calibration, prior))
-        photos = tuple(line_photos(store, loaded.name, name, preset, history))
-        # A trusted class's photos settle early again: what came later is no stream, but for its answers.
-        until = history.accepted_at if history.trusted and history.accepted_at is not None else math.inf
-        stream = tuple(photo for photo in photos if photo.label is None and photo.at <= until)
+        photos = tuple(_whole(p, history) for p in line_photos(store, loaded.name, name, preset, history))
+        stream = tuple(photo for photo in photos if photo.label is None)
         key = (loaded.key, history, photos)
         with self._lock:
             before = self._fits.get((loaded.key, name))
@@ -268,6 +267,6 @@ def rates_json(found: Commissioned | None, which: Literal["now", "after"] = "aft
     return {name: {"mean": e.mean, "low": e.low, "high": e.high} for name, e in each.items()}
 
 
-def _score(photo: LinePhoto, history: ClassHistory) -> float:
-    """The image score of the whole plan; of a photo that was clear early, by what the repaint adds to most."""
-    return photo.score * math.exp(history.repaint or 0.0) if photo.settled else photo.score
+def _whole(photo: LinePhoto, history: ClassHistory) -> LinePhoto:
+    """With the image score of the whole plan; of a photo that was clear early, by what the repaint adds to most."""
+    return replace(photo, score=photo.score * math.exp(history.repaint or 0.0)) if photo.settled else photo

@@ -8,6 +8,7 @@ the class a new bank, its photos were judged again (table line_scores).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,7 @@ from anomalysd_runtime.server.records.verdict_store import VerdictStore
 MOST_STREAM = 200
 """Photos of the stream without an answer, at most: the newest."""
 MOST_ROWS = 2000
-"""Verdicts that are looked through for them, and for answers."""
+"""Verdicts that are looked through for them."""
 Label = Literal["good", "bad"]
 """What a person said of a photo."""
 
@@ -101,8 +102,10 @@ def line_photos(
 ) -> list[LinePhoto]:
     """The stream, the newest first: every photo once, those that show the class, none that its bank was made of.
 
-    Photos without an answer are MOST_STREAM at most. Raises StoreError.
+    Photos without an answer are MOST_STREAM at most, and of a trusted class from before it was accepted: later ones
+    settle early again, and those that do not are no sample. Raises StoreError.
     """
+    until = history.accepted_at if history.trusted and history.accepted_at is not None else math.inf
     marks = ", ".join("?" * len(history.comparable))
     rows = store.rows(
         f"""SELECT uid, at, photo, photo_sha256, mode, evidence, correction, brightness, sharpness, verdict,
@@ -114,8 +117,10 @@ def line_photos(
             LEFT JOIN line_scores l ON l.verdict_id = v.id AND l.bundle_id IN ({marks})
         WHERE v.class_name = ? AND v.bundle = ? AND v.preset = ?
             AND (v.bundle_id IN ({marks}) OR l.verdict_id IS NOT NULL)
-        ORDER BY v.id DESC LIMIT ?""",
-        *history.comparable, class_name, bundle, preset, *history.comparable, MOST_ROWS,
+            AND (v.correction IS NOT NULL OR v.id IN (
+                SELECT id FROM verdicts WHERE class_name = ? AND at <= ? ORDER BY id DESC LIMIT ?))
+        ORDER BY v.id DESC""",
+        *history.comparable, class_name, bundle, preset, *history.comparable, class_name, until, MOST_ROWS,
     )  # fmt: skip
     found: list[LinePhoto] = []
     known, open_ones = set(history.photos), 0
