@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from anomalysd_edge.calibration import drift
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server import settings as s
+from anomalysd_runtime.server.errors import Unavailable
+from anomalysd_runtime.server.inference import teaching
 from anomalysd_runtime.server.records.line import class_history, line_photos
 from anomalysd_runtime.server.records.teachings import Teaching, begin_teaching, end_teaching, teachings
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
@@ -96,6 +99,47 @@ def test_answers_move_thresholds_and_rates(taught: tuple[Box, Path]) -> None:
     assert uid in [one["uid"] for one in state["ask"]]
     for change in state["changes"]:
         assert change["now"] != change["proposed"]
+
+
+def test_an_acceptance_that_fails_changes_nothing(taught: tuple[Box, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    box, path = taught
+    before, state = versions.bundle_id(path), box.get(STATE).json
+
+    def full(*_: object) -> None:
+        raise Unavailable("the record cannot be written")
+
+    def refused() -> tuple[int, str]:
+        answer = post(box, "/classes/washer/accept", {"bundle_id": before})
+        return answer.status, answer.json["error"]
+
+    with versions.changing(path):
+        status, sentence = refused()
+    assert (status, "is being changed by another process" in sentence) == (409, True)
+    killer = threading.Thread(target=kill_lesson, args=(box,))
+    killer.start()
+    status, sentence = refused()
+    killer.join()
+    assert (status, "the teaching process died (exit code -9)" in sentence) == (500, True)
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "end_teaching", full)
+        assert refused() == (503, "the record cannot be written")
+    required = replace(box.service.settings, engine=replace(box.service.settings.engine, public_key=path))
+    with monkeypatch.context() as patched:
+        patched.setattr(box.service.teacher, "_settings", required)
+        status, sentence = refused()
+    assert (status, "holds no key to sign with" in sentence) == (409, True)
+    assert versions.bundle_id(path) == before
+    assert box.get(STATE).json == state
+    rows = box.get("/bundles/line1/versions").json["teachings"]
+    assert [row["action"] for row in rows] == ["teach"]
+    assert box.service.store is not None
+    assert box.service.store.rows("SELECT count(*) AS n FROM teachings") == [{"n": 1}]
+
+
+def kill_lesson(box: Box) -> None:
+    while (process := box.service.teacher._lessons.process) is None or process.pid is None:
+        time.sleep(0.01)
+    process.kill()
 
 
 def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught: tuple[Box, Path]) -> None:
