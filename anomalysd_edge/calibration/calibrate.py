@@ -79,6 +79,18 @@ class CalibrationTask:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A good photo as banks judged it that were built without it."""
+
+    photo: U8
+    """(H,W,3): one of the shots, or a disturbed copy of one."""
+    anomaly_map: F32
+    """(S,S) fused score map."""
+    score: float
+    """Image score."""
+
+
+@dataclass(frozen=True)
 class CalibrationResult:
     """What was found."""
 
@@ -90,6 +102,8 @@ class CalibrationResult:
     """By class, one a size of the photo."""
     seconds: dict[str, float]
     """How long each class took."""
+    held_out: dict[str, list[HeldOut]] = field(default_factory=dict)
+    """By class, its held-out normals, under the settings that were found."""
 
 
 def calibrate(task: CalibrationTask, progress: Progress | None = None) -> CalibrationResult:
@@ -136,6 +150,8 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
     tuned = replace(task.inspect, **choices)
     fused, scales = judge.normals(tuned)
     scores, plain = [image_score(m, tuned.top_share) for m in fused], judge.prototype_scores(tuned, scales)
+    everything = [photo for fold in folds for photo in fold.photos]
+    found.held_out[name] = [HeldOut(*each) for each in zip(everything, fused, scores, strict=True)]
     calibration = Calibration(scales=scales, choices=choices)
     evidence = None
     if tuned.fusion == "modulated" and plain and task.threshold_prior is not None:

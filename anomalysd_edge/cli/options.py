@@ -38,7 +38,7 @@ DatasetName = Annotated[
 ]
 NormalDirs = Annotated[
     list[Path] | None,
-    Option("--normal-dir", metavar="DIR", help="Folder in --data of good photos of one class; repeatable."),
+    Option("--normal-dir", metavar="DIR", help="Folder in --data or --photos: good photos of one class; repeatable."),
 ]
 AbnormalDirs = Annotated[
     list[Path] | None,

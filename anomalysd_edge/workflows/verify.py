@@ -19,6 +19,7 @@ from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
+from anomalysd_edge.data.datasets import NamedFolders
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.evaluation.backend_parity import (
     FIGURES,
@@ -50,6 +51,8 @@ class VerifyRequest:
     """A data set or a folder of photos."""
     dataset: str | None = None
     """Name of the published data set that it is, if it is one."""
+    named: NamedFolders | None = None
+    """The folders of one class in `photos`, where they were named."""
     backends: tuple[str, ...] = ("torch", "cpu")
     """The reference, and the backend that is compared with it; 'torch' needs `run`."""
     run: Path | None = None
@@ -78,7 +81,7 @@ def verify_backends(request: VerifyRequest, progress: Progress) -> ParityReport:
             f"--backend is {','.join(names)!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
         )
     bundle = read_bundle(request.bundle)
-    samples = samples_of(request.photos, bundle, request.dataset)
+    samples = samples_of(request.photos, bundle, request.dataset, request.named)
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
     chosen = spread_over_classes(samples, limit) if limit < len(samples) else samples
     with ExitStack() as stack:
