@@ -49,15 +49,24 @@ def new_key(path: Path) -> Path:
     return public
 
 
+def check_key_pair(key: Path, public_key: Path | None = None) -> None:
+    """Raise InputError unless `key` holds a private key to sign with, and `public_key`, where one is given, its public
+    half: before anything is made that nobody could open."""
+    serialization, _, _ = _cryptography()
+    raw = _private_key(key).public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    if public_key is not None:
+        trusted = _public_key(public_key).public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        if raw != trusted:
+            raise InputError(
+                f"{key} signs for the public key {raw.hex()[:16]}..., and {public_key} is {trusted.hex()[:16]}...: "
+                "what it signed would be refused; give the two halves of one key"
+            )
+
+
 def sign(manifest: Path, key: Path) -> Path:
     """Sign the file `manifest` with the private key in `key`; the signature's path. Raises InputError."""
-    serialization, ed25519, _ = _cryptography()
-    try:
-        private = serialization.load_pem_private_key(_bytes(key), password=None)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key} is no unencrypted private key in PEM ({error}); make one with --new-key") from error
-    if not isinstance(private, ed25519.Ed25519PrivateKey):
-        raise InputError(f"{key} holds a {type(private).__name__}, expected an ed25519 key; make one with --new-key")
+    serialization, _, _ = _cryptography()
+    private = _private_key(key)
     public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     target = manifest.with_name(SIGNATURE)
     signature = private.sign(_bytes(manifest))
@@ -65,15 +74,21 @@ def sign(manifest: Path, key: Path) -> Path:
     return target
 
 
+def _private_key(key: Path) -> Any:
+    serialization, ed25519, _ = _cryptography()
+    try:
+        private = serialization.load_pem_private_key(_bytes(key), password=None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key} is no unencrypted private key in PEM ({error}); make one with --new-key") from error
+    if not isinstance(private, ed25519.Ed25519PrivateKey):
+        raise InputError(f"{key} holds a {type(private).__name__}, expected an ed25519 key; make one with --new-key")
+    return private
+
+
 def check_signature(data: bytes, folder: Path, key: Path) -> None:
     """Raise BundleError unless `folder`'s manifest.sig signs `data` with the key whose public half is in `key`."""
-    serialization, ed25519, invalid = _cryptography()
-    try:
-        public = serialization.load_pem_public_key(_bytes(key))
-    except ValueError as error:
-        raise InputError(f"{key} is no public key in PEM ({error}); give the .pub file of the signing key") from error
-    if not isinstance(public, ed25519.Ed25519PublicKey):
-        raise InputError(f"{key} holds a {type(public).__name__}, expected an ed25519 public key")
+    serialization, _, invalid = _cryptography()
+    public = _public_key(key)
     file = folder / SIGNATURE
     if not file.is_file():
         raise BundleError(f"{folder} is not signed ({SIGNATURE} is missing) and a signature is required: refused")
@@ -93,6 +108,17 @@ def check_signature(data: bytes, folder: Path, key: Path) -> None:
             f"the signature of {folder} does not fit its manifest: it was changed after signing (a new precision, "
             "engine or gate verdict, or by another hand): refused; whoever holds the key can sign it again"
         ) from error
+
+
+def _public_key(key: Path) -> Any:
+    serialization, ed25519, _ = _cryptography()
+    try:
+        public = serialization.load_pem_public_key(_bytes(key))
+    except ValueError as error:
+        raise InputError(f"{key} is no public key in PEM ({error}); give the .pub file of the signing key") from error
+    if not isinstance(public, ed25519.Ed25519PublicKey):
+        raise InputError(f"{key} holds a {type(public).__name__}, expected an ed25519 public key")
+    return public
 
 
 def _bytes(path: Path) -> bytes:

@@ -6,19 +6,20 @@ the fewest repaints that it can do with. A class that the bundle knows is taught
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle.detector_factory import calibration_task, class_record, constant_tensors, preset_settings
 from anomalysd_edge.bundle.manifest import ClassRecord, PromptPair
-from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, prompt_key, prototypes_key
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, patch_foreground_key, prompt_key, prototypes_key
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.versions import bundle_id
 from anomalysd_edge.bundle.writer import rewrite_bundle
-from anomalysd_edge.calibration.calibrate import calibrate
+from anomalysd_edge.calibration.calibrate import HeldOut, calibrate
 from anomalysd_edge.calibration.class_features import ClassFeatures
 from anomalysd_edge.calibration.photo_checks import GoodPhoto, PhotoFinding, check_photos, foreign_photos
 from anomalysd_edge.calibration.settings import CalibrationSettings
@@ -28,6 +29,8 @@ from anomalysd_edge.data.classes import ClassSpec, check_name, class_spec, find_
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.method.class_model import Calibration, ClassModel
 from anomalysd_edge.method.networks import Networks
+from anomalysd_edge.vision.heatmap import heat_range, overlay
+from anomalysd_edge.vision.images import encode_png, resize
 from anomalysd_edge.vision.letterbox import common_aspect
 
 MOST_PHOTOS = 20
@@ -61,6 +64,22 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class PreviewPhoto:
+    """A good photo under the score map that the class's other photos give it."""
+
+    name: str
+    """Of the photo."""
+    score: float
+    """Image score."""
+    png: bytes
+    """(S,S,3) photo and map in one picture."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the picture in base64."""
+        return {"photo": self.name, "score": self.score, "png": base64.b64encode(self.png).decode()}
+
+
+@dataclass(frozen=True)
 class TaughtClass:
     """What became of a lesson."""
 
@@ -78,6 +97,8 @@ class TaughtClass:
     """What else there is to know, each a sentence."""
     calibrations: dict[str, Calibration]
     """By preset: threshold, limits, expected errors, and what they rest on."""
+    preview: tuple[PreviewPhoto, ...]
+    """The bank's photos, each judged by the others; of a single one disturbed copies of it, judged by it."""
     before_id: str
     """Id of the bundle that was taught; its version of that id is kept."""
     after_id: str
@@ -103,6 +124,7 @@ class TaughtClass:
             "expected": {preset: found.expected and vars(found.expected) for preset, found in each},
             "photos": [{"photo": name, "sha256": digest} for name, digest in self.photos],
             "findings": [vars(finding) for finding in self.findings],
+            "preview": [each.to_json() for each in self.preview],
             "notes": list(self.notes),
             "before_id": self.before_id,
             "after_id": self.after_id,
@@ -138,15 +160,12 @@ def teach(
     if networks.sizes.features_px:
         seen = ClassFeatures(networks, aspect, (1,))
         findings += foreign_photos(photos, [seen(photo.pixels)[-1] for photo in photos])
-    shots = {spec.name: [photo.pixels for photo in photos]}
-    found: dict[str, ClassModel] = {}
-    for preset in sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]:
-        task = calibration_task(bundle, networks, shots, preset_settings(bundle, preset), lesson.settings)
-        task = replace(task, specs={spec.name: spec}, prompts={spec.name: prompts})
-        found[preset] = calibrate(task, progress).classes[spec.name]
+    found, held_out = calibrated_class(bundle, networks, spec, prompts, photos, lesson.settings, progress)
     record = replace(class_record(spec, len(photos), found), prompts=prompted)
-    notes += _written(bundle, lesson, record, found, known)
+    count = f"{record.shots} photo{'s' * (record.shots > 1)}"
+    change = f"class {spec.name!r} {'taught anew' if known else 'added'} from {count}"
     out = lesson.out or bundle.path
+    notes += write_class(bundle, spec.name, record, next(iter(found.values())), change, out, lesson.key)
     return TaughtClass(
         bundle=out,
         name=spec.name,
@@ -155,6 +174,7 @@ def teach(
         findings=tuple(findings),
         notes=tuple(notes),
         calibrations={preset: model.calibration for preset, model in found.items()},
+        preview=tuple(_previews(photos, held_out, next(iter(found.values())).calibration.threshold)),
         before_id=before,
         after_id=bundle_id(out),
         seconds=time.monotonic() - began,
@@ -189,20 +209,50 @@ def _prompts(
     return {level: encode(text) for level, text in levels.items() if text is not None}, wanted, []
 
 
-def _written(
-    bundle: Bundle, lesson: Lesson, record: ClassRecord, found: dict[str, ClassModel], known: str | None
+def calibrated_class(
+    bundle: Bundle,
+    networks: Networks,
+    spec: ClassSpec,
+    prompts: dict[str, F32],
+    photos: Sequence[GoodPhoto],
+    settings: CalibrationSettings,
+    progress: Progress | None = None,
+) -> tuple[dict[str, ClassModel], list[HeldOut]]:
+    """A class from its good photos by preset of the bundle, and its held-out normals under the first of them."""
+    shots = {spec.name: [photo.pixels for photo in photos]}
+    found: dict[str, ClassModel] = {}
+    held_out: list[HeldOut] = []
+    for preset in sorted({p for record in bundle.manifest.classes.values() for p in record.calibration}) or ["edge"]:
+        task = calibration_task(bundle, networks, shots, preset_settings(bundle, preset), settings)
+        result = calibrate(replace(task, specs={spec.name: spec}, prompts={spec.name: prompts}), progress)
+        found[preset] = result.classes[spec.name]
+        held_out = held_out or result.held_out[spec.name]
+    return found, held_out
+
+
+def write_class(
+    bundle: Bundle, name: str, record: ClassRecord, model: ClassModel, change: str, out: Path, key: Path | None
 ) -> list[str]:
-    """Write the bundle; what there is to say of its signature."""
-    name = known or lesson.name
+    """Write the bundle with another record and other constants of one class; what there is to say of its signature."""
     gone = {prompt_key(name, level) for level in ("whole", "detail")}
-    gone |= {prototypes_key(name, coarse) for coarse in (True, False)}
+    gone |= {prototypes_key(name, coarse) for coarse in (True, False)} | {patch_foreground_key(name)}
     constants = {key: value for key, value in bundle.constants.items() if key not in gone}
-    constants |= constant_tensors({name: next(iter(found.values()))}, bundle.constants[NEGATIVE_PROMPT])
-    count = f"{record.shots} photo{'s' * (record.shots > 1)}"
-    change = f"class {name!r} {'taught anew' if known else 'added'} from {count}"
-    classes = {**bundle.manifest.classes, name: record}
+    constants |= constant_tensors({name: model}, bundle.constants[NEGATIVE_PROMPT])
     signed = (bundle.path / SIGNATURE).is_file()
-    rewrite_bundle(bundle, lesson.out or bundle.path, classes, constants, change, lesson.key)
-    if signed and lesson.key is None:
+    rewrite_bundle(bundle, out, {**bundle.manifest.classes, name: record}, constants, change, key)
+    if signed and key is None:
         return ["the bundle was signed and the new one is not: sign it with 'sd-edge sign', or teach with --sign KEY"]
     return []
+
+
+def _previews(
+    photos: Sequence[GoodPhoto], held_out: Sequence[HeldOut], threshold: float | None
+) -> Iterator[PreviewPhoto]:
+    """Of photos that were held out; of copies where there is nothing else."""
+    names = {id(photo.pixels): photo.name for photo in photos}
+    own = [each for each in held_out if id(each.photo) in names] or held_out
+    for each in own:
+        small = resize(each.photo, each.anomaly_map.shape[0])
+        low, high = heat_range(each.anomaly_map, threshold)
+        name = names.get(id(each.photo), f"{photos[0].name}, disturbed")
+        yield PreviewPhoto(name, each.score, encode_png(overlay(small, each.anomaly_map, low, high)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.update import LOCK, read_manifest, writing
-from anomalysd_edge.core.files import folder_aside, sha256_file
+from anomalysd_edge.core.files import folder_aside, is_aside, sha256_file
 from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.errors import BundleError
 
@@ -92,10 +92,10 @@ def keep_version(path: Path) -> None:
 def link_bundle(source: Path, target: Path, without: tuple[str, ...] = ()) -> None:
     """Fill the empty folder `target` with the parts of the bundle `source`: links where the file system allows it.
 
-    The lock file stays out, and what `without` names.
+    The lock file stays out, what a killed process left, and what `without` names.
     """
     for part in sorted(source.iterdir()):
-        if part.name not in (LOCK, *without):
+        if part.name not in (LOCK, *without) and not is_aside(part.name):
             link(part, target / part.name)
 
 

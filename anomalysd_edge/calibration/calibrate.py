@@ -34,6 +34,7 @@ from anomalysd_edge.method.patches.distance_correction import DistanceCorrection
 from anomalysd_edge.method.patches.feature_windows import tiles_for
 from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_similarity
 from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast
+from anomalysd_edge.method.patches.patch_foreground import PatchForeground
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.patches.prediction_bounds import upper_bound
 from anomalysd_edge.method.patches.shot_banks import ShotBanks
@@ -78,6 +79,18 @@ class CalibrationTask:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A good photo as banks judged it that were built without it."""
+
+    photo: U8
+    """(H,W,3): one of the shots, or a disturbed copy of one."""
+    anomaly_map: F32
+    """(S,S) fused score map."""
+    score: float
+    """Image score."""
+
+
+@dataclass(frozen=True)
 class CalibrationResult:
     """What was found."""
 
@@ -89,6 +102,8 @@ class CalibrationResult:
     """By class, one a size of the photo."""
     seconds: dict[str, float]
     """How long each class took."""
+    held_out: dict[str, list[HeldOut]] = field(default_factory=dict)
+    """By class, its held-out normals, under the settings that were found."""
 
 
 def calibrate(task: CalibrationTask, progress: Progress | None = None) -> CalibrationResult:
@@ -122,6 +137,9 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
     if side and name not in found.banks:
         found.banks[name] = banks_of(seen, photos, settings.bank_size)
     banks = found.banks.get(name, ())
+    if banks and bare.patch_scorer is None and spec.kind == "object":
+        # What a patch scorer sees was learned with the background counted.
+        bare = replace(bare, patch_foreground=PatchForeground.of([seen(photo)[-1] for photo in photos]))
     folds = hold_out(photos, banks, settings.negatives, settings.seed)
     guided, median_distances = _by_prototypes(seen, folds, bare, task.inspect, settings)
     bare = replace(bare, guided=guided)
@@ -132,6 +150,8 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
     tuned = replace(task.inspect, **choices)
     fused, scales = judge.normals(tuned)
     scores, plain = [image_score(m, tuned.top_share) for m in fused], judge.prototype_scores(tuned, scales)
+    everything = [photo for fold in folds for photo in fold.photos]
+    found.held_out[name] = [HeldOut(*each) for each in zip(everything, fused, scores, strict=True)]
     calibration = Calibration(scales=scales, choices=choices)
     evidence = None
     if tuned.fusion == "modulated" and plain and task.threshold_prior is not None:

@@ -119,6 +119,8 @@ class Commissioned:
 
     before: ExpectedRates
     """As believed without them, at the threshold of the class's own photos."""
+    now: ExpectedRates
+    """As believed with them, at the threshold in use."""
     after: ExpectedRates
     """As believed with them: at the new threshold, or where none is proposed at the old one."""
     share: Estimate
@@ -139,10 +141,12 @@ def commission(
     settings: CommissioningSettings | None = None,
     cap: float | None = None,
     questions: int = 5,
+    threshold: float | None = None,
 ) -> Commissioned:
     """What to believe of a class after `seen`. Deterministic for a seed.
 
-    `cap` is ScoreModel.cap of the class. Raises SettingsError where the stream has fewer than LEAST_STREAM photos.
+    `cap` is ScoreModel.cap of the class, `threshold` the one in use; that of `belief` if None.
+    Raises SettingsError where the stream has fewer than LEAST_STREAM photos.
     """
     settings = settings or CommissioningSettings()
     count = len(seen.unlabelled) + len(seen.good) + len(seen.defective)
@@ -154,19 +158,19 @@ def commission(
     before = expected_rates(prior, old.threshold(settings.costs), settings.interval)
     share = Estimate.of(found.share, settings.interval)
     asked = ask_next(found, seen.unlabelled, settings.costs, questions)
+    now = expected_rates(found, before.threshold if threshold is None else threshold, settings.interval)
     if float(np.median(found.share)) > settings.most_defective:
-        after = expected_rates(found, before.threshold, settings.interval)
         reason = (
             f"nothing is proposed: {share} of the line's {count} photos look defective, and more than "
             f"{100 * settings.most_defective:.0f} % is no stream of mostly good parts; sort them, or say what they are"
         )
-        return Commissioned(before, after, share, None, False, reason, asked)
+        return Commissioned(before, now, now, share, None, False, reason, asked)
     after = expected_rates(found, model.threshold(settings.costs), settings.interval)
     trusted = after.balanced.width <= settings.width
     width = f"the balanced error's interval is {100 * after.balanced.width:.0f} points wide"
     wanted = f"{100 * settings.width:.0f} were asked for"
-    reason = f"trusted: {width}, {wanted}" if trusted else f"still learning: {width}, {wanted}"
-    return Commissioned(before, after, share, model, trusted, reason, asked)
+    reason = f"to be trusted: {width}, {wanted}" if trusted else f"still learning: {width}, {wanted}"
+    return Commissioned(before, now, after, share, model, trusted, reason, asked)
 
 
 def expected_rates(found: ScorePosterior, threshold: float, interval: float) -> ExpectedRates:
@@ -217,10 +221,18 @@ def _rates(targets: F64, places: F64) -> tuple[F64, F64]:
     return 1 - good, bad
 
 
-def belief_of(calibration: Calibration, prior: ThresholdPrior) -> ScoreBelief | None:
-    """What `prior` believes of a class that was calibrated with it, what the repaint adds counted in; None for a class
-    without evidence from both sides."""
+def repaint_of(calibration: Calibration, prior: ThresholdPrior) -> float | None:
+    """What the repaint adds to the log scores of a class that was calibrated with `prior` and never commissioned; None
+    for a class without evidence from both sides."""
     if calibration.evidence is None or calibration.score_model is None:
         return None
-    bare = prior.score_model(calibration.evidence)
-    return prior.belief(calibration.evidence).shifted(calibration.score_model.good_mean - bare.good_mean)
+    return calibration.score_model.good_mean - prior.score_model(calibration.evidence).good_mean
+
+
+def belief_of(calibration: Calibration, prior: ThresholdPrior, repaint: float | None = None) -> ScoreBelief | None:
+    """What `prior` believes of a class that was calibrated with it, what the repaint adds counted in; None for a class
+    without evidence from both sides. `repaint` is that of `repaint_of` unless given."""
+    repaint = repaint_of(calibration, prior) if repaint is None else repaint
+    return (
+        None if repaint is None or calibration.evidence is None else prior.belief(calibration.evidence).shifted(repaint)
+    )

@@ -106,6 +106,13 @@ def foreign_photos(photos: Sequence[GoodPhoto], features: Sequence[F32]) -> list
     return found
 
 
+def brightness_and_sharpness(photo: U8) -> tuple[float, float]:
+    """Mean grey level of (H,W,3), and how sharp it is (1 - blur), each in [0,1]; fast, for every photo of a line."""
+    reduced = Image.fromarray(photo).reduce(max(1, max(photo.shape[:2]) // (2 * _BLUR_SIDE)))
+    small = np.asarray(reduced)
+    return float(np.asarray(reduced.convert("L"), np.float64).mean()) / 255, 1 - blur(small)
+
+
 def blur(photo: U8) -> float:
     """How blurred (H,W,3) is, 0 (sharp) to 1: the share of its contrast between neighbours that survives a further blur
     (Crete et al., "The blur effect", 2007), in the direction where that is more."""

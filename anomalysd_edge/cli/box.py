@@ -48,6 +48,10 @@ def serve(
     ] = "0",
     require_signature: options.PublicKey = None,
     sign: Annotated[Path | None, Option(metavar="KEY", help="Sign taught bundles with this private key.")] = None,
+    trusted_width: Annotated[
+        float, Option(metavar="PERCENT", help="Propose to trust a class once its error is known to so many points.")
+    ] = 20,
+    auto: Annotated[bool, Option("--auto", help="Accept by itself what it proposes to trust; needs --record.")] = False,
     token_file: Annotated[
         Path | None, Option(help="File of NAME:SECRET or NAME:SECRET:ROLE lines; or set SD_EDGE_TOKEN.")
     ] = None,
@@ -63,7 +67,9 @@ def serve(
     mqtt_ca: Annotated[Path | None, Option(help="PEM of the broker's certificate authority; enables TLS.")] = None,
     mqtt_prefix: Annotated[str, Option(help="First part of every topic.")] = "sd-edge",
     webhook: Annotated[str | None, Option(help="URL that verdicts are posted to; needs --record.")] = None,
-    webhook_on: Annotated[str, Option(help="Verdicts to post: anomalous (and uncertain), or all.")] = "anomalous",
+    webhook_on: Annotated[
+        str, Option(metavar="A,B", help="Verdicts to post: anomalous, uncertain, good, unknown, or all.")
+    ] = "anomalous,uncertain",
     ray: Annotated[str | None, Option(help="Replicas on Ray Serve: 'local', an address, or auto.")] = None,
     replicas: Annotated[str, Option(help="With --ray: number, or 1-4 to scale with the load.")] = "2",
     gpus: Annotated[float, Option(help="With --ray: GPUs that each replica reserves.")] = 0,
@@ -93,6 +99,8 @@ def serve(
             max_body_bytes=size_bytes(max_body_size, "--max-body-size") or 0, rate_per_s=rate,
         ),
         mqtt=s.mqtt_settings(mqtt, mqtt_ca, mqtt_prefix, os.environ) if mqtt else None,
+        trusted_width=trusted_width / 100,
+        auto=auto,
         webhook=s.webhook_settings(webhook, webhook_on, os.environ.get("SD_EDGE_WEBHOOK_SECRET")) if webhook else None,
     )  # fmt: skip
     if ray is not None:

@@ -39,7 +39,7 @@ DatasetName = Annotated[
 ]
 NormalDirs = Annotated[
     list[Path] | None,
-    Option("--normal-dir", metavar="DIR", help="Folder in --data of good photos of one class; repeatable."),
+    Option("--normal-dir", metavar="DIR", help="Folder in --data or --photos: good photos of one class; repeatable."),
 ]
 AbnormalDirs = Annotated[
     list[Path] | None,
@@ -73,7 +73,7 @@ Device = Annotated[str, Option(help="Device to train on: cpu or cuda.")]
 Threads = Annotated[int | None, Option(help="CPU threads; all cores if left out.")]
 MaxBatch = Annotated[
     int | None,
-    Option(help="Most samples in one UNet pass: memory and speed, never a verdict; else 4 on a CPU, 16 elsewhere."),
+    Option(help="Most samples in one UNet pass: memory and speed, never a verdict; else 3 on a CPU, 16 elsewhere."),
 ]
 BatchSize = Annotated[int | None, Option(help="Samples in one training step; the model's default if left out.")]
 StaticBatches = Annotated[

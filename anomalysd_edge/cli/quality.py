@@ -18,6 +18,7 @@ def calibrate(
     bundle: options.BundleToChange,
     photos: Annotated[Path | None, Option(help="Good photos: data set, folder or RUN.")] = None,
     dataset: options.DatasetName = None,
+    normal_dir: options.NormalDirs = None,
     unlabelled: Annotated[
         Path | None, Option(help="Photos of the line, mostly good: threshold and error rates from them.")
     ] = None,
@@ -61,8 +62,9 @@ def calibrate(
         false_alarm_rate=false_alarm_rate, costs=Costs(missed_cost, referral_cost, defect_rate), synthetic=synthetic,
         negatives=12 if synthetic else 8,
     )  # fmt: skip
+    named = options.named_folders(normal_dir, None, None, None, dataset, None)
     request = CalibrateRequest(
-        bundle=bundle, photos=photos, dataset=dataset, unlabelled=unlabelled, known_bad=known_bad, out=out,
+        bundle=bundle, photos=photos, dataset=dataset, named=named, unlabelled=unlabelled, known_bad=known_bad, out=out,
         shots=shots, preset=preset, settings=settings, threads=threads,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
@@ -79,6 +81,10 @@ def verify(
     bundle: options.BundleDir,
     photos: Annotated[Path, Option(help="Photos to compare on: data set or folder.")],
     dataset: options.DatasetName = None,
+    normal_dir: options.NormalDirs = None,
+    abnormal_dir: options.AbnormalDirs = None,
+    normal_test_dir: options.NormalTestDirs = None,
+    mask_dir: options.MaskDirs = None,
     run: Annotated[Path | None, Option(help="Run of the bundle: compares torch with ONNX Runtime.")] = None,
     features: options.Features = None,
     backend: Annotated[
@@ -105,9 +111,10 @@ def verify(
 
     if backend is None and run is None:
         raise InputError("verify needs --run RUN (torch against ONNX Runtime) or --backend A,B (two backends)")
+    named = options.named_folders(normal_dir, abnormal_dir, normal_test_dir, mask_dir, dataset, None)
     gate = EXPORT_GATE if backend is None else GateSettings(flips=max_flips, auroc_drop=max_drop)
     request = VerifyRequest(
-        bundle=bundle, photos=photos, dataset=dataset, run=run, labels=labels, limit=limit, preset=preset,
+        bundle=bundle, photos=photos, dataset=dataset, named=named, run=run, labels=labels, limit=limit, preset=preset,
         threads=threads, out=out, gate=gate, features=features,
         **({} if backend is None else {"backends": listed(backend)}),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,9 @@ from anomalysd_edge.errors import InputError, SDEdgeError
 
 _CHUNK_BYTES = 1 << 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ASIDE = re.compile(r"\..*-[0-9a-f]{8}\.aside(\..*)?")
+_LEFT_S = 3600.0
+"""Age of a file aside from which nobody is writing it any more."""
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
@@ -73,7 +78,7 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
     (exchange.py), it is moved away first, and comes back should the second move fail. With `marker`, a non-empty
     folder that does not hold a file of that name is not ours to replace and raises InputError. Where `path` is a
     symbolic link, the folder that it points to is written, and the link stays. On any error, Ctrl-C included, the
-    folder aside is removed.
+    folder aside is removed; what a process that was killed left goes first (`clear_asides`).
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, a folder is to be written there; remove it or choose another name")
@@ -81,9 +86,12 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
         raise InputError(f"{path} is not empty and holds no {marker}, so it is not replaced; choose another folder")
     target = _through_links(path)
     aside, old = _name_aside(target), _name_aside(target)
+    clear_asides(target)
+    held = -1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
+        held = _hold(aside)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file() and not file.is_symlink():
@@ -103,8 +111,55 @@ def folder_aside(path: Path, marker: str | None = None) -> Iterator[Path]:
         _raise_plainly(error, path)
         raise
     finally:
+        if held >= 0:
+            os.close(held)
         if old.exists() and target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_asides(path: Path) -> None:
+    """Remove what processes were writing when they were killed: folders beside the folder `path`, meant for it, and
+    files in it, once they are an hour old.
+
+    A folder that a living process writes is locked, and stays; so does everything where `path` itself is not there:
+    after two renames of which the second never came, they are all that is left.
+    """
+    target = _through_links(path)
+    if not target.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(target.stem)}-[0-9a-f]{{8}}\.aside{re.escape(target.suffix)}")
+    try:
+        beside = [f for f in target.parent.iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+        files = [f for f in target.iterdir() if is_aside(f.name) and f.is_file()]
+    except OSError:  # what cannot be listed cannot be written either: whoever writes there says so
+        return
+    for file in files:
+        with suppress(OSError):  # its writer, or another process that clears, was faster
+            if time.time() - file.stat().st_mtime > _LEFT_S:
+                file.unlink()
+    for left in beside:
+        held = _hold(left)
+        if held >= 0:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file or folder of this name is one that is, or was, being written."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor that locks `folder` until it is closed; -1 where another process holds it, or there are no locks."""
+    descriptor = -1
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor >= 0:
+            os.close(descriptor)
+        return -1
+    return descriptor
 
 
 def _through_links(path: Path) -> Path:

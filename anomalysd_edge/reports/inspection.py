@@ -56,12 +56,8 @@ def limits_json(limits: Limits | None) -> dict[str, float] | None:
 
 
 def heat_range(answer: Inspection) -> tuple[float, float]:
-    """Low and high end of the colours: from the map's median to twice the pixel threshold's height above it."""
-    low = float(np.median(answer.anomaly_map))
-    high = float(answer.anomaly_map.max())
-    if answer.threshold is not None:
-        high = max(high, low + 1.5 * (answer.threshold - low))
-    return low, max(high, low + 1e-6)
+    """Low and high end of the colours of its map."""
+    return heatmap.heat_range(answer.anomaly_map, answer.threshold)
 
 
 def pictures(answer: Inspection, photo: U8) -> dict[str, U8]:

@@ -26,6 +26,15 @@ ALARM = (64, 224, 255)
 """Outline of what raised the alarm: cyan, a colour that the colour map lacks."""
 
 
+def heat_range(values: F32, threshold: float | None) -> tuple[float, float]:
+    """Low and high end of the colours of a score map (H,W): from its median to its maximum, or to one and a half times
+    the threshold's height above the median where that is more."""
+    low, high = float(np.median(values)), float(values.max())
+    if threshold is not None:
+        high = max(high, low + 1.5 * (threshold - low))
+    return low, max(high, low + 1e-6)
+
+
 def heat_map(values: F32, low: float, high: float) -> U8:
     """(H,W) float32 -> (H,W,3) uint8: `low` and below is nearly black, `high` and above pale yellow.
 

@@ -17,7 +17,7 @@ from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.core.files import sha256_file
 from anomalysd_edge.core.threads import use_threads
 from anomalysd_edge.core.types import Progress
-from anomalysd_edge.data.datasets import Dataset
+from anomalysd_edge.data.datasets import Dataset, NamedFolders
 from anomalysd_edge.errors import DatasetError, InputError
 from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.vision.images import load_rgb
@@ -37,6 +37,8 @@ class CalibrateRequest:
     """A run (its shots), or a data set or folder (its good photos)."""
     dataset: str | None = None
     """Name of the published data set that `photos` holds, if it is one."""
+    named: NamedFolders | None = None
+    """The folder of good photos of the bundle's class, where it was named."""
     unlabelled: Path | None = None
     """Photos of the line's stream, mostly good ones, of every class; they move thresholds, never the banks."""
     known_bad: Path | None = None
@@ -60,7 +62,10 @@ def recalibrate(request: CalibrateRequest, progress: Progress) -> Calibrated:
     bundle, preset = read_bundle(request.bundle), request.preset
     inspect = preset_settings(bundle, preset)
     records = bundle.manifest.classes
-    files = good_photos(request.photos, records, request.shots, every=request.shots is None, dataset=request.dataset)
+    files = good_photos(
+        request.photos, records, request.shots, every=request.shots is None, dataset=request.dataset,
+        named=request.named,
+    )  # fmt: skip
     say_faults(files)
     if request.known_bad is not None and request.unlabelled is None:
         raise InputError("known bad photos are judged beside the line's stream: give --unlabelled too")

@@ -59,7 +59,9 @@ def of_bundle(data: Dataset, known: Collection[str]) -> Dataset:
     return data.renamed(lambda name: find_class(name, known) or name)
 
 
-def open_for(known: Collection[str], root: Path, dataset: str | None = None) -> Dataset:
+def open_for(
+    known: Collection[str], root: Path, dataset: str | None = None, named: NamedFolders | None = None
+) -> Dataset:
     """open_described and of_bundle, for photos of the classes `known`; of a published data set only these are read.
 
     Raises DatasetError where the published data set has none of them.
@@ -70,7 +72,7 @@ def open_for(known: Collection[str], root: Path, dataset: str | None = None) -> 
         if not classes:
             title = PUBLISHED[dataset].title
             raise DatasetError(f"the bundle holds no class of {title}; its classes are {', '.join(known)}")
-    return of_bundle(open_described(root, classes, dataset), known)
+    return of_bundle(open_described(root, classes, dataset, named), known)
 
 
 def check_class_names(data: Dataset, named: bool = False) -> None:

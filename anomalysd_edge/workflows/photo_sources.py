@@ -10,7 +10,7 @@ from anomalysd_edge.bundle.manifest import ClassRecord
 from anomalysd_edge.bundle.reader import Bundle
 from anomalysd_edge.core.files import read_json
 from anomalysd_edge.data.classes import find_class
-from anomalysd_edge.data.datasets import GOOD, Sample, few_shot
+from anomalysd_edge.data.datasets import GOOD, NamedFolders, Sample, few_shot
 from anomalysd_edge.errors import ClassError, DatasetError, InputError
 from anomalysd_edge.vision import images
 from anomalysd_edge.workflows.datasets import open_for
@@ -45,18 +45,19 @@ def good_photos(
     partial: bool = False,
     every: bool = False,
     dataset: str | None = None,
+    named: NamedFolders | None = None,
 ) -> dict[str, list[Path]]:
     """By class: the shots of a run, or the first good photos of a data set or folder.
 
     Of each class `shots`, or as many as the bundle was fitted to; with `every`, all. With `partial`, classes without
-    photos are left out and fewer photos will do. `dataset` is the name of a published one. Raises DatasetError where
-    photos are missing.
+    photos are left out and fewer photos will do. `dataset` is the name of a published one, `named` the folders of one
+    class. Raises DatasetError where photos are missing.
     """
-    if (source / RUN_RECORD).is_file():
+    if named is None and (source / RUN_RECORD).is_file():
         classes = read_json(source / RUN_RECORD).get("classes", {})
         found = {name: [source / shot["file"] for shot in entry["shots"]] for name, entry in classes.items()}
     else:
-        data = open_for(records, source, dataset)
+        data = open_for(records, source, dataset, named)
         found = {name: list(part.train) for name, part in data.classes.items()}
     missing = [name for name in records if not found.get(name)]
     if missing if not partial else len(missing) == len(records):
@@ -72,14 +73,16 @@ def good_photos(
     return chosen
 
 
-def samples_of(photos: Path, bundle: Bundle, dataset: str | None = None) -> list[Sample]:
+def samples_of(
+    photos: Path, bundle: Bundle, dataset: str | None = None, named: NamedFolders | None = None
+) -> list[Sample]:
     """Test photos of the bundle's classes in a data set, or of a class without any its good ones.
 
-    `dataset` is the name of a published one. A lone folder is the bundle's only class. Raises DatasetError where there
-    is no photo of the bundle's classes.
+    `dataset` is the name of a published one, `named` the folders of one class. A lone folder is the bundle's only
+    class. Raises DatasetError where there is no photo of the bundle's classes.
     """
     names = list(bundle.manifest.classes)
-    data = open_for(names, photos, dataset)
+    data = open_for(names, photos, dataset, named)
     found: list[Sample] = []
     for name in (name for name in data.classes if name in names):
         part = data.classes[name]

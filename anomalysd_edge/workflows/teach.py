@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
+from anomalysd_edge.bundle.signing import check_key_pair
 from anomalysd_edge.bundle.teaching import NEGATIVES, Encode, Lesson, TaughtClass, teach
 from anomalysd_edge.bundle.versions import changing
 from anomalysd_edge.calibration.photo_checks import GoodPhoto, PhotoFinding
@@ -62,6 +63,8 @@ def teach_class(request: TeachRequest, progress: Progress) -> TaughtClass:
     from anomalysd_runtime.onnx.networks import OnnxNetworks
 
     check_name(request.name)
+    if request.key is not None:
+        check_key_pair(request.key)
     with nullcontext() if request.out else changing(request.bundle):
         bundle = read_bundle(request.bundle)
         photos, unreadable = _read(request.photos, request.shots)

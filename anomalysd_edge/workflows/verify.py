@@ -13,12 +13,13 @@ import numpy as np
 
 from anomalysd_edge.bundle.backend_spec import backend_choice
 from anomalysd_edge.bundle.detector_factory import detector_of
-from anomalysd_edge.bundle.engine_records import GateRecord
+from anomalysd_edge.bundle.engine_records import GateRecord, PrecisionRecord
 from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.core.files import write_aside, write_json
 from anomalysd_edge.core.types import U8, Progress
+from anomalysd_edge.data.datasets import NamedFolders
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.evaluation.backend_parity import (
     FIGURES,
@@ -50,6 +51,8 @@ class VerifyRequest:
     """A data set or a folder of photos."""
     dataset: str | None = None
     """Name of the published data set that it is, if it is one."""
+    named: NamedFolders | None = None
+    """The folders of one class in `photos`, where they were named."""
     backends: tuple[str, ...] = ("torch", "cpu")
     """The reference, and the backend that is compared with it; 'torch' needs `run`."""
     run: Path | None = None
@@ -78,7 +81,7 @@ def verify_backends(request: VerifyRequest, progress: Progress) -> ParityReport:
             f"--backend is {','.join(names)!r}, expected two with a comma between, as in 'cpu,cpu:fp16'"
         )
     bundle = read_bundle(request.bundle)
-    samples = samples_of(request.photos, bundle, request.dataset)
+    samples = samples_of(request.photos, bundle, request.dataset, request.named)
     limit = request.limit or (len(samples) if request.labels else UNLABELLED_LIMIT)
     chosen = spread_over_classes(samples, limit) if limit < len(samples) else samples
     with ExitStack() as stack:
@@ -110,7 +113,8 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
 def _enter(path: Path, kind: str, precision: str, found: ParityReport) -> None:
     with writing(path):
         manifest = read_manifest(path)
-        record = manifest.precisions[precision]
+        # A backend that rounds the exported graphs by itself needs no graphs of this precision, and has a gate.
+        record = manifest.precisions.get(precision, PrecisionRecord({}))
         marked = replace(record, gates={**record.gates, kind: gate_record(found)})
         write_manifest(path, replace(manifest, precisions={**manifest.precisions, precision: marked}))
 

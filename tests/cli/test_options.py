@@ -21,6 +21,7 @@ from anomalysd_edge.errors import ClassError, DatasetError, InputError, Settings
 from anomalysd_edge.method.score_model import Costs
 from anomalysd_edge.training import train as training
 from anomalysd_edge.vision import images
+from anomalysd_edge.workflows.photo_sources import good_photos, samples_of
 from tests.support.data_sets import bottle_data_set, touch
 from tests.support.small_graphs import small_bundle
 
@@ -246,3 +247,24 @@ def test_teach_names_poor_photos_and_versions_go_back(tmp_path: Path, monkeypatc
     assert "no photo can be used to teach 'washer': " in str(refused.exception)
     assert isinstance(refused.exception, InputError), "the command ends with exit code 2"
     assert versions.bundle_id(bundle) == first
+
+
+def test_calibrate_and_verify_take_named_folders_as_eval_does(tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "bundle")
+    records = bundle.manifest.classes
+    touch(tmp_path / "line", "OK/0.png", "OK/1.png", "OK_test/2.png", "NG/3.png")
+    named = named_folders([Path("OK")], [Path("NG")], [Path("OK_test")], None, None, None)
+    found = good_photos(tmp_path / "line", records, None, every=True, named=named)
+    assert {name: [file.name for file in files] for name, files in found.items()} == {"bottle": ["0.png", "1.png"]}
+    samples = samples_of(tmp_path / "line", bundle, named=named)
+    assert sorted((sample.path.name, sample.label) for sample in samples) == [("2.png", 0), ("3.png", 1)]
+    with pytest.raises(DatasetError, match="OK"):
+        good_photos(tmp_path / "line", records, None, every=True)
+    wrong = run("calibrate", bundle.path, "--photos", tmp_path / "line", "--normal-dir", "missing", "--quiet")
+    assert "missing is no folder" in str(wrong.exception)
+    images.save_png(tmp_path / "parts/OK/0.png", render_part("demo_washer", (3, 0), 96).photo())
+    (tmp_path / "parts/OK/1.png").write_bytes((tmp_path / "parts/OK/0.png").read_bytes())
+    words = ("verify", bundle.path, "--backend", "cpu,cpu", "--photos", tmp_path / "parts", "--json", "--quiet")
+    done = run(*words, "--normal-dir", "OK")
+    assert done.exit_code == 0, done.output
+    assert [one["name"] for one in json.loads(done.stdout)["photos"]] == ["bottle/good/0.png", "bottle/good/1.png"]

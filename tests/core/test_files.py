@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import pytest
 from anomalysd_edge.core import files
 from anomalysd_edge.core.exchange import exchange
 from anomalysd_edge.core.files import (
+    clear_asides,
     folder_aside,
+    is_aside,
     printable,
     read_json,
     sha256_bytes,
@@ -218,3 +223,64 @@ def test_a_name_for_people_is_one_line() -> None:
     assert printable("a\nERROR forged\x1b[2J.png") == "a\\nERROR forged\\x1b[2J.png"
     assert printable("teil_\udce4.png") == "teil_\ufffd.png"
     assert printable("Geh\xe4use.png") == "Geh\xe4use.png"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    code = """
+import sys, time
+from pathlib import Path
+from anomalysd_edge.core.files import folder_aside
+with folder_aside(Path(sys.argv[1])) as aside:
+    (aside / "part").write_text("half")
+    print(aside.name, flush=True)
+    time.sleep(60)
+"""
+    with folder_aside(target) as made:
+        (made / "whole").write_text("1")
+
+    def writer() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, tmp_path / process.stdout.readline().strip()
+
+    killed, left = writer()
+    living, kept = writer()
+    try:
+        assert left.is_dir()
+        killed.kill()
+        killed.wait()
+        old, new = target / ".manifest-0123abcd.aside.json", target / ".manifest-0123abce.aside.json"
+        old.touch()
+        new.touch()
+        os.utime(old, (1.0, 1.0))
+        other = tmp_path / ".other-0123abcd.aside"
+        other.mkdir()
+        clear_asides(target)
+        assert [path.exists() for path in (left, kept, other, old, new, target / "whole")] == [
+            False,
+            True,
+            True,
+            False,
+            True,
+            True,
+        ]
+        clear_asides(tmp_path / "other")
+        assert other.is_dir(), "without the folder itself, what lies aside may be all that there is"
+    finally:
+        living.kill()
+        living.wait()
+        for process in (killed, living):
+            if process.stdout is not None:
+                process.stdout.close()
+    with folder_aside(target) as again:
+        assert not kept.exists()
+        (again / "whole").write_text("2")
+    assert (target / "whole").read_text() == "2"
+    assert [is_aside(name) for name in (left.name, old.name, "whole", ".lock", "a-0123abcd.aside")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]

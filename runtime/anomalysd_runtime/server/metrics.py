@@ -30,6 +30,11 @@ class Metrics:
         self.loaded = Gauge("sd_edge_bundle_loaded", "Whether a bundle is open", ["bundle"], registry=own)
         self.ready = Gauge("sd_edge_ready", "Whether the box takes photos", registry=own)
         self.degraded = Gauge("sd_edge_degraded", "Whether something is not as asked for; see /health", registry=own)
+        of_class = ["bundle", "class_name", "quantity"]
+        self.drift = Gauge("sd_edge_drift", "Whether the last photos differ from commissioning", of_class, registry=own)
+        self.drift_change = Gauge(
+            "sd_edge_drift_change", "Of the median against commissioning, relative", of_class, registry=own
+        )
         self.mqtt = Gauge("sd_edge_mqtt_connected", "Whether triggers of a broker arrive", registry=own)
         self.outbox = Gauge("sd_edge_webhook_outbox", "Webhook calls that are not delivered yet", registry=own)
 

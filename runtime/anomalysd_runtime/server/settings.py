@@ -11,6 +11,7 @@ from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.errors import SettingsError
 
 MEGA = 1 << 20
+VERDICTS = ("good", "anomalous", "uncertain", "unknown")
 ROLES = {
     "operator": frozenset[str](),
     "teacher": frozenset({"teach"}),
@@ -125,8 +126,8 @@ class WebhookSettings:
 
     url: str
     """http or https."""
-    only_anomalous: bool = True
-    """Leave good and unknown ones out; uncertain ones, which a person should see, are posted."""
+    verdicts: frozenset[str] = frozenset({"anomalous", "uncertain"})
+    """Which are posted; uncertain ones are those that a person should see."""
     secret: str | None = field(default=None, repr=False)
     """Signs every call with HMAC-SHA256; None = unsigned."""
     timeout_s: float = 10.0
@@ -165,6 +166,10 @@ class ServeSettings:
     """Broker, if there is one."""
     webhook: WebhookSettings | None = None
     """Whom to tell, if anybody."""
+    trusted_width: float = 0.2
+    """Width of the interval of a class's balanced error, in (0,1], at which the box proposes to trust it."""
+    auto: bool = False
+    """Whether it then trusts it by itself; otherwise a person accepts."""
 
     def __post_init__(self) -> None:
         if not self.bundles:
@@ -182,6 +187,10 @@ class ServeSettings:
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("TLS needs both --tls-cert and --tls-key")
+        if not 0 < self.trusted_width <= 1:
+            raise SettingsError(f"--trusted-width is {100 * self.trusted_width:g}; expected percent, above 0 up to 100")
+        if self.auto and self.record.path is None:
+            raise SettingsError("--auto needs --record: the stream that a class is accepted on is kept there")
         if self.webhook is not None and self.record.path is None:
             raise SettingsError("--webhook needs --record: calls that are not delivered yet wait there over a restart")
 
@@ -213,9 +222,10 @@ def webhook_settings(url: str, when: str, secret: str | None) -> WebhookSettings
     """From the command line's words. Raises SettingsError."""
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"--webhook is {url[:80]!r}; expected a URL with http or https")
-    if when not in ("anomalous", "all"):
-        raise SettingsError(f"--webhook-on is {when!r}; use anomalous or all")
-    return WebhookSettings(url, when == "anomalous", secret)
+    wanted = set(VERDICTS) if when.strip() == "all" else {word.strip() for word in when.split(",")}
+    if not wanted <= set(VERDICTS):
+        raise SettingsError(f"--webhook-on is {when!r}; use {', '.join(VERDICTS)}, with commas between, or all")
+    return WebhookSettings(url, frozenset(wanted), secret)
 
 
 def bundle_path(path: Path) -> Path:

@@ -15,13 +15,15 @@ from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.reports import inspection
 from anomalysd_edge.vision import heatmap, images
 from anomalysd_edge.vision.morphology import label_regions
-from anomalysd_runtime.server.errors import BadRequest
+from anomalysd_runtime.server.errors import BadRequest, NotFound
 
 SCHEMA = "sd-edge.verdict.1"
 """Named in every verdict that leaves the box; a change of a field's meaning raises its number."""
 OUTPUTS = ("map", "heat", "overlay", "repaint", "evidence", "mask")
 """Pictures that a client may ask for."""
 MAX_REGIONS = 50
+RECORDED_PX = 512
+"""Side of a photo's picture where no score map gives one."""
 Correction = Literal["ok", "ng"]
 """An operator's correction of a verdict."""
 
@@ -79,6 +81,12 @@ class Verdict:
     request_key: str | None = field(
         default=None, metadata=_about("The client's name for the request: sent twice, inspected once.", unique=True)
     )
+    brightness: float | None = field(
+        default=None, metadata=_about("Mean grey level of the photo in [0,1]; null in old records.")
+    )
+    sharpness: float | None = field(
+        default=None, metadata=_about("How sharp the photo is, 0 to 1; null in old records.")
+    )
     correction: Correction | None = field(
         default=None, metadata=_about("An operator's correction.", check="IN ('ok', 'ng')")
     )
@@ -98,9 +106,9 @@ class VerdictPictures:
     photo_jpeg: bytes
     """The photo, squashed to the map's size."""
     repaint_jpeg: bytes
-    """The reconstruction."""
+    """The reconstruction; empty where it was not kept."""
     map_png: bytes
-    """(S,S) 16-bit gray: value = low + gray / 65535 * (high - low)."""
+    """Empty where it was not kept, else (S,S) 16-bit gray: value = low + gray / 65535 * (high - low)."""
     low: float
     """Score-map value of gray 0."""
     high: float
@@ -165,6 +173,16 @@ def pictures_of(answer: Inspection, photo: U8) -> VerdictPictures:
     return VerdictPictures(_jpeg(small), _jpeg(answer.repaint), gray, low, high, heat_low, heat_high, cell)
 
 
+def pictures_of_record(photo: U8, values: F32 | None, threshold: float | None) -> VerdictPictures:
+    """What a record kept of an inspection: the photo (H,W,3) and, perhaps, its score map (S,S)."""
+    if values is None:
+        return VerdictPictures(_jpeg(images.resize(photo, RECORDED_PX)), b"", b"", 0, 1, 0, 1)
+    gray, low, high = map_to_gray(values)
+    return VerdictPictures(
+        _jpeg(images.resize(photo, values.shape[0])), b"", gray, low, high, *heatmap.heat_range(values, threshold)
+    )
+
+
 def map_to_gray(values: F32) -> tuple[bytes, float, float]:
     """(S,S) float32 -> 16-bit gray PNG, and the values of its 0 and its 65535."""
     low, high = float(values.min()), float(values.max())
@@ -185,6 +203,10 @@ def draw(kind: str, pictures: VerdictPictures) -> tuple[bytes, str]:
     """One picture of a verdict and its media type: photo, repaint, map, heat, overlay or evidence."""
     if kind == "photo":
         return pictures.photo_jpeg, "image/jpeg"
+    if (kind in ("repaint", "evidence") and not pictures.repaint_jpeg) or (kind != "photo" and not pictures.map_png):
+        raise NotFound(
+            f"the picture {kind!r} of this verdict is no longer in memory; 'sd-edge history' can make it again"
+        )
     if kind == "repaint":
         return pictures.repaint_jpeg, "image/jpeg"
     if kind == "map":

@@ -30,7 +30,7 @@ from anomalysd_runtime.server.connectors.webhook import Webhook, proxy_of, signa
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.records.tables import VerdictEntry
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
-from anomalysd_runtime.server.settings import MqttSettings, RecordSettings, WebhookSettings
+from anomalysd_runtime.server.settings import VERDICTS, MqttSettings, RecordSettings, WebhookSettings
 from anomalysd_runtime.server.verdicts import VerdictResult
 from tests.support.serving import Box, free_port, open_touchy, png, running_box, small_settings
 from tests.support.small_graphs import THREE_WAY, small_bundle
@@ -351,7 +351,7 @@ def test_a_webhook_is_signed_retried_and_delivered_once(
 ) -> None:
     monkeypatch.setattr("anomalysd_runtime.server.connectors.webhook.random.uniform", lambda *_: 0.05)
     receiver = Receiver(failures=2)
-    hook = WebhookSettings(f"http://127.0.0.1:{receiver.port}/in", only_anomalous=False, secret="s3cret")
+    hook = WebhookSettings(f"http://127.0.0.1:{receiver.port}/in", verdicts=frozenset(VERDICTS), secret="s3cret")
     settings = replace(small_settings(bundle), record=RecordSettings(tmp_path / "r.sqlite"), webhook=hook)
     with running_box(settings) as box:
         told = box.inspect(png(1)).json
@@ -367,7 +367,7 @@ def test_a_webhook_is_signed_retried_and_delivered_once(
 
 def test_undelivered_webhooks_wait_over_a_restart(bundle: Path, tmp_path: Path) -> None:
     port = free_port()
-    hook = WebhookSettings(f"http://127.0.0.1:{port}/in", only_anomalous=False)
+    hook = WebhookSettings(f"http://127.0.0.1:{port}/in", verdicts=frozenset(VERDICTS))
     settings = replace(small_settings(bundle), record=RecordSettings(tmp_path / "r.sqlite"), webhook=hook)
     with running_box(settings) as box:
         uid = box.inspect(png(1)).json["uid"]

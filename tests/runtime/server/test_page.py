@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,11 @@ from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.method.score_model import Limits
 from anomalysd_edge.vision import images
 from anomalysd_runtime.server.settings import RecordSettings, SecuritySettings
+from tests.support.browser import PHONE, all_of, needs_browser, one, press, until
 from tests.support.serving import Box, open_touchy, png, running_box, small_settings
 from tests.support.small_graphs import THREE_WAY, small_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.net]
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
-)
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +29,6 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     record = RecordSettings(tmp_path_factory.mktemp("record") / "record.sqlite")
     with running_box(replace(small_settings(bundle), record=record), open_touchy) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as driver:
-        yield driver
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 15) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := true():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"never happened: {what}")
-
-
-def one(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
-
-
-def all_of(browser: Any, selector: str) -> list[Any]:
-    return list(browser.find_elements("css selector", selector))
-
-
-def press(browser: Any, keys: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    ActionChains(browser).send_keys(keys).perform()
 
 
 def give(browser: Any, photos: list[Path]) -> None:
@@ -143,9 +101,7 @@ def test_bad_photos_are_told_in_words(browser: Any, box: Box, tmp_path: Path) ->
 @needs_browser
 def test_it_fits_a_phone_and_asks_no_other_host(browser: Any, box: Box) -> None:
     browser.set_window_size(500, 900)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    )
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     shown = [element for element in all_of(browser, "button, select") if element.is_displayed()]
     assert shown
@@ -196,10 +152,9 @@ def test_a_class_is_taught_and_taken_back_on_a_phone(browser: Any, tmp_path: Pat
         photo = render_part("demo_washer", (3, number), 96).photo()
         images.save_png(tmp_path / f"good-{number}.png", photo)
     shutil.copy(tmp_path / "good-0.png", tmp_path / "copy.png")
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     with running_box(small_settings(bundle)) as box:
         browser.get(f"http://127.0.0.1:{box.port}/")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
         until(lambda: one(browser, "#class").get_attribute("value") == "bottle", "the classes are there")
         one(browser, "#teach-open").send_keys("\n")
         assert browser.switch_to.active_element.get_attribute("id") == "teach-name", "typing begins at once"
@@ -216,6 +171,9 @@ def test_a_class_is_taught_and_taken_back_on_a_phone(browser: Any, tmp_path: Pat
         assert "washer is live, taught from 3 photos" in said
         assert "copy.png is the same photo as good-0.png: left out" in said
         assert "false alarms" in said
+        shown = all_of(browser, "#teach-preview img")
+        assert [picture.get_property("naturalWidth") for picture in shown] == [16] * 3, "each held-out photo"
+        assert "· good-1.png" in one(browser, "#teach-preview li:nth-child(2)").text
         browser.save_screenshot(str(tmp_path / "taught.png"))
         until(lambda: one(browser, "#class").get_attribute("value") == "washer", "the class is chosen")
         told = box.get("/bundles").json["bundles"][0]
@@ -246,7 +204,7 @@ def test_a_box_with_tokens_asks_for_one(browser: Any, tmp_path: Path) -> None:
 
 def test_the_page_is_whole_and_small(box: Box) -> None:
     sizes = 0
-    for path in ("/", "/static/app.js", "/static/teach.js", "/static/style.css"):
+    for path in ("/", "/static/app.js", "/static/teach.js", "/static/learn.js", "/static/style.css"):
         found = box.get(path)
         assert found.status == 200
         assert b"http://" not in found.body.replace(b"http://www.w3.org/2000/svg", b"")

@@ -318,6 +318,8 @@ def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_pat
         "verdict": "uncertain",
         "pred_probability": 1 / 3,
         "limits": {"good": 0.1, "anomalous": 1 / 7},
+        "brightness": 1 / 9,
+        "sharpness": 0.5,
     }
     store.add(VerdictEntry(replace(old, uid="new", request_key=None, **between))).result()
     new, kept = store.select()
@@ -335,6 +337,8 @@ def test_a_record_of_the_first_release_opens_and_its_table_is_still_made(tmp_pat
     assert {column[1:4] for column in migrated[len(columns) :]} == {
         ("pred_probability", "REAL", 0),
         ("limits", "TEXT", 0),
+        ("brightness", "REAL", 0),
+        ("sharpness", "REAL", 0),
     }
     store = VerdictStore(tmp_path / "old.sqlite")
     assert [verdict.uid for verdict in store.select()] == ["older", "new", "old"]

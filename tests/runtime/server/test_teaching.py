@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from anomalysd_edge.bundle import versions
 from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
 from anomalysd_edge.bundle.signing import new_key, sign
 from anomalysd_edge.core.files import sha256_bytes
-from anomalysd_edge.errors import SettingsError
+from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_runtime.server import settings as s
 from anomalysd_runtime.server.errors import Unavailable
 from anomalysd_runtime.server.inference import teaching
 from anomalysd_runtime.server.records import history
+from tests.support.parts import part
 from tests.support.serving import Answer, Box, running_box, small_settings
 from tests.support.small_graphs import small_bundle
 
@@ -28,17 +26,6 @@ pytestmark = [pytest.mark.net, pytest.mark.slow]
 
 SECRETS = {name: f"secret-of-{name}-0123456789" for name in ("olga", "tom", "ada", "old")}
 ROLES = {"olga": "operator", "tom": "teacher", "ada": "admin"}
-
-
-def part(seed: int, level: int = 0) -> bytes:
-    """A PNG of a washer on a grained table, 64 x 64."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:64, :64] - 31.5 + rng.normal(0, 1, 2)[:, None, None]
-    radius = np.hypot(y, x)
-    photo = np.where((radius > 10) & (radius < 24), 190, 70)[..., None] + rng.normal(0, 6, (64, 64, 3)) + level
-    out = io.BytesIO()
-    Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(out, format="PNG")
-    return out.getvalue()
 
 
 PARTS = [part(seed) for seed in range(3)]
@@ -148,14 +135,14 @@ def test_a_dead_teacher_and_a_record_that_cannot_be_written_change_nothing(
     def full(*_: object) -> None:
         raise Unavailable("the record cannot be written")
 
-    monkeypatch.setattr(teaching, "add_teaching", full)
+    monkeypatch.setattr(teaching, "end_teaching", full)
     assert taught(box, "washer", PARTS).status == 503
     assert versions.bundle_id(path) == before
     assert box.inspect(PARTS[0], "?class=bottle").json["bundle_id"] == before
 
 
 def _kill_when_there(teacher: teaching.Teacher) -> None:
-    while (process := teacher._process) is None or process.pid is None:
+    while (process := teacher._lessons.process) is None or process.pid is None:
         threading.Event().wait(0.01)
     process.kill()
 
@@ -203,6 +190,13 @@ def test_where_a_signature_is_required_teaching_needs_a_key(path: Path, tmp_path
         assert answer.status == 409
         assert "holds no key to sign with: start it with --sign KEY" in answer.json["error"]
         assert versions.bundle_id(path) == before
+    other = new_key(tmp_path / "other.pem")
+    for key, sentence in ((tmp_path / "other.pem", "what it signed would be refused"), (other, "is no unencrypted")):
+        with (
+            pytest.raises(InputError, match=sentence),
+            running_box(replace(settings, engine=replace(required, sign_key=key))),
+        ):
+            raise AssertionError("it started")
     with running_box(replace(settings, engine=replace(required, sign_key=tmp_path / "line.pem"))) as box:
         assert taught(box, "washer", PARTS).status == 200
         assert box.inspect(PARTS[0], "?class=washer").status == 200

@@ -12,11 +12,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from anomalysd_edge.errors import SettingsError
 from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors.watch import WatchSettings
 from anomalysd_runtime.server.connectors.webhook import Webhook
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
-from anomalysd_runtime.server.settings import RecordSettings, WebhookSettings
+from anomalysd_runtime.server.settings import VERDICTS, RecordSettings, WebhookSettings, webhook_settings
 from tests.support.command import sd_edge
 from tests.support.serving import Box, png, recorded_settings, running_box, small_settings
 from tests.support.small_graphs import THREE_WAY, small_bundle
@@ -115,13 +116,18 @@ def test_a_watched_folder_puts_it_into_unsure(three_way: Path, tmp_path: Path) -
     assert lifecycle.watch(recorded_settings(three_way, tmp_path), where, once=True) == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "only", "every"),
-    [("good", False, True), ("anomalous", True, True), ("uncertain", True, True), ("unknown", False, True)],
-)
-def test_a_webhook_hears_of_what_a_person_should_see(words: str, only: bool, every: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", VERDICTS)
+def test_a_webhook_hears_of_the_verdicts_that_were_named(words: str, tmp_path: Path) -> None:
     store = VerdictStore(tmp_path / "record.sqlite")
-    for only_anomalous, expected in ((True, only), (False, every)):
-        hook = Webhook(store, WebhookSettings("http://127.0.0.1:9/", only_anomalous=only_anomalous))
-        assert hook.wants(verdict(1, verdict=words)) is expected
+    for when, heard in (
+        ("anomalous", {"anomalous"}),
+        ("anomalous,uncertain", {"anomalous", "uncertain"}),
+        (" good , unknown", {"good", "unknown"}),
+        ("all", set(VERDICTS)),
+    ):
+        hook = Webhook(store, webhook_settings("http://127.0.0.1:9/", when, None))
+        assert hook.wants(verdict(1, verdict=words)) is (words in heard), when
+    assert WebhookSettings("http://127.0.0.1:9/").verdicts == {"anomalous", "uncertain"}
+    with pytest.raises(SettingsError, match="--webhook-on is 'bad'; use good, anomalous, uncertain, unknown"):
+        webhook_settings("http://127.0.0.1:9/", "bad", None)
     store.close()

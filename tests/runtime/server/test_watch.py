@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from anomalysd_edge.bundle.writer import rewrite_bundle
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_runtime.server import lifecycle
 from anomalysd_runtime.server.connectors import watch as room
+from anomalysd_runtime.server.connectors.inbox_names import places
 from anomalysd_runtime.server.connectors.watch import FolderWatch, WatchSettings
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from tests.support.serving import CRASH, open_touchy, png, recorded_settings, small_settings
+from tests.support.small_graphs import small_bundle
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -146,6 +149,7 @@ RUN = """
 import sys
 from pathlib import Path
 from anomalysd_runtime.server import lifecycle
+from anomalysd_runtime.server.connectors.inbox_names import places
 from anomalysd_runtime.server.connectors.watch import WatchSettings
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from tests.support.serving import recorded_settings
@@ -306,3 +310,25 @@ def test_what_an_earlier_process_left_broken_does_not_end_the_next(bundle: Path,
     watched(bundle, tmp_path)
     assert files(tmp_path)["ok"] + files(tmp_path)["ng"] == 1
     assert "cannot be read" in json.loads((tmp_path / "error/gone.png.json").read_text())["error"]
+
+
+@pytest.mark.slow
+def test_a_class_that_is_called_like_a_folder_of_verdicts_is_judged(tmp_path: Path) -> None:
+    named = small_bundle(tmp_path / "line1")
+    record = named.manifest.classes["bottle"]
+    constants = {key.replace("bottle", "unsure"): value for key, value in named.constants.items()}
+    rewrite_bundle(named, named.path, {"unsure": record}, constants, "renamed")
+    inbox = tmp_path / "inbox"
+    (inbox / "unsure").mkdir(parents=True)
+    (inbox / "unsure" / "new.png").write_bytes(png(1))
+    (inbox / "unsure" / "old.png").write_bytes(png(2))
+    write_json(inbox / "unsure" / "old.png.json", {"request_key": "watch:0123"})
+    where = WatchSettings(inbox, poll_s=0.05, settle_s=0.05)
+    assert lifecycle.watch(recorded_settings(named.path, inbox), where, once=True) == 1
+    (judged,) = [path for path in inbox.rglob("new.png") if ".sd-edge" not in path.parts]
+    assert judged.relative_to(inbox).as_posix() in ("ok/unsure/new.png", "ng/unsure/new.png")
+    assert (inbox / "unsure" / "old.png").exists(), "a verdict of before the class was called so stays"
+    assert places({"unsure", "OK", "unsure-verdicts"})["uncertain"] == "unsure-verdicts-verdicts"
+    assert places({"bottle"}) == {kind: kind if kind in ("unknown", "error") else name for kind, name in (
+        ("good", "ok"), ("anomalous", "ng"), ("uncertain", "unsure"), ("unknown", ""), ("error", ""),
+    )}  # fmt: skip

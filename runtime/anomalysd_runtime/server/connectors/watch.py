@@ -27,15 +27,20 @@ from anomalysd_edge.core.locks import exclusive_lock
 from anomalysd_edge.data.classes import find_class
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.vision.images import IMAGE_SUFFIXES
-from anomalysd_runtime.server.connectors.inbox_names import free_name, remove_empty, verdict_file
+from anomalysd_runtime.server.connectors.inbox_names import (
+    ClaimedPhoto,
+    free_name,
+    is_judged,
+    places,
+    remove_empty,
+    verdict_file,
+)
 from anomalysd_runtime.server.errors import DeadlineMissed, QueueFull, ServeError, Unavailable
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.verdicts import Verdict, VerdictResult
 
 log = logging.getLogger("sd-edge.watch")
-PLACES = {"good": "ok", "anomalous": "ng", "uncertain": "unsure", "unknown": "unknown"}
-ERROR = "error"
 HIDDEN = ".sd-edge"
 DEADLINE_S = 3600.0
 AGAIN_S = 1.0
@@ -56,17 +61,6 @@ class WatchSettings:
     """Pause between two looks."""
     settle_s: float = 1.0
     """A file must keep its size and time for so long: a camera may still be writing it."""
-
-
-@dataclass(frozen=True)
-class ClaimedPhoto:
-    """A photo that is this process's to finish."""
-
-    uid: str
-    path: Path
-    """In .sd-edge/work/UID/."""
-    relative: Path
-    """Where it lay in the folder."""
 
 
 class FolderWatch:
@@ -178,10 +172,10 @@ class FolderWatch:
     def _photos(self) -> list[Path]:
         """New photos: in the folder, and in its folders that are named after a class. The rest is named once."""
         root = self._settings.folder
-        classes = {name for loaded in self._service.bundles.loaded() for name in loaded.classes}
-        found = self._photos_in(root)
+        classes, found = self._classes(), self._photos_in(root)
+        outputs = places(classes).values()
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "."):
-            if folder.name in (*PLACES.values(), ERROR):
+            if folder.name in outputs:
                 continue
             if find_class(folder.name, classes) is None:
                 known = ", ".join(sorted(classes))
@@ -192,6 +186,9 @@ class FolderWatch:
             except OSError as error:
                 self._name_once(folder, f"cannot be looked through ({error.strerror}): mend its permissions")
         return found
+
+    def _classes(self) -> set[str]:
+        return {name for loaded in self._service.bundles.loaded() for name in loaded.classes}
 
     def _photos_in(self, folder: Path) -> list[Path]:
         """The photos that lie in `folder`; everything else in it is named once. Raises OSError."""
@@ -204,6 +201,8 @@ class FolderWatch:
                     self._name_once(path, "is not looked into: photos lie in the class's folder itself")
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
                 self._name_once(path, "is left: photos end in " + ", ".join(sorted(IMAGE_SUFFIXES)))
+            elif path.is_file() and is_judged(path):
+                self._name_once(path, "is left: its verdict lies beside it")
             elif path.is_file():
                 found.append(path)
             elif path.is_symlink():
@@ -280,17 +279,17 @@ class FolderWatch:
                 self._end.wait(AGAIN_S)
 
     def _place(self, claimed: ClaimedPhoto, verdict: Verdict) -> None:
-        self._move(claimed, PLACES[verdict.verdict], verdict.to_json())
+        self._move(claimed, verdict.verdict, verdict.to_json())
         log.info("%s: %s, score %.4f", _shown(claimed), verdict.verdict, verdict.pred_score)
 
     def _reject(self, claimed: ClaimedPhoto, sentence: str, status: int) -> None:
         document = {"photo": claimed.relative.as_posix(), "error": sentence, "status": status}
-        self._move(claimed, ERROR, {**document, "request_key": f"watch:{claimed.uid}"})
+        self._move(claimed, "error", {**document, "request_key": f"watch:{claimed.uid}"})
         log.warning("%s: %s", _shown(claimed), sentence)
 
-    def _move(self, claimed: ClaimedPhoto, place: str, document: dict[str, Any]) -> None:
+    def _move(self, claimed: ClaimedPhoto, kind: str, document: dict[str, Any]) -> None:
         """The verdict file first, then the photo: a photo in ok/ or ng/ always has its verdict."""
-        target = free_name(self._settings.folder / place / claimed.relative, claimed.uid)
+        target = free_name(self._settings.folder / places(self._classes())[kind] / claimed.relative, claimed.uid)
         write_json(verdict_file(target), document)
         claimed.path.rename(target)
         remove_empty(claimed.path.parent, self._work)

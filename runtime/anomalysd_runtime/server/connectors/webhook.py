@@ -63,7 +63,7 @@ class Webhook:
 
     def wants(self, verdict: Verdict) -> bool:
         """Whether this verdict goes into the outbox."""
-        return not self._settings.only_anomalous or verdict.verdict in ("anomalous", "uncertain")
+        return verdict.verdict in self._settings.verdicts
 
     def on_verdict(self, verdict: Verdict) -> None:
         """A verdict was recorded: deliver at once."""

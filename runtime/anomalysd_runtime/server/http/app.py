@@ -11,13 +11,14 @@ from starlette.datastructures import UploadFile
 
 from anomalysd_edge import __version__
 from anomalysd_runtime.server.errors import BadRequest, NotFound, ServeError, WrongType
-from anomalysd_runtime.server.http import page, schemas, teaching, v2
+from anomalysd_runtime.server.http import commissioning, page, request_bodies, schemas, state, teaching, v2
 from anomalysd_runtime.server.http.asgi_bridge import deadline_of, full_of, verdicts_of
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES, add_error_handlers
 from anomalysd_runtime.server.http.middleware import SecurityMiddleware, own_hosts
 from anomalysd_runtime.server.inference.inflight import PhotoRequest
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.records.history import VerdictFilter, find_verdicts
+from anomalysd_runtime.server.records.stored_pictures import large_photo, recorded_pictures
 from anomalysd_runtime.server.verdicts import Verdict, VerdictResult, draw, encoded_outputs, wanted_outputs
 
 RAW_TYPES = ("application/octet-stream", "image/")
@@ -36,7 +37,8 @@ def make_app(service: Service, host: str = "127.0.0.1") -> SecurityMiddleware:
     app.include_router(_bundles(service))
     app.include_router(teaching.routes(service))
     app.include_router(_verdicts(service))
-    app.include_router(_state(service))
+    app.include_router(state.routes(service))
+    app.include_router(commissioning.routes(service))
     app.include_router(v2.routes(service))
     app.include_router(page.routes())
     add_error_handlers(app)
@@ -46,7 +48,7 @@ def make_app(service: Service, host: str = "127.0.0.1") -> SecurityMiddleware:
 def _inspections(service: Service) -> APIRouter:
     router = APIRouter(tags=["inspect"], responses=ERROR_RESPONSES)
 
-    @router.post("/inspect", response_model=schemas.VerdictAnswer, openapi_extra=schemas.PHOTO_BODY)
+    @router.post("/inspect", response_model=schemas.VerdictAnswer, openapi_extra=request_bodies.PHOTO_BODY)
     async def inspect(
         request: Request,
         class_name: Annotated[str | None, Query(alias="class", max_length=200)] = None,
@@ -72,7 +74,7 @@ def _inspections(service: Service) -> APIRouter:
             raise found
         return await asyncio.to_thread(_answer, found, wanted)
 
-    @router.post("/inspect/batch", response_model=schemas.BatchAnswer, openapi_extra=schemas.BATCH_BODY)
+    @router.post("/inspect/batch", response_model=schemas.BatchAnswer, openapi_extra=request_bodies.BATCH_BODY)
     async def batch(request: Request) -> Any:
         """Inspect several photos: repeated field `photo`, and `class` once for all or once each, in order."""
         began = time.monotonic()
@@ -168,13 +170,13 @@ def _verdicts(service: Service) -> APIRouter:
 
     @router.get("/verdicts/{uid}/pictures/{kind}", response_class=Response)
     async def picture(uid: str, kind: str) -> Response:
-        """photo, repaint, map, heat (a layer), overlay or evidence, as long as it is in memory."""
+        """photo, repaint, map, heat (a layer), overlay or evidence, as long as it is in memory; without the repaint and
+        the evidence as long as the record keeps photo and map. large is the photo of the record."""
+        if kind == "large":
+            return Response(await asyncio.to_thread(large_photo, service.store, uid), media_type="image/jpeg")
         kept = service.cache.get(uid)
-        if kept is None:
-            raise NotFound(
-                "the pictures of this verdict are no longer in memory; 'sd-edge history' can make them again"
-            )
-        data, media_type = await asyncio.to_thread(draw, kind, kept[1])
+        drawn = kept[1] if kept else await asyncio.to_thread(recorded_pictures, service.store, uid)
+        data, media_type = await asyncio.to_thread(draw, kind, drawn)
         return Response(data, media_type=media_type)
 
     @router.post("/verdicts/{uid}/correction", response_model=schemas.VerdictAnswer)
@@ -185,22 +187,6 @@ def _verdicts(service: Service) -> APIRouter:
             await asyncio.wrap_future(service.store.correct(uid, said.correction, time.time()))
         service.cache.correct(uid, said.correction)
         return (await asyncio.to_thread(find, uid)).to_json()
-
-    return router
-
-
-def _state(service: Service) -> APIRouter:
-    router = APIRouter(tags=["state"], responses=ERROR_RESPONSES)
-
-    @router.get("/health", response_model=schemas.HealthAnswer)
-    async def health() -> Any:
-        """starting, ok, degraded (with reasons) or stopping."""
-        return service.health()
-
-    @router.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 

@@ -248,7 +248,7 @@ def _permission(method: str, path: str) -> str | None:
     if method != "POST":
         return None
     parts = path.strip("/").split("/")
-    if parts == ["classes"] or (parts[0] == "bundles" and parts[-1] == "restore"):
+    if parts == ["classes"] or (parts[0], parts[-1]) in (("bundles", "restore"), ("classes", "accept")):
         return "teach"
     repository = parts[0] == "bundles" or parts[:2] == ["v2", "repository"]
     return "manage" if repository and parts[-1] in ("load", "reload", "unload") else None

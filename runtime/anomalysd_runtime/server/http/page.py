@@ -7,7 +7,13 @@ from importlib import resources
 
 from fastapi import APIRouter, Request, Response
 
-FILES = {"index.html": "text/html", "app.js": "text/javascript", "teach.js": "text/javascript", "style.css": "text/css"}
+FILES = {
+    "index.html": "text/html",
+    "app.js": "text/javascript",
+    "teach.js": "text/javascript",
+    "learn.js": "text/javascript",
+    "style.css": "text/css",
+}
 
 
 def _read() -> dict[str, tuple[bytes, str, str]]:

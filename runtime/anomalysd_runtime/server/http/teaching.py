@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 
 from anomalysd_edge.bundle.teaching import MOST_PHOTOS
 from anomalysd_runtime.server.errors import BadRequest, WrongType
-from anomalysd_runtime.server.http import schemas
+from anomalysd_runtime.server.http import request_bodies, teaching_schemas
 from anomalysd_runtime.server.http.error_handlers import ERROR_RESPONSES
 from anomalysd_runtime.server.inference.service import Service
 from anomalysd_runtime.server.inference.teaching import TeachOrder
@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
     """POST /classes; GET /bundles/NAME/versions; POST /bundles/NAME/restore."""
     router = APIRouter(tags=["teaching"], responses=ERROR_RESPONSES)
 
-    @router.post("/classes", response_model=schemas.TaughtAnswer, openapi_extra=schemas.CLASS_BODY)
+    @router.post("/classes", response_model=teaching_schemas.TaughtAnswer, openapi_extra=request_bodies.CLASS_BODY)
     async def teach(request: Request) -> Any:
         """Teach a class from 1 to 20 good photos; inspections go on meanwhile. The answer comes when it is live."""
         photos, fields = await _read(request, service.settings.security.max_body_bytes)
@@ -36,15 +36,15 @@ def routes(service: Service) -> APIRouter:
         )
         return (await asyncio.to_thread(service.teacher.teach, order)).to_json()
 
-    @router.get("/bundles/{name}/versions", response_model=schemas.VersionsAnswer)
+    @router.get("/bundles/{name}/versions", response_model=teaching_schemas.VersionsAnswer)
     async def versions(name: str) -> Any:
         """What a bundle is and was, and who taught it, each the newest first."""
         found = await asyncio.to_thread(service.teacher.versions, name)
         done = await asyncio.to_thread(teachings, service.store, name) if service.store else []
         return {"versions": [vars(each) for each in found], "teachings": [vars(each) for each in done]}
 
-    @router.post("/bundles/{name}/restore", response_model=schemas.VersionAnswer)
-    async def restore(request: Request, name: str, wanted: schemas.RestoreBody) -> Any:
+    @router.post("/bundles/{name}/restore", response_model=teaching_schemas.VersionAnswer)
+    async def restore(request: Request, name: str, wanted: teaching_schemas.RestoreBody) -> Any:
         """Go back to a version; what it replaces becomes one."""
         return vars(await asyncio.to_thread(service.teacher.restore, name, wanted.bundle_id, request.state.client))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anomalysd_edge.bundle.manifest import Manifest
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.versions import bundle_id
 from anomalysd_edge.data.classes import find_class
@@ -40,6 +41,8 @@ class LoadedBundle:
     """Class -> kind, shots, threshold."""
     opened: OpenedBundle
     """What the worker said."""
+    manifest: Manifest
+    """What the bundle says of itself."""
     uses: int = 0
     """Photos that it owes an answer."""
     retired: bool = False
@@ -178,7 +181,7 @@ class BundleStore:
             log.warning("bundle %s runs on the fallback %s: %s", name, opened.backend, opened.fell_back)
         log.info("bundle %s (%s) is open on %s, %.0f ms a photo", name, ident, opened.backend, opened.warm_ms)
         size = sum(record.bytes for record in bundle.manifest.files)
-        return LoadedBundle(name, ident, key, size, _classes(bundle, opened), opened)
+        return LoadedBundle(name, ident, key, size, _classes(bundle, opened), opened, bundle.manifest)
 
     def _retire(self, old: LoadedBundle) -> None:
         with self._lock:

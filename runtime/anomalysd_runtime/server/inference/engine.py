@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server.errors import DeadlineMissed, Failed, Unavailable
+from anomalysd_runtime.server.inference.engine_state import EngineState
 from anomalysd_runtime.server.inference.fair_queue import FairQueue
 from anomalysd_runtime.server.inference.jobs import EngineResult, Job
 from anomalysd_runtime.server.inference.worker import GroupResult, OpenedBundle, Opener, Worker, WorkerLost, open_bundle
@@ -27,30 +27,6 @@ FORGETTING = 1.01
 """Growth of the least time per group, so that a box that became slower for good is believed in the end."""
 STOP_S = 10.0
 """How long a stop waits for the group that runs, after everything that was taken had its time."""
-
-
-@dataclass
-class EngineState:
-    """What health and metrics read; every field is replaced whole, so reading needs no lock."""
-
-    running: int = 0
-    """Photos with a worker now."""
-    restarts: int = 0
-    """Worker processes that had to be started again."""
-    groups: int = 0
-    """Groups judged."""
-    grouped: int = 0
-    """Photos judged in them."""
-    photo_ms: dict[str, float] = field(default_factory=dict)
-    """By bundle key: running mean of a photo's share of its group."""
-    fastest_ms: dict[str, float] = field(default_factory=dict)
-    """By bundle key: about the least that a photo took; what a deadline is refused by on an idle box."""
-    lost: str | None = None
-    """Why there is no worker just now; None while there is one."""
-    changed: dict[str, str] = field(default_factory=dict)
-    """Bundle keys whose answers came from another backend than the one that was opened, and which."""
-    unopened: dict[str, str] = field(default_factory=dict)
-    """Bundle keys that a restarted worker could not open again, and why."""
 
 
 class Engine:

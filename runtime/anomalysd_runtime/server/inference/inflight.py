@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+from anomalysd_edge.calibration.photo_checks import brightness_and_sharpness
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.core.types import U8
 from anomalysd_edge.data.classes import find_class
@@ -149,6 +150,7 @@ def verdict_of(request: PhotoRequest, job: Job, loaded: LoadedBundle, judged: En
     answer = judged.inspection
     plain = inspection.inspection_json(answer, request.name)
     height, width = job.photo.shape[:2]
+    light, sharp = brightness_and_sharpness(job.photo)
     return Verdict(
         uid=secrets.token_hex(16),
         at=time.time(),
@@ -180,5 +182,7 @@ def verdict_of(request: PhotoRequest, job: Job, loaded: LoadedBundle, judged: En
             "group_ms": round(judged.worker_ms, 3),
         },
         group=judged.group,
+        brightness=light,
+        sharpness=sharp,
         request_key=request.request_key,
     )

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from anomalysd_edge.core.files import sha256_bytes
 from anomalysd_edge.errors import SDEdgeError
@@ -22,6 +21,8 @@ from anomalysd_runtime.server.errors import (
     Unavailable,
 )
 from anomalysd_runtime.server.inference.bundles import BundleStore
+from anomalysd_runtime.server.inference.commissioning import Commissioner
+from anomalysd_runtime.server.inference.drift_watch import DriftWatch
 from anomalysd_runtime.server.inference.engine import Engine
 from anomalysd_runtime.server.inference.inflight import (
     InflightPhoto,
@@ -64,8 +65,10 @@ class Service:
         self.cache = VerdictCache(settings.recent)
         self.store = VerdictStore(settings.record.path) if settings.record.path else None
         self.teacher = Teacher(settings, self.bundles, self.store)
+        self.commissioner = Commissioner(settings, self.bundles, self.store, self.cache, self.teacher)
         self.retention = Retention(self.store, settings.record) if self.store else None
-        self.listeners: list[Callable[[Verdict], None]] = []
+        self.drift = DriftWatch(self.store)
+        self.listeners: list[Callable[[Verdict], None]] = [self.commissioner.on_verdict, self.drift.on_verdict]
         self.publish: Callable[[Verdict], bool] = lambda _: False
         """Whether a verdict goes to the webhook's outbox, in the same transaction as its row."""
         self.phase = "starting"
@@ -80,6 +83,7 @@ class Service:
         """Open every bundle that the memory limit allows and warm it up; then the box is ready. Raises SDEdgeError."""
         self.engine.start()
         try:
+            self.teacher.settle()
             for name in self.bundles.names():
                 self.bundles.load(name)
         except SDEdgeError:
@@ -101,6 +105,7 @@ class Service:
         """Close everything; photos that still wait fail with status 503."""
         self.phase = "stopping"
         self.teacher.stop()
+        self.commissioner.stop()
         self.engine.stop()
         self._pool.shutdown(wait=True)
         if self.retention:
@@ -138,48 +143,10 @@ class Service:
         self._pool.submit(self._run_step, inflight, self._begin)
         return inflight.result
 
-    def health(self) -> dict[str, Any]:
-        """The state of the box, as /health returns it."""
-        reasons = []
-        state = self.engine.state
-        for loaded in self.bundles.loaded():
-            if loaded.opened.fell_back is not None:
-                reasons.append(f"bundle {loaded.name} runs on {loaded.opened.backend}: {loaded.opened.fell_back}")
-        reasons += [f"bundle {key.partition('@')[0]}: {why}" for key, why in state.unopened.items()]
-        reasons += [f"bundle {key.partition('@')[0]} answers from {what}" for key, what in state.changed.items()]
-        if state.lost is not None:
-            reasons.append(state.lost)
-        if self.store is not None and self.store.failing is not None:
-            reasons.append(self.store.failing)
-        status = self.phase if self.phase != "ready" else "degraded" if reasons else "ok"
-        return {
-            "status": status,
-            "reasons": reasons,
-            "ready": self.ready,
-            "waiting": self.engine.waiting,
-            "running": state.running,
-            "worker_restarts": state.restarts,
-        }
-
     @property
     def ready(self) -> bool:
         """Whether photos are taken."""
         return self.phase == "ready" and self.engine.state.lost is None
-
-    def metrics_text(self) -> bytes:
-        """The gauges brought up to date, then everything."""
-        metrics, state = self.metrics, self.engine.state
-        metrics.waiting.set(self.engine.waiting)
-        metrics.running.set(state.running)
-        metrics.restarts.set(state.restarts)
-        metrics.ready.set(self.ready)
-        metrics.degraded.set(self.health()["status"] == "degraded")
-        for name in self.bundles.names():
-            loaded = self.bundles.known(name)
-            metrics.loaded.labels(name).set(loaded is not None)
-            if loaded is not None:
-                metrics.photo_ms.labels(name).set(state.photo_ms.get(loaded.key, 0.0))
-        return metrics.text()
 
     def _run_step(self, inflight: InflightPhoto, step: Callable[[InflightPhoto], None]) -> None:
         """Run one step; its error becomes the result."""
@@ -211,7 +178,7 @@ class Service:
         inflight.hold(lambda: self.bundles.release(loaded))
         class_name = class_of(request.class_name, loaded)
         photo = decoding.decode(request.data) if request.photo is None else request.photo
-        full = self.settings.engine.full or request.full
+        full = self.settings.engine.full or request.full or self.commissioner.learning(loaded, class_name)
         job = inflight.job = Job(loaded.key, class_name, photo, request.client, request.deadline, full, request.hurried)
         job.future.add_done_callback(lambda _: self._submit_end(inflight))
         self.engine.submit(job)

@@ -1,43 +1,36 @@
-"""Teaching at the box: in a process of its own at low priority, so that inspections go on and a crash costs nothing.
+"""Teaching at the box: in a process of its own (lesson_process.py), then recorded, then live.
 
-The process changes the bundle's folder (bundle/teaching.py); then the box writes the record and switches to the new
-bundle as a reload does: photos that the old one has are finished with it. Where either fails, the old one comes back.
-The process holds the networks once more, on the CPU, as long as it runs.
+The box switches to the new bundle as a reload does: photos that the old one has are finished with it. Where recording
+or opening fails, the old one comes back.
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from anomalysd_edge.bundle import versions
-from anomalysd_edge.bundle.reader import read_bundle
-from anomalysd_edge.bundle.teaching import MOST_PHOTOS, Lesson, TaughtClass, teach
+from anomalysd_edge.bundle.acceptance import AcceptedClass, LineLesson
+from anomalysd_edge.bundle.signing import check_key_pair
+from anomalysd_edge.bundle.teaching import MOST_PHOTOS, Lesson, TaughtClass
 from anomalysd_edge.calibration.photo_checks import GoodPhoto, PhotoFinding
-from anomalysd_edge.core.files import sha256_bytes
+from anomalysd_edge.core.files import clear_asides, sha256_bytes
 from anomalysd_edge.errors import SDEdgeError
 from anomalysd_runtime.server.decoding import decode, photo_size
-from anomalysd_runtime.server.errors import BadRequest, Conflict, Failed, NotFound, ServeError, Unavailable
+from anomalysd_runtime.server.errors import BadRequest, Conflict, NotFound, ServeError, Unavailable
 from anomalysd_runtime.server.inference.bundles import BundleStore
-from anomalysd_runtime.server.records.teachings import Teaching, add_teaching
+from anomalysd_runtime.server.inference.lesson_process import LessonProcess
+from anomalysd_runtime.server.records.teachings import Teaching, begin_teaching, drop_teaching, end_teaching, settle
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import ServeSettings
 
 log = logging.getLogger("sd-edge.teaching")
-LIMIT_S = 600.0
-"""A lesson that takes longer is given up."""
-NICENESS = 10
-"""Added to the process's own: inspections come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,54 +49,94 @@ class TeachOrder:
     """Who asks, for the record."""
 
 
+@dataclass
+class _Change:
+    """A change of a bundle that runs."""
+
+    begun: Teaching
+    """As it stands in the record from the beginning."""
+    done: Teaching | None = None
+    """As it shall stand there in the end; None until the bundle was replaced."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Image scores under the new bundle, by verdict's uid."""
+
+
 class Teacher:
-    """One lesson or restore at a time. Methods block, and may be called from any thread."""
+    """One lesson, acceptance or restore at a time. Methods block, and may be called from any thread."""
 
     def __init__(self, settings: ServeSettings, bundles: BundleStore, store: VerdictStore | None) -> None:
+        """Raises SDEdgeError where the box shall sign with a key that cannot be read, or that it would not trust."""
         self._settings, self._bundles, self._store = settings, bundles, store
+        if settings.engine.sign_key is not None:
+            check_key_pair(settings.engine.sign_key, settings.engine.public_key)
         self._busy = threading.Lock()
-        self._process: Any = None
-        self._stopping = False
+        self._lessons = LessonProcess(settings.engine)
+
+    def settle(self) -> None:
+        """Before the bundles are opened: bring the record in line with what an earlier process did last."""
+        for name, path in self._bundles.paths.items():
+            clear_asides(path)
+            if self._store is None or not path.exists():
+                continue
+            for row in settle(self._store, name, lambda path=path: versions.bundle_id(path)):  # type: ignore[misc]
+                log.warning("bundle %s: %s by %s had ended unrecorded: %s", name, row.action, row.who, row.after_id)
 
     def teach(self, order: TeachOrder) -> TaughtClass:
         """Teach, record, switch. Raises ServeError; the bundle is then what it was."""
         name = self._bundles.resolve(order.bundle, None)
-        engine = self._settings.engine
-        if engine.public_key is not None and engine.sign_key is None:
-            raise Conflict(
-                "this box takes signed bundles alone and holds no key to sign with: start it with --sign KEY"
-            )
+        self._refuse_unsigned()
         if not 1 <= len(order.photos) <= MOST_PHOTOS:
             raise BadRequest(f"{len(order.photos)} photos came; a class is taught with 1 to {MOST_PHOTOS} good ones")
         with self._alone():
             photos, unreadable = _decoded(order.photos, self._settings.security.max_pixels)
             lesson = Lesson(
-                name=order.class_name, photos=photos, unreadable=unreadable, noun=order.noun, key=engine.sign_key
-            )
-            path = self._bundles.paths[name]
-            taught = self._in_process(path, lesson)
-            digests = [digest for _, digest in taught.photos]
-            self._switch(name, taught.before_id, Teaching(
-                at=time.time(), who=order.client, action="teach", bundle=name, class_name=taught.name, photos=digests,
-                before_id=taught.before_id, after_id=taught.after_id,
-            ))  # fmt: skip
+                name=order.class_name, photos=photos, unreadable=unreadable, noun=order.noun,
+                key=self._settings.engine.sign_key,
+            )  # fmt: skip
+            files = {sha256_bytes(data): data for _, data in order.photos}
+            kept = {photo.sha256: files[photo.sha256] for photo in photos}
+            begun = self._teaching(name, "teach", order.client, order.class_name, list(kept))
+            with self._change(begun, kept) as change:
+                taught: TaughtClass = self._lessons.run(self._bundles.paths[name], lesson)
+                change.done = replace(
+                    begun, class_name=taught.name, photos=[digest for _, digest in taught.photos],
+                    before_id=taught.before_id, after_id=taught.after_id,
+                )  # fmt: skip
             log.info("bundle %s: %s, asked by %s", name, taught.sentence(), order.client)
             return taught
+
+    def accept(
+        self, name: str, lesson: LineLesson, client: str, details: Mapping[str, Any], seen_id: str
+    ) -> AcceptedClass:
+        """Put what the line says of a class into the bundle `seen_id`, record it with `details`, switch.
+
+        Raises ServeError; the bundle is then what it was.
+        """
+        self._refuse_unsigned()
+        path = self._path(name)
+        with self._alone():
+            if versions.bundle_id(path) != seen_id:
+                raise Conflict("the bundle was changed since the proposal was made: look at the new one first")
+            digests = {sha256_bytes(data): data for data in lesson.own}
+            begun = self._teaching(name, "accept", client, lesson.name, list(digests))
+            with self._change(begun, digests) as change:
+                done: AcceptedClass = self._lessons.run(path, replace(lesson, key=self._settings.engine.sign_key))
+                told = {**details, **done.to_json(), "repaint": done.repaint}
+                change.done = replace(begun, photos=list(done.photos), after_id=done.after_id, details=told)
+                change.scores = done.scores
+            log.info("bundle %s: class %s accepted by %s: %s", name, done.name, client, done.found.reason)
+            return done
 
     def restore(self, name: str, ident: str, client: str) -> versions.BundleVersion:
         """Go back to a version, record, switch. Raises ServeError."""
         path = self._path(name)
-        with self._alone():
-            before = versions.bundle_id(path)
+        with self._alone(), self._change(self._teaching(name, "restore", client, None, ())) as change:
             try:
                 found = versions.restore(path, ident, self._settings.engine.public_key)
             except SDEdgeError as error:
                 raise Conflict(str(error)) from error
-            self._switch(name, before, Teaching(
-                at=time.time(), who=client, action="restore", bundle=name, class_name=None, photos=(),
-                before_id=before, after_id=found.bundle_id,
-            ))  # fmt: skip
-            return found
+            change.done = replace(change.begun, after_id=found.bundle_id)
+        return found
 
     def versions(self, name: str) -> list[versions.BundleVersion]:
         """The bundle as it is, then what it was. Raises NotFound, SDEdgeError."""
@@ -111,19 +144,28 @@ class Teacher:
 
     def stop(self) -> None:
         """End a lesson that runs; the bundle is then the old or the new one, whole."""
-        self._stopping = True
-        process = self._process
-        if process is not None:
-            process.kill()
+        self._lessons.kill()
 
     def _path(self, name: str) -> Path:
         if name not in self._bundles.paths:
             raise NotFound(f"bundle {name!r} is not here; there are: {', '.join(self._bundles.names())}")
         return self._bundles.paths[name]
 
+    def _refuse_unsigned(self) -> None:
+        if self._settings.engine.public_key is not None and self._settings.engine.sign_key is None:
+            raise Conflict(
+                "this box takes signed bundles alone and holds no key to sign with: start it with --sign KEY"
+            )
+
+    def _teaching(self, name: str, action: Any, who: str, class_name: str | None, photos: Sequence[str]) -> Teaching:
+        before = versions.bundle_id(self._bundles.paths[name])
+        return Teaching(
+            at=time.time(), who=who, action=action, bundle=name, class_name=class_name, photos=photos, before_id=before
+        )
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if self._stopping:
+        if self._lessons.stopping:
             raise Unavailable("the box is stopping; teach after its restart", retry_after_s=5)
         if not self._busy.acquire(blocking=False):
             raise Conflict("another class is being taught on this box: ask again when it is done", retry_after_s=15)
@@ -132,46 +174,47 @@ class Teacher:
         finally:
             self._busy.release()
 
-    def _switch(self, name: str, before: str, done: Teaching) -> None:
-        """Record what was done and open the new bundle; where that fails, put the old one back and raise."""
+    @contextmanager
+    def _change(self, begun: Teaching, photos: Mapping[str, bytes] | None = None) -> Iterator[_Change]:
+        """Record that a change begins; after the block, what was done, and open the new bundle.
+
+        Where anything fails the old bundle is put back, the row is removed, and a ServeError raised.
+        """
+        name, change, store = begun.bundle, _Change(begun), self._store
         try:
-            if self._store is not None:
-                add_teaching(self._store, done)
-            self._bundles.load(name, again=True)
+            kept = photos if self._settings.record.keep_photo else None
+            number = None if store is None else begin_teaching(store, begun, kept)
         except SDEdgeError as error:
-            log.error("bundle %s: %s; it goes back to %s", name, error, before)
-            versions.restore(self._bundles.paths[name], before)
+            raise Unavailable(str(error), retry_after_s=5) from error
+        try:
+            yield change
+            assert change.done is not None
+            if store is not None and number is not None:
+                end_teaching(store, number, change.done, change.scores)
+            self._bundles.load(name, again=True)
+        except BaseException as error:
+            self._take_back(change, number, error)
+            if isinstance(error, SDEdgeError) and not isinstance(error, ServeError):
+                raise Unavailable(str(error), retry_after_s=5) from error
+            raise
+
+    def _take_back(self, change: _Change, number: int | None, why: BaseException) -> None:
+        before, path = change.begun.before_id, self._bundles.paths[change.begun.bundle]
+        name = change.begun.bundle
+        if change.done is not None and not self._lessons.stopping:
+            log.error("bundle %s: %s; it goes back to %s", name, why, before)
+            versions.restore(path, before)
             if (open_now := self._bundles.known(name)) is None or open_now.bundle_id != before:
                 self._bundles.load(name, again=True)
-            if isinstance(error, ServeError):
-                raise
-            raise Unavailable(str(error), retry_after_s=5) from error
-
-    def _in_process(self, path: Path, lesson: Lesson) -> TaughtClass:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = process = context.Process(
-            target=_teach_apart, args=(theirs, path, lesson, self._settings), name="sd-edge-teacher", daemon=True
-        )
-        process.start()
-        theirs.close()
+        if self._store is None or number is None:
+            return
+        if versions.bundle_id(path) != before:  # the process ended between the switch and its answer
+            log.error("bundle %s: %s; what it is now, %s, is recorded at the next start", name, why, before)
+            return
         try:
-            if not ours.poll(LIMIT_S):
-                raise Failed(f"the lesson took longer than {LIMIT_S:g} s and was given up; the bundle is what it was")
-            kind, value = ours.recv()
-        except (EOFError, OSError) as error:
-            if self._stopping:
-                raise Unavailable("the box is stopping; teach after its restart", retry_after_s=5) from error
-            process.join(5)
-            raise Failed(f"the teaching process died (exit code {process.exitcode}); see the box's log") from error
-        finally:
-            process.kill()
-            process.join()
-            ours.close()
-            self._process = None
-        if kind == "taught":
-            return value  # type: ignore[no-any-return]
-        raise {"busy": Conflict, "input": BadRequest}.get(kind, Failed)(value)
+            drop_teaching(self._store, number)
+        except SDEdgeError as error:  # the next start removes it
+            log.error("bundle %s: a row of what came to nothing stays for now: %s", name, error)
 
 
 def _decoded(photos: Sequence[tuple[str, bytes]], max_pixels: int) -> tuple[list[GoodPhoto], list[PhotoFinding]]:
@@ -187,28 +230,3 @@ def _decoded(photos: Sequence[tuple[str, bytes]], max_pixels: int) -> tuple[list
         except ServeError as error:
             faults.append(PhotoFinding(name, "unreadable", f"{name}: {error}: left out", True))
     return found, faults
-
-
-def _teach_apart(pipe: Connection, path: Path, lesson: Lesson, settings: ServeSettings) -> None:
-    """The process. Ctrl-C and SIGTERM reach the parent, which decides."""
-    from anomalysd_edge.errors import InputError
-    from anomalysd_runtime.onnx.networks import OnnxNetworks
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
-    engine = settings.engine
-    try:
-        with versions.changing(path):
-            bundle = read_bundle(path, public_key=engine.public_key)
-            with OnnxNetworks.of_bundle(bundle, "cpu", engine.threads) as networks:
-                taught = teach(bundle, networks, lesson, None)
-        answer: tuple[str, Any] = ("taught", taught)
-    except versions.BundleBusy as error:
-        answer = ("busy", str(error))
-    except InputError as error:
-        answer = ("input", str(error))
-    except SDEdgeError as error:
-        answer = ("error", str(error))
-    except Exception as error:  # an internal fault fails this lesson only, and its kind is reported
-        answer = ("error", f"{type(error).__name__}: {error}")
-    pipe.send(answer)

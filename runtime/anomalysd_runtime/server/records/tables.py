@@ -57,12 +57,26 @@ CREATE TABLE IF NOT EXISTS teachings (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,
     who TEXT NOT NULL,
-    action TEXT NOT NULL CHECK (action IN ('teach', 'restore')),
+    action TEXT NOT NULL,
     bundle TEXT NOT NULL,
     class_name TEXT,
     photos TEXT NOT NULL,
     before_id TEXT NOT NULL,
-    after_id TEXT NOT NULL
+    after_id TEXT NOT NULL,
+    details TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS class_photos (
+    sha256 TEXT PRIMARY KEY,
+    data BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS line_scores (
+    verdict_id INTEGER NOT NULL REFERENCES verdicts (id) ON DELETE CASCADE,
+    bundle_id TEXT NOT NULL,
+    pred_score REAL NOT NULL,
+    PRIMARY KEY (verdict_id, bundle_id)
+);
+CREATE TABLE IF NOT EXISTS skipped (
+    verdict_id INTEGER PRIMARY KEY REFERENCES verdicts (id) ON DELETE CASCADE
 );
 CREATE TABLE IF NOT EXISTS outbox (
     verdict_id INTEGER PRIMARY KEY REFERENCES verdicts (id) ON DELETE CASCADE,

@@ -11,11 +11,11 @@ import queue
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from anomalysd_runtime.server.records.tables import SCHEMA, VERSION, VerdictEntr
 from anomalysd_runtime.server.verdicts import Correction, Verdict
 
 log = logging.getLogger("sd-edge.record")
+T = TypeVar("T")
 BUSY_S = 5.0
 """How long a writer waits for another process's lock before it says that the database is locked."""
 
@@ -69,6 +70,10 @@ class VerdictStore:
     def write(self, sql: str, *values: Any) -> Future[int]:
         """Any other change, in the writer's thread; the future has the number of rows."""
         return self._put(lambda db: db.execute(sql, values).rowcount)
+
+    def change(self, what: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Several changes in one transaction, in the writer's thread; the future has what `what` returns."""
+        return self._put(what)
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """What a query of this package selects, by column."""

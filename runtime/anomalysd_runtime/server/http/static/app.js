@@ -429,7 +429,7 @@ document.addEventListener("keydown", (event) => {
     ArrowLeft: () => move(-1), ArrowRight: () => move(1), j: () => move(1), k: () => move(-1),
     1: () => view("overlay"), 2: () => view("photo"), 3: () => view("map"), 4: () => view("repaint"),
     "+": () => slide(Math.min(100, Number($("slider").value) + 10)), "-": () => slide(Math.max(0, Number($("slider").value) - 10)),
-    t: () => $("plot").focus(),
+    t: () => $("plot").focus(), l: () => $("learn-open").click(),
   };
   const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (action && !(event.target.id === "slider" && event.key.startsWith("Arrow"))) {

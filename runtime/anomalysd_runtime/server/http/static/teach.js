@@ -26,6 +26,15 @@ function lessonSays(sentences, kind = "") {
   $("teach-said").replaceChildren(...sentences.map((sentence) => element("li", kind ? { class: kind } : {}, sentence)));
 }
 
+function showPreview(photos) {
+  $("teach-preview").replaceChildren(...photos.map((photo) => {
+    const item = element("li");
+    element("img", { src: `data:image/png;base64,${photo.png}`, alt: `${photo.photo}, as the others judge it` }, null, item);
+    element("small", {}, `${photo.score.toFixed(3)} · ${photo.photo}`, item);
+    return item;
+  }));
+}
+
 async function sendLesson() {
   const form = new FormData();
   form.append("class", $("teach-name").value.trim());
@@ -34,8 +43,9 @@ async function sendLesson() {
   for (const file of lesson.photos) form.append("photo", file, file.name);
   $("teach-go").disabled = true;
   $("teach-busy").hidden = false;
-  $("teach-back").hidden = true;
+  $("teach-back").hidden = $("teach-learn").hidden = true;
   lessonSays([]);
+  showPreview([]);
   try {
     const told = await json("/classes", { method: "POST", body: form });
     const [preset] = Object.keys(told.thresholds);
@@ -46,12 +56,14 @@ async function sendLesson() {
     const threshold = told.thresholds[preset];
     const figures = threshold === null ? "no threshold" : `threshold ${threshold.toFixed(3)}${between}${rates}`;
     lessonSays([live, figures, ...told.findings.map((finding) => finding.sentence), ...told.notes]);
+    showPreview(told.preview);
     lesson.back = { bundle: told.bundle, id: told.before_id };
     lesson.photos = [];
-    $("teach-back").hidden = false;
+    $("teach-back").hidden = $("teach-learn").hidden = false;
     await loadBundles();
     $("class").value = told.class;
     showThreshold();
+    $("teach-said").scrollIntoView({ block: "start" });
   } catch (error) {
     lessonSays([error.message], "fault");
   }
@@ -65,7 +77,8 @@ async function takeBack() {
   try {
     await call(`/bundles/${encodeURIComponent(bundle)}/restore`, { method: "POST", body, headers: { "Content-Type": "application/json" } });
     lessonSays([`taken back: the bundle is ${id} again`]);
-    $("teach-back").hidden = true;
+    $("teach-back").hidden = $("teach-learn").hidden = true;
+    showPreview([]);
     await loadBundles();
   } catch (error) {
     lessonSays([error.message], "fault");
@@ -85,3 +98,4 @@ $("teach").addEventListener("drop", (event) => {
 });
 $("teach-form").addEventListener("submit", (event) => { event.preventDefault(); sendLesson(); });
 $("teach-back").addEventListener("click", takeBack);
+$("teach-learn").addEventListener("click", () => { $("teach").close(); openLearn(); });
