@@ -80,7 +80,9 @@ def push(
 
 
 def pull(
-    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to: http(s)://, hf://OWNER/NAME.")],
+    registry: Annotated[
+        str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to: http(s)://, hf://OWNER/NAME.")
+    ],
     into: Into,
     name: Annotated[
         str | None, Argument(metavar="NAME", help="Name of the bundle; of an hf:// address its own if left out.")

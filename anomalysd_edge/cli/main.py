@@ -20,7 +20,7 @@ from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
 VERBS = {
     "quickstart": ("system.quickstart", "Train, export, verify and measure in one go."),
-    "demo": ("system.demo", "Run the whole chain on rendered parts (5 minutes)."),
+    "demo": ("system.demo", "Run the whole chain on rendered parts (6 minutes)."),
     "doctor": ("system.doctor", "Show what this machine can run, and what is missing."),
     "train": ("model.train", "Fine-tune on a few good photos of every class."),
     "distill": ("model.distill", "Distil a run to 1 to 4 UNet passes."),

@@ -53,6 +53,7 @@ MaskDirs = Annotated[
     list[Path] | None,
     Option("--mask-dir", metavar="DIR", help="With --abnormal-dir: masks of the bad photos; one, or one for each."),
 ]
+Base = Annotated[str, Option(help="Base model: nano, a diffusers folder, .safetensors file or hub id.")]
 ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
 Features = Annotated[
     str | None,

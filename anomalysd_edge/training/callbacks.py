@@ -21,8 +21,9 @@ class TrainingCallback:
     def on_step(self, phase: str, step: int, of: int, numbers: Mapping[str, float]) -> None:
         """After each of the training's `of` steps; `step` counts from 1 through both phases, "unet" and "decoder".
 
-        `numbers`: loss (mean over the step's batch), lr (of this step), seconds (of training so far, interrupted calls
-        included), and the terms of the loss where it has several.
+        `numbers`: loss (mean over the step's batch), lr (of this step), grad_norm (before clipping; not in a step that
+        loss scaling skipped), seconds (of training so far, interrupted calls included), and the terms of the loss where
+        it has several.
         """
 
     def on_checkpoint(self, step: int, folder: Path) -> None:

@@ -128,7 +128,8 @@ class TrainingLoop:
             total = steps_before + done
             smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
             if processes.is_main:
-                self._log(phase, done, total, {"loss": value, "lr": rate, **terms})
+                gradient = {"grad_norm": norm} if math.isfinite(norm) else {}  # infinite in a step that fp16 skips
+                self._log(phase, done, total, {"loss": value, "lr": rate, **gradient, **terms})
                 self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {smoothed:.4f}")
             # Also at the end of a phase: a full disk while the run is written must not lose the training.
             if processes.is_main and (done % settings.checkpoint_every == 0 or done == steps):

@@ -76,7 +76,8 @@ def test_every_event_comes_in_order(base: Path, shots: dict[str, list[Path]], tm
     assert {event[2] for event in steps} == {4}
     for (phase, step, _, numbers), line in zip(steps, read_log(tmp_path / "run/log.jsonl"), strict=True):
         assert {"phase": phase, "total": step, **numbers} == {k: v for k, v in line.items() if k != "step"}
-        assert numbers.keys() >= {"loss", "lr", "seconds"}
+        assert numbers.keys() >= {"loss", "lr", "grad_norm", "seconds"}
+        assert numbers["grad_norm"] > 0
     again = Recording()
     train(tiny_settings(base, decoder_steps=1), shots, tmp_path / "run", resume=True, callbacks=[again])
     assert again.events == [], "nothing was trained"
@@ -153,6 +154,6 @@ def test_the_documents_loggers_run(
         assert module.calls[-1] == ("finish", (), {"exit_code": 0})
     logged = [call for call in module.calls if call[0] in ("log", "log_metrics")]
     assert [named["step"] for _, _, named in logged] == [1, 2, 3]
-    assert logged[0][1][0].keys() == {"unet/loss", "unet/lr", "unet/seconds"}
+    assert logged[0][1][0].keys() == {"unet/loss", "unet/lr", "unet/grad_norm", "unet/seconds"}
     calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, (ast.Expr, ast.Assign))]
     assert len(calls) <= 5, "an adapter is short"
