@@ -74,7 +74,8 @@ function showRates() {
   $("learn-title").textContent = state.class;
   $("learn-state").textContent = state.state;
   $("learn-state").dataset.state = state.state;
-  const { good, bad, skipped } = state.answers;
+  const { good, skipped } = state.answers;
+  const bad = state.answers.bad + state.answers["known-bad"];
   $("learn-count").textContent = `${state.seen} photos seen; answered: ${good} OK, ${bad} NG, ${skipped} skipped`;
   $("learn-reason").textContent = state.reason;
   $("learn-drift").hidden = !state.drift.length;
