@@ -5,7 +5,10 @@
 It runs in a virtual environment of its own (peers-requirements.txt) and imports nothing of this project. JOB.json
 names the weights file, the layers, the coreset ratio, the seed, the classes' shots and test photos, and a probe: an
 input with the features that this project's own network gives for it, so that both are shown to see the same. OUT gets
-an npz per class (scores (N,), maps (N,256,256) float32, seconds, bank) and peer.json; a class that is there is kept.
+an npz per class (scores (N,), maps (N,256,256) float32, seconds, bank, thresholds (2,)) and peer.json; a class that is
+there is kept. The thresholds are those of anomalib's default rule, F1AdaptiveThreshold over a validation set: with the
+shots alone for one, which is all that there is where nobody has a photo of a defect, and with the labelled test photos
+themselves, as its data modules of published data sets have it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ def main() -> None:
     import numpy as np
     import torch
     from anomalib.data.utils import read_image
+    from anomalib.metrics.threshold.f1_adaptive_threshold import _F1AdaptiveThreshold
     from anomalib.models import Patchcore
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -71,8 +75,18 @@ def main() -> None:
             torch.manual_seed(job["seed"])  # the coreset begins at a random patch
             model.fit()
             model.model.eval()
-            tests = [photos["test"][i : i + BATCH] for i in range(0, len(photos["test"]), BATCH)]
-            answers = [model.model(seen(paths)) for paths in tests]
+            answers = [model.model(seen(paths)) for paths in batches(photos["test"])]
+            normals = [model.model(seen(paths)).pred_score for paths in batches(photos["shots"])]
+
+        def threshold(scores: list[Any], labels: list[int]) -> float:
+            rule = _F1AdaptiveThreshold()
+            rule.update(torch.cat(scores).flatten(), torch.tensor(labels))
+            return float(rule.compute())
+
+        thresholds = (
+            threshold(normals, [0] * len(photos["shots"])),
+            threshold([a.pred_score for a in answers], photos["labels"]),
+        )
         aside = done.with_suffix(".aside.npz")
         np.savez(
             aside,
@@ -80,9 +94,15 @@ def main() -> None:
             maps=np.concatenate([a.anomaly_map[:, 0].numpy() for a in answers]).astype(np.float32),
             seconds=time.monotonic() - began,
             bank=len(model.model.memory_bank),
+            thresholds=np.array(thresholds),
         )
         aside.replace(done)
     (out / "peer.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def batches(paths: list[str]) -> list[list[str]]:
+    """The same, BATCH at a time."""
+    return [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
 
 
 def give_weights(network: Any, weights: dict[str, Any]) -> None:

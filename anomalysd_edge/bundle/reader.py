@@ -6,6 +6,8 @@
     constants.safetensors   prompts/CLASS/whole, prompts/CLASS/detail, prompts/negative: (77,D) float32;
                             prototypes/CLASS, prototypes/CLASS/coarse: (B,Df) float16, absent for a class without
                             photos; the second is of the photo at one window, where CLASS is seen at two sizes;
+                            patch_foreground/CLASS: (D+1,) float32, for features that tell an object from its
+                            background (patch_foreground.py) alone;
                             correction/...: weights of the distance correction, absent for features without one;
                             reading/...: weights of the patch scorer (patch_scorer.py), absent for features without one
 
@@ -52,6 +54,11 @@ def prototypes_key(class_name: str, coarse: bool = False) -> str:
     return f"prototypes/{quote(class_name, safe='', errors='surrogateescape')}{'/coarse' if coarse else ''}"
 
 
+def patch_foreground_key(class_name: str) -> str:
+    """Tensor name of what tells a class's objects from their background (PatchForeground.tensors)."""
+    return f"patch_foreground/{quote(class_name, safe='', errors='surrogateescape')}"
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle that was read and checked."""
@@ -71,7 +78,7 @@ class Bundle:
             )
         if precision == "fp32":
             return inside(self.path, self.manifest.networks[name].file)
-        variants = self.manifest.precisions
+        variants = {kind: record for kind, record in self.manifest.precisions.items() if record.networks}
         if precision not in variants or name not in variants[precision].networks:
             raise BundleError(
                 f"{self.path} has no {precision} graph of {name!r}, it has {', '.join(['fp32', *variants])}: make it "
@@ -265,6 +272,8 @@ def check_constants(constants: Mapping[str, Array], manifest: Manifest, where: P
             raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float32 (77, {width})")
         if key.startswith("prototypes/") and (value.ndim != 2 or value.dtype != np.float16 or not value.size):
             raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float16 (B, D)")
+        if key.startswith("patch_foreground/") and (value.ndim != 1 or value.dtype != np.float32 or len(value) < 2):
+            raise BundleError(f"{where}: {key!r} is {value.dtype} {value.shape}, expected float32 (D+1,)")
 
 
 def check_engines(bundle: Bundle) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from anomalysd_edge.bundle.detector_factory import calibration_task, class_record, constant_tensors, preset_settings
 from anomalysd_edge.bundle.manifest import ClassRecord, PromptPair
-from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, prompt_key, prototypes_key
+from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, patch_foreground_key, prompt_key, prototypes_key
 from anomalysd_edge.bundle.signing import SIGNATURE
 from anomalysd_edge.bundle.versions import bundle_id
 from anomalysd_edge.bundle.writer import rewrite_bundle
@@ -235,7 +235,7 @@ def write_class(
 ) -> list[str]:
     """Write the bundle with another record and other constants of one class; what there is to say of its signature."""
     gone = {prompt_key(name, level) for level in ("whole", "detail")}
-    gone |= {prototypes_key(name, coarse) for coarse in (True, False)}
+    gone |= {prototypes_key(name, coarse) for coarse in (True, False)} | {patch_foreground_key(name)}
     constants = {key: value for key, value in bundle.constants.items() if key not in gone}
     constants |= constant_tensors({name: model}, bundle.constants[NEGATIVE_PROMPT])
     signed = (bundle.path / SIGNATURE).is_file()

@@ -34,6 +34,7 @@ from anomalysd_edge.method.patches.distance_correction import DistanceCorrection
 from anomalysd_edge.method.patches.feature_windows import tiles_for
 from anomalysd_edge.method.patches.memory_bank import MemoryBank, self_similarity
 from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, contrast
+from anomalysd_edge.method.patches.patch_foreground import PatchForeground
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer
 from anomalysd_edge.method.patches.prediction_bounds import upper_bound
 from anomalysd_edge.method.patches.shot_banks import ShotBanks
@@ -136,6 +137,9 @@ def _calibrate_class(task: CalibrationTask, name: str, found: CalibrationResult)
     if side and name not in found.banks:
         found.banks[name] = banks_of(seen, photos, settings.bank_size)
     banks = found.banks.get(name, ())
+    if banks and bare.patch_scorer is None and spec.kind == "object":
+        # What a patch scorer sees was learned with the background counted.
+        bare = replace(bare, patch_foreground=PatchForeground.of([seen(photo)[-1] for photo in photos]))
     folds = hold_out(photos, banks, settings.negatives, settings.seed)
     guided, median_distances = _by_prototypes(seen, folds, bare, task.inspect, settings)
     bare = replace(bare, guided=guided)

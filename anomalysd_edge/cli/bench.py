@@ -25,7 +25,7 @@ def bench(
     preset: Annotated[str, Option(help="Presets of the bundle, separated by commas.")] = "edge",
     max_batch: Annotated[
         str | None,
-        Option(metavar="SIZES", help="Most samples in one UNet pass, by commas; else 4 on a CPU, 16 elsewhere."),
+        Option(metavar="SIZES", help="Most samples in one UNet pass, by commas; else 3 on a CPU, 16 elsewhere."),
     ] = None,
     in_flight: Annotated[str, Option(metavar="SIZES", help="Photos inspected together, by commas.")] = "1",
     rounds: Annotated[int, Option(help="Measured inspections per row.")] = 20,

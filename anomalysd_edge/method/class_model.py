@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.anomaly_map import MapScale
 from anomalysd_edge.method.patches.distance_correction import DistanceCorrection, inputs_of
 from anomalysd_edge.method.patches.memory_bank import MemoryBank, prototype_distance
 from anomalysd_edge.method.patches.multisize import combined_distance
 from anomalysd_edge.method.patches.out_of_distribution import PhotoLimits, median_patch_distance
+from anomalysd_edge.method.patches.patch_foreground import PatchForeground
 from anomalysd_edge.method.patches.patch_scorer import PatchScorer, layer_distances, mean_layer_distance
 from anomalysd_edge.method.score_model import Costs, ErrorRates, Limits, ScoreEvidence, ScoreModel
 from anomalysd_edge.method.settings import InspectSettings
@@ -84,6 +87,8 @@ class ClassModel:
     """Patch scorer of its distances; None where these features have none."""
     correction: DistanceCorrection | None = None
     """Learned correction of its distances at both sizes; None where these features have none."""
+    patch_foreground: PatchForeground | None = None
+    """What tells an object's patches from its background's; None where every patch counts."""
     guided: Mapping[str, float] = field(default_factory=dict)
     """By kind of prototype map (`map_kind`): the value above which a patch goes into the guided mask; empty for 0
     shots."""
@@ -115,7 +120,9 @@ class ClassModel:
         map_kind, scorer = self.map_kind(settings), self.patch_scorer
         if map_kind not in ("reading", "corrected"):
             share = self.self_share_of(settings) if map_kind == "own" else 0.0
-            return prototype_distance(banks[-1], features[-1], share), None
+            found = prototype_distance(banks[-1], features[-1], share)
+            inside = self.patch_foreground.of_photo(features[-1]) if self.patch_foreground else None
+            return found if inside is None else np.where(inside, found, found.min()), None
         assert scorer is not None
         distances = layer_distances(banks[0], features[0], scorer.layers)
         median = median_patch_distance(mean_layer_distance(distances, textured=False))

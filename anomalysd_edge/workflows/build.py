@@ -135,7 +135,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
     with writing(request.bundle):
         bundle = read_bundle(request.bundle)
         made = request.precision != "fp32" and (
-            request.precision not in bundle.manifest.precisions
+            not _has_graphs(bundle, request.precision)
             or (request.rebuild and request.engine == "onnx")
             or _outdated(bundle, request)
         )
@@ -147,6 +147,12 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
     if (made or len(report.kept) < len(report.engines)) and (request.bundle / SIGNATURE).is_file():
         report.signature_void = True
     return report
+
+
+def _has_graphs(bundle: Bundle, precision: str) -> bool:
+    """A gate alone may be on record: of a backend that rounds the exported graphs by itself."""
+    record = bundle.manifest.precisions.get(precision)
+    return record is not None and bool(record.networks)
 
 
 def _outdated(bundle: Bundle, request: BuildRequest) -> bool:

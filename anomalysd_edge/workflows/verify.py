@@ -13,7 +13,7 @@ import numpy as np
 
 from anomalysd_edge.bundle.backend_spec import backend_choice
 from anomalysd_edge.bundle.detector_factory import detector_of
-from anomalysd_edge.bundle.engine_records import GateRecord
+from anomalysd_edge.bundle.engine_records import GateRecord, PrecisionRecord
 from anomalysd_edge.bundle.open_options import OpenOptions
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
@@ -113,7 +113,8 @@ def _detector(name: str, bundle: Bundle, request: VerifyRequest, stack: ExitStac
 def _enter(path: Path, kind: str, precision: str, found: ParityReport) -> None:
     with writing(path):
         manifest = read_manifest(path)
-        record = manifest.precisions[precision]
+        # A backend that rounds the exported graphs by itself needs no graphs of this precision, and has a gate.
+        record = manifest.precisions.get(precision, PrecisionRecord({}))
         marked = replace(record, gates={**record.gates, kind: gate_record(found)})
         write_manifest(path, replace(manifest, precisions={**manifest.precisions, precision: marked}))
 

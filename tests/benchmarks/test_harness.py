@@ -15,7 +15,7 @@ from tests.support.small_graphs import small_bundle
 
 HELPERS = {"harness", "large.networks", "peers"}
 """Modules that are no programs."""
-OTHER_PYTHONS = {"patchcore_peer", "optimum_repaints"}
+OTHER_PYTHONS = {"patchcore_peer", "anomalib_speed_peer", "optimum_repaints"}
 """Programs that run where this project is not installed."""
 FILES = [file.relative_to(ROOT / "benchmarks") for file in (ROOT / "benchmarks").rglob("*.py")]
 NAMES = {".".join(file.with_suffix("").parts) for file in FILES}

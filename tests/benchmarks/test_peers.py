@@ -34,7 +34,8 @@ for name, photos in job["classes"].items():
     maps = np.zeros((len(bad), 256, 256), np.float32)
     maps[bad, 50:90, 150:195] = 1
     scores = np.array(bad, np.float32)
-    np.savez(Path(out) / (photos["file"] + ".npz"), scores=scores, maps=maps, seconds=6.0, bank=9)
+    np.savez(Path(out) / (photos["file"] + ".npz"), scores=scores, maps=maps, seconds=6.0, bank=9,
+             thresholds=np.array([0.0 if photos["labels"] == bad else 1.0, 1.0]))
 (Path(out) / "peer.json").write_text(json.dumps({{"shots": len(photos["shots"])}}))
 """
 
@@ -59,6 +60,7 @@ def test_scores_and_maps_are_judged_here_and_kept(tmp_path: Path, peer: Path) ->
     assert (found.good, found.bad, found.ms_per_photo) == (3, 3, 1000.0)
     assert found.figures[MAP]["image_auroc"] == 1.0
     assert 0.95 < found.figures[MAP]["pixel_auroc"] < 1.0
+    assert found.verdicts == {"balanced_error": 0.0, "balanced_error_test_labels": 0.5, "best_balanced_error": 0.0}
     assert facts["shots"] == 2
     peer.write_text("#!/bin/sh\nexit 1\n")
     assert patchcore(PatchcoreSettings(peer), data, shots, tmp_path / "OUT") == ([found], facts), "kept"

@@ -13,10 +13,11 @@ import onnx.parser
 import pytest
 
 from anomalysd_edge.bundle.backend_spec import backend_choice, check_served
-from anomalysd_edge.bundle.engine_records import GateRecord
+from anomalysd_edge.bundle.engine_records import GateRecord, PrecisionRecord
 from anomalysd_edge.bundle.reader import Bundle, read_bundle
 from anomalysd_edge.bundle.update import read_manifest, write_manifest, writing
 from anomalysd_edge.errors import BackendError, BundleError, SettingsError
+from anomalysd_edge.workflows.build import BuildRequest, build
 from anomalysd_export.engines import precisions
 from anomalysd_export.engines.precisions import PrecisionSettings, graph_digest, make_precision
 from anomalysd_runtime.loading import open_detector
@@ -110,6 +111,19 @@ def test_a_verdict_speaks_for_its_own_backend(bundle: Bundle) -> None:
         check_served(there, replace(record, gates={"cpu": refused}), "b")
     check_served(there, replace(record, gates={"cpu": refused, "cuda": passed}), "b")
     check_served(backend_choice("cpu:int8"), replace(record, gates={"cpu": passed}), "b")
+
+
+def test_a_gate_without_graphs_is_of_a_backend_that_rounds_by_itself(bundle: Bundle) -> None:
+    """OpenVINO makes bfloat16 of the exported graphs: its verdict is on record, and graphs are made when asked for."""
+    refused = PrecisionRecord({}, gates={"openvino": replace(GATE, passed=False)})
+    write_manifest(bundle.path, replace(bundle.manifest, precisions={"bf16": refused}))
+    found = read_bundle(bundle.path)
+    with pytest.raises(BackendError, match="the gate refused bf16"):
+        check_served(backend_choice("openvino:bf16"), found.manifest.precisions["bf16"], "b")
+    with pytest.raises(BundleError, match="no bf16 graph of 'unet', it has fp32: make it"):
+        found.network_file("unet", "bf16")
+    assert build(BuildRequest(bundle=bundle.path, engine="onnx", precision="bf16"), lambda *_: None).made_graphs
+    assert read_bundle(bundle.path).network_file("unet", "bf16").is_file()
 
 
 def test_manifests_of_before_are_read(bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from anomalysd_edge.bundle.backend_spec import KINDS
-from anomalysd_edge.errors import BackendError, MissingExtra
+from anomalysd_edge.errors import BackendError, BundleError, MissingExtra
 from anomalysd_runtime.onnx import providers
 from anomalysd_runtime.onnx.networks import OnnxNetworks, _hints
 from anomalysd_runtime.onnx.providers import EngineHints, add_provider, check_device
@@ -160,3 +160,38 @@ def test_openvino_agrees_with_onnx_runtimes_own_cpu(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.inpaint(job), right.inpaint(job), atol=1e-5)
         photos = np.random.default_rng(1).uniform(-1, 1, (3, 3, 16, 16)).astype(np.float32)
         np.testing.assert_allclose(found.encode(photos), right.encode(photos), atol=1e-5)
+
+
+def test_openvino_rounds_to_bfloat16_where_it_is_asked_to(tmp_path: Path) -> None:
+    """It takes the exported graphs: a bundle needs no others. A processor without bfloat16 computes in float32."""
+    pytest.importorskip(
+        "onnxruntime_ep_openvino", reason="onnxruntime-ep-openvino is not installed: the extra openvino"
+    )
+    bundle = small_bundle(tmp_path / "bundle")
+    with (
+        OnnxNetworks.of_bundle(bundle, "cpu", 1) as right,
+        OnnxNetworks.of_bundle(bundle, "openvino", 1, precision="bf16") as found,
+    ):
+        assert found.backend == "onnxruntime OpenVINOExecutionProvider bf16"
+        job = random_job(5, 7.5)
+        np.testing.assert_allclose(found.inpaint(job), right.inpaint(job), atol=0.05)
+
+
+def test_who_rounds_by_itself_gets_the_exported_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = small_bundle(tmp_path / "bundle")
+    opened: list[tuple[Path, EngineHints]] = []
+    monkeypatch.setattr("anomalysd_runtime.onnx.networks.check_device", lambda _device: None)
+
+    def session(file: Path, _device: str, _threads: int, name: str, hints: EngineHints) -> object:
+        opened.append((file, hints))
+        return open_session(file, "cpu", 1, name)
+
+    monkeypatch.setattr("anomalysd_runtime.onnx.networks.open_session", session)
+    OnnxNetworks.of_bundle(bundle, "openvino", 1, precision="bf16").close()
+    assert {file for file, _ in opened} == {bundle.network_file(name) for name in bundle.manifest.networks}
+    assert {hints.types for _, hints in opened} == {("bf16",)}
+    with pytest.raises(BundleError, match="has no bf16 graph"):
+        OnnxNetworks.of_bundle(bundle, "cpu", 1, precision="bf16")
+    options = {kind: providers._options("openvino", "unet", EngineHints(types=kind)) for kind in ((), ("bf16",))}
+    assert "f32" in options[()]["load_config"]
+    assert "bf16" in options["bf16",]["load_config"]

@@ -95,7 +95,7 @@ def test_the_repository_fits_tritons_schema(bundle: Bundle, tmp_path: Path, back
         assert len(config.instance_group) == 1
     unet = found["line_unet"]
     assert unet.backend == "onnxruntime"
-    assert unet.max_batch_size == (4 if backend == "cpu" else 16)
+    assert unet.max_batch_size == (3 if backend == "cpu" else 16)
     assert unet.dynamic_batching.max_queue_delay_microseconds > 0
     shapes = {entry.name: list(entry.dims) for entry in unet.input}
     assert shapes == {"sample": [9, 4, 4], "timestep": [1], "encoder_hidden_states": [77, 8]}

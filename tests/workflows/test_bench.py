@@ -240,7 +240,7 @@ def test_the_table_is_measured_and_a_deadline_uses_it(place: Path, tmp_path: Pat
     assert (by_name["whole"].good, by_name["whole"].bad) == (3, 3)
     assert min(table.peak_bytes.values()) > 50e6
     with InspectOptions(memory_budget_bytes=64 << 30, threads=1).detector(tmp_path / "BUNDLE") as detector:
-        assert detector.networks.max_batch == 4
+        assert detector.networks.max_batch == 3
     with pytest.raises(SettingsError, match="memory budget is 1 MiB"):
         InspectOptions(memory_budget_bytes=1 << 20, threads=1).detector(tmp_path / "BUNDLE")
     with InspectOptions(deadline_ms=1e6, threads=1).detector(tmp_path / "BUNDLE") as detector:

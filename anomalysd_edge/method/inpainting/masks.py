@@ -95,7 +95,7 @@ def foreground(image: npt.NDArray[np.uint8], kind: str) -> Mask:
     small = (max(8, round(width * scale)), max(8, round(height * scale)))
     pixels = np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BOX), dtype=np.float32)
     distance = _distance_from_border(pixels)
-    found = distance > _otsu(distance)
+    found = distance > otsu_threshold(distance)
     radius = max(1, max(small) // 100)
     closed = morphology.fill_holes(morphology.erode(morphology.dilate(found, radius), radius))
     found = morphology.dilate(morphology.erode(closed, radius), radius)
@@ -154,7 +154,7 @@ def _near_half(distance: F32) -> Mask:
     return np.asarray(distance <= 2 * np.median(distance) + 1e-3)
 
 
-def _otsu(values: F32) -> float:
+def otsu_threshold(values: F32) -> float:
     """The threshold that parts `values` into two classes of the largest variance between them (256 bins)."""
     # Without the clip a few glints stretch the histogram until the object shares a bin with the background.
     clipped = np.minimum(values, np.percentile(values, 98))

@@ -20,6 +20,7 @@ from anomalysd_edge.method.networks import InpaintJob, NetworkSizes
 from anomalysd_runtime.onnx.providers import (
     ON_CUDA,
     PROVIDERS,
+    ROUNDS_ITSELF,
     TENSORRT_BUILDS,
     EngineHints,
     check_device,
@@ -99,8 +100,11 @@ class OnnxNetworks(CheckedNetworks):
         precision: str = "fp32",
     ) -> OnnxNetworks:
         """The networks of a bundle that was read, in one of its precisions. Arguments and errors as for the class."""
-        files = {name: bundle.network_file(name, precision) for name in bundle.manifest.networks}
-        hints = _hints(bundle, max_batch, precision) if device in TENSORRT_BUILDS else {}
+        stored = "fp32" if precision in ROUNDS_ITSELF.get(device, ()) else precision
+        files = {name: bundle.network_file(name, stored) for name in bundle.manifest.networks}
+        hints = dict.fromkeys(files, EngineHints(types=_BUILDER_TYPES[precision]))
+        if device in TENSORRT_BUILDS:
+            hints = _hints(bundle, max_batch, precision)
         opened = cls(files, bundle.manifest.sizes, device, threads, max_batch, hints)
         if precision != "fp32":
             opened.backend += f" {precision}"

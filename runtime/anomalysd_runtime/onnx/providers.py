@@ -30,18 +30,21 @@ ON_CUDA = ("cuda", "ort-tensorrt")
 """Kinds whose tensors live in CUDA's memory. The others' are the CPU's, and a provider copies what it needs."""
 TENSORRT_BUILDS = ("ort-tensorrt", "ort-rtx")
 """Kinds that build engines when a session is opened."""
+ROUNDS_ITSELF = {"openvino": ("bf16",)}
+"""Precisions that a kind makes of the exported float32 graphs while it runs: the bundle holds no graphs for them."""
 RIVALS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that write the same files: installed together, one lies half over the other."""
 
 
 @dataclass(frozen=True)
 class EngineHints:
-    """What TENSORRT_BUILDS want to know before they open a graph."""
+    """What TENSORRT_BUILDS, and ROUNDS_ITSELF, want to know before they open a graph."""
 
     cache: Path | None = None
     """Folder for what they built; without it, every start builds anew."""
     types: tuple[str, ...] = ()
-    """Number types beside float32 that the graph computes in (fp16, bf16, int8): the builder must be allowed to."""
+    """Number types beside float32 that the graph computes in (fp16, bf16, int8): the builder must be allowed to, and
+    OpenVINO rounds to bf16 where it is among them."""
     shapes: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """(smallest, largest) length of every axis, by input; empty = found out as shapes come, with a build for each."""
 
@@ -139,8 +142,9 @@ def _options(device: str, name: str, hints: EngineHints) -> dict[str, str]:
             "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE times them: other runs, other choices, other bits
             "arena_extend_strategy": "kSameAsRequested",
         }
-    if device == "openvino":  # on processors with bfloat16 it would round every float32 to it
-        return {"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})}
+    if device == "openvino":  # on processors with bfloat16 it would round every float32 to it unasked
+        rounded = "bf16" if "bf16" in hints.types else "f32"
+        return {"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": rounded}})}
     if device not in TENSORRT_BUILDS:
         return {}
     prefix = "trt" if device == "ort-tensorrt" else "nv"
