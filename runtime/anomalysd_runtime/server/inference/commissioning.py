@@ -25,7 +25,7 @@ from anomalysd_runtime.server.errors import Conflict, NotFound
 from anomalysd_runtime.server.inference.bundles import BundleStore, LoadedBundle
 from anomalysd_runtime.server.inference.teaching import Teacher
 from anomalysd_runtime.server.records.line import ClassHistory, LinePhoto, class_history, line_photos, set_skipped
-from anomalysd_runtime.server.records.teachings import class_photos
+from anomalysd_runtime.server.records.teachings import class_photos, count_photos
 from anomalysd_runtime.server.records.verdict_cache import VerdictCache
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import ServeSettings
@@ -98,13 +98,8 @@ class Commissioner:
         cache: VerdictCache,
         teacher: Teacher,
     ) -> None:
-        self._settings, self._bundles, self._store, self._cache, self._teacher = (
-            settings,
-            bundles,
-            store,
-            cache,
-            teacher,
-        )
+        self._settings, self._bundles, self._teacher = settings, bundles, teacher
+        self._store, self._cache = store, cache
         self._wanted = CommissioningSettings(width=settings.trusted_width)
         self._learning: dict[tuple[str, str], bool] = {}
         self._fits: dict[tuple[str, str], tuple[Any, ClassCommissioning]] = {}
@@ -152,7 +147,7 @@ class Commissioner:
         if now.proposed is None:
             raise Conflict(f"nothing can be accepted of {now.name}: {now.reason}")
         if now.loaded.bundle_id != seen_id:
-            raise Conflict("the bundle was changed since the proposal was made: look at the new one first")
+            raise Conflict("the bundle was changed since the proposal was made: load it again, and look")
         own, stream = self._photos(store, now)
         lesson = LineLesson(
             name=now.name,
@@ -184,7 +179,8 @@ class Commissioner:
         """Why photos that are called good do not join the bank; None where they do."""
         if not self._settings.record.keep_photo:
             return "the record keeps no photos (--keep photo)"
-        if self._store is None or len(class_photos(self._store, now.history.photos)) < max(1, len(now.history.photos)):
+        known = now.history.photos
+        if self._store is None or not known or count_photos(self._store, known) < len(known):
             return "the class's own photos are not in the record: teach it here to have them there"
         others = [photo for photo in (*now.open, *now.labelled("bad")) if photo.stored]
         if len(others) < LEAST_STREAM:
