@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: demo test quick check lint types imports wheel docs workflows clean
+.PHONY: demo test quick check lint types imports wheel docs notebook workflows clean
 
 demo: $(STAMP)
 	$(BIN)/sd-edge demo --out out/demo
@@ -42,6 +42,11 @@ out/docs/bin/mkdocs: pyproject.toml
 	$(PYTHON) -m venv out/docs
 	out/docs/bin/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
+
+# The notebook of the documents, executed anew with what it shows. Three minutes.
+notebook:
+	$(MAKE) EXTRAS=notebook $(VENV)/.installed-notebook
+	$(BIN)/python docs/notebooks/execute.py
 
 # Workflows and the scripts that they call.
 workflows:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     )
     from anomalysd_edge.method.detector import Detector
     from anomalysd_edge.method.result import Evidence, Inspection
+    from anomalysd_edge.training.callbacks import TrainingCallback
+    from anomalysd_edge.training.settings import TrainSettings
+    from anomalysd_edge.training.train import train
     from anomalysd_edge.vision.images import load_rgb
     from anomalysd_runtime.loading import open_detector
 
@@ -65,10 +68,13 @@ __all__ = [
     "SDEdgeError",
     "SettingsError",
     "ShapeError",
+    "TrainSettings",
+    "TrainingCallback",
     "__version__",
     "load_rgb",
     "open_detector",
     "read_bundle",
+    "train",
 ]
 
 _MODULES = {
@@ -76,9 +82,12 @@ _MODULES = {
     "Detector": "anomalysd_edge.method.detector",
     "Evidence": "anomalysd_edge.method.result",
     "Inspection": "anomalysd_edge.method.result",
+    "TrainSettings": "anomalysd_edge.training.settings",
+    "TrainingCallback": "anomalysd_edge.training.callbacks",
     "load_rgb": "anomalysd_edge.vision.images",
     "open_detector": "anomalysd_runtime.loading",
     "read_bundle": "anomalysd_edge.bundle.reader",
+    "train": "anomalysd_edge.training.train",
 }
 """Where a public name is defined; the others are errors."""
 

@@ -114,14 +114,14 @@ def python_names() -> str:
     """A page of all public names, for mkdocstrings to fill from their docstrings."""
     import anomalysd_edge
 
-    found = {name: getattr(anomalysd_edge, name) for name in anomalysd_edge.__all__ if name != "__version__"}
-    errors = [name for name, value in found.items() if isinstance(value, type) and issubclass(value, Exception)]
+    places = {name: "anomalysd_edge.errors" for name in anomalysd_edge.__all__ if name != "__version__"}
+    places |= anomalysd_edge._MODULES  # not imported: the tools of the site have no torch
     lines = [
         "# Python classes",
         "",
         "From their docstrings; [the interface](api.md) says how they belong together.",
         "",
     ]
-    for name in sorted(found, key=lambda name: (name in errors, name)):
-        lines += [f"::: {found[name].__module__}.{name}", ""]
+    for name in sorted(places, key=lambda name: (places[name] == "anomalysd_edge.errors", name)):
+        lines += [f"::: {places[name]}.{name}", ""]
     return "\n".join(lines)

@@ -18,10 +18,13 @@ PUBLIC = {
     "Detector",
     "Evidence",
     "Inspection",
+    "TrainSettings",
+    "TrainingCallback",
     "__version__",
     "load_rgb",
     "open_detector",
     "read_bundle",
+    "train",
     *(name for name, value in vars(errors).items() if inspect.isclass(value)),
 }
 """A name more or less is a change of the interface: it belongs into the changelog and into docs/api.md."""

@@ -1,4 +1,4 @@
-"""The verbs of many boxes: push, pull, rollback, fleet status, plan-capacity. Each imports its package when called."""
+"""The verbs of many boxes: hub, push, pull, rollback, fleet status, plan-capacity; each imports its package itself."""
 
 from __future__ import annotations
 
@@ -21,9 +21,33 @@ BoxUrl = Annotated[
 ]
 
 
-def push(
+def hub(
     bundle: options.BundleDir,
-    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder, or URL for fsspec: s3://, sftp://.")],
+    out: Annotated[Path, Option(help="Folder to write.")],
+    run: Annotated[
+        Path | None, Option(metavar="RUN", help="Run that it was exported from: its weights, in diffusers' layout.")
+    ] = None,
+    figures: Annotated[
+        Path | None, Option(metavar="REPORT", help="What eval --out wrote of this bundle: figures for the card.")
+    ] = None,
+) -> None:
+    """Write a bundle as a model hub expects it: model card, bundle, and with --run the trained weights. No photo goes.
+
+    Look at its README.md before it is pushed.
+
+    Example: sd-edge hub BUNDLE --out FOLDER --run RUN --figures REPORT
+    """
+    from anomalysd_edge.workflows.hub import write_hub_folder
+
+    write_hub_folder(bundle, out, run, figures)
+    say(f"written: {out}; look at {out / 'README.md'}; next: sd-edge push {out} hf://OWNER/NAME")
+
+
+def push(
+    bundle: Annotated[Path, Argument(metavar="BUNDLE", help="Bundle folder; for hf:// the folder that hub wrote.")],
+    registry: Annotated[
+        str, Argument(metavar="REGISTRY", help="Folder, or URL for fsspec: s3://, sftp://; or hf://OWNER/NAME.")
+    ],
     name: Annotated[str | None, Option(help="Name in the registry; the folder's if left out.")] = None,
     require_signature: options.PublicKey = None,
     as_json: options.AsJson = False,
@@ -31,9 +55,21 @@ def push(
 ) -> None:
     """Upload a bundle to a registry as the latest version of its name; files that it holds are not sent again.
 
+    To a model hub (hf://) goes what hub wrote; a new repository is private.
+
     Example: sd-edge push BUNDLE s3://models/registry --name line
     """
+    from anomalysd_edge.fleet.hub import SCHEME, push_folder
     from anomalysd_edge.fleet.registry import push as put
+
+    if registry.startswith(SCHEME):
+        if name is not None:
+            raise InputError(f"--name is for registries; the name on a hub stands in its address: {registry}")
+        version, page = push_folder(bundle, registry, require_signature)
+        if as_json:
+            show_json({"version": version, "page": page})
+        say(f"pushed {version} to {page}; next: sd-edge pull {registry} --into BUNDLES")
+        return
 
     with progress_bars(quiet) as progress:
         done = put(bundle, registry, name, progress, require_signature)
@@ -44,9 +80,13 @@ def push(
 
 
 def pull(
-    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to; also http(s)://.")],
-    name: Annotated[str, Argument(metavar="NAME", help="Name of the bundle in the registry.")],
+    registry: Annotated[
+        str, Argument(metavar="REGISTRY", help="Folder or URL that push wrote to: http(s)://, hf://OWNER/NAME.")
+    ],
     into: Into,
+    name: Annotated[
+        str | None, Argument(metavar="NAME", help="Name of the bundle; of an hf:// address its own if left out.")
+    ] = None,
     version: Annotated[str | None, Option(help="Version; the latest if left out.")] = None,
     require_signature: options.PublicKey = None,
     box: BoxUrl = None,
@@ -61,8 +101,13 @@ def pull(
 
     Example: sd-edge pull s3://models/registry line --into BUNDLES
     """
+    from anomalysd_edge.fleet.hub import SCHEME, bundle_name
     from anomalysd_edge.fleet.pulling import pull as get
 
+    if name is None:
+        if not registry.startswith(SCHEME):
+            raise InputError(f"pull needs the bundle's name in {registry}: sd-edge pull {registry} NAME --into {into}")
+        name = bundle_name(registry)
     with progress_bars(quiet) as progress:
         done = get(
             registry, name, into, progress, version=version, public_key=require_signature, older=older, keep=keep

@@ -79,6 +79,8 @@ def inspect(
         if deadline_ms is not None:
             met = sum(r["deadline_met"] for r in results)
             say(f"mode: {results[0]['mode']}; {met} of {len(results)} verdicts within {deadline_ms:g} ms")
+    if out is not None:
+        say(f"pictures and result.json of each photo: {out}")
     for r in failed:
         say(f"no verdict: {r['error']}")
     if failed:

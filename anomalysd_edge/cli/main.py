@@ -20,7 +20,7 @@ from anomalysd_edge.errors import InputError, SDEdgeError, missing_extra
 
 VERBS = {
     "quickstart": ("system.quickstart", "Train, export, verify and measure in one go."),
-    "demo": ("system.demo", "Run the whole chain on rendered parts (5 minutes)."),
+    "demo": ("system.demo", "Run the whole chain on rendered parts (6 minutes)."),
     "doctor": ("system.doctor", "Show what this machine can run, and what is missing."),
     "train": ("model.train", "Fine-tune on a few good photos of every class."),
     "distill": ("model.distill", "Distil a run to 1 to 4 UNet passes."),
@@ -39,8 +39,9 @@ VERBS = {
     "serve": ("box.serve", "Serve bundles over HTTP, KServe v2, MQTT; with a page."),
     "watch": ("box.watch", "Inspect the photos that arrive in a folder."),
     "history": ("history.history", "List, export and re-inspect recorded verdicts."),
-    "push": ("fleet.push", "Upload a bundle to a registry."),
-    "pull": ("fleet.pull", "Download a bundle from a registry and switch to it."),
+    "hub": ("fleet.hub", "Write a bundle as a model hub expects it, with its card."),
+    "push": ("fleet.push", "Upload a bundle to a registry or a model hub."),
+    "pull": ("fleet.pull", "Download a bundle from there and switch to it."),
     "rollback": ("fleet.rollback", "Return to the version in use before the last pull."),
     "fleet": ("fleet.fleet", "Show the state of many boxes."),
     "plan-capacity": ("fleet.plan_capacity", "Estimate how many boxes a photo rate needs."),
@@ -49,7 +50,8 @@ VERBS = {
 EXTRA_OF = {
     "onnxruntime": "cpu", "onnx": "export", "onnxscript": "export", "polygraphy": "rtx", "ray": "ray",
     "fsspec": "fleet", "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "python_multipart": "serve",
-    "prometheus_client": "serve", "paho": "serve", "cryptography": "serve",
+    "yaml": "anomalib", "prometheus_client": "serve", "paho": "serve", "cryptography": "serve",
+    "huggingface_hub": "hub",
 }  # fmt: skip
 """By package that may be missing: the extra that brings it; of all others it is train."""
 

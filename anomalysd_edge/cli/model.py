@@ -30,7 +30,7 @@ def train(
     normal_test_dir: options.NormalTestDirs = None,
     mask_dir: options.MaskDirs = None,
     class_file: options.ClassFile = None,
-    base: Annotated[str, Option(help="Base model: nano, a diffusers folder, .safetensors file or hub id.")] = "nano",
+    base: options.Base = "nano",
     steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
     decoder_steps: Annotated[int | None, Option(help="VAE decoder training steps; else the base's default.")] = None,
     batch_size: options.BatchSize = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from anomalysd_edge.cli.help_groups import grouped
 from anomalysd_edge.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ BundleToChange = Annotated[
     Path, Argument(metavar="BUNDLE", help="Bundle folder; replaced by the new bundle unless --out is given.")
 ]
 DataDir = Annotated[
-    Path, Option("--data", help="Data set in MVTec-AD layout, VisA layout, or plain folders of photos.")
+    Path,
+    Option("--data", help="Data set: MVTec-AD or VisA layout, plain folders, or a .yaml of anomalib's Folder."),
 ]
 Classes = Annotated[
     list[str] | None, Option(metavar="NAMES", help="Classes to use, separated by commas; repeatable; else all.")
@@ -52,6 +54,7 @@ MaskDirs = Annotated[
     list[Path] | None,
     Option("--mask-dir", metavar="DIR", help="With --abnormal-dir: masks of the bad photos; one, or one for each."),
 ]
+Base = Annotated[str, Option(help="Base model: nano, a diffusers folder, .safetensors file or hub id.")]
 ClassFile = Annotated[Path | None, Option(help="TOML file that describes your classes: noun, parts, kind, symmetries.")]
 Features = Annotated[
     str | None,
@@ -124,11 +127,21 @@ RENAMED = {
 
 
 class Verb(TyperCommand):
-    """A command that also takes the spellings of RENAMED."""
+    """A command that also takes the spellings of RENAMED, and shows many options under several headings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Replace old spellings, then parse."""
         return super().parse_args(ctx, modern(args, RENAMED.get(self.name or "", {})))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The sections of arguments and options (help_groups.py)."""
+        shown = [one for one in self.get_params(ctx) if one.get_help_record(ctx) is not None]
+        arguments = [one for one in shown if one.param_type_name == "argument"]
+        rest = [one for one in shown if one.param_type_name != "argument"]
+        for heading, some in (("Arguments", arguments), *grouped(self.name or "", rest)):
+            if some:
+                with formatter.section(heading):
+                    formatter.write_dl([one.get_help_record(ctx) for one in some])
 
 
 def modern(args: list[str], renamed: dict[str, str]) -> list[str]:

@@ -182,7 +182,7 @@ def protocol(
     shots: Annotated[str, Option(help="Numbers of good photos per class, by commas, in this order.")] = "0,1,2,4",
     seeds: Annotated[str, Option(help="Random seeds of shots and training, by commas; or 'first'.")] = "0,1,2",
     class_file: options.ClassFile = None,
-    base: Annotated[str, Option(help="Base model: nano, a folder in diffusers' layout, or a hub id.")] = "nano",
+    base: options.Base = "nano",
     steps: Annotated[int | None, Option(help="UNet training steps; else the base's default.")] = None,
     device: options.Device = "cpu",
     calibrate: Annotated[bool, Option("--calibrate", help="Choose settings per class, as calibrate.")] = False,

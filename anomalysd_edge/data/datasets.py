@@ -1,7 +1,8 @@
 """Data sets as folders: which layout a folder has, its classes, what was left out, and mistakes that are likely.
 
 Nothing is decoded here: a data set is a list of paths, good photos to train with and labelled photos to test on. The
-layouts stand in layouts/: MVTec AD's, which most published sets share, VisA's, Real-IAD's, and plain folders.
+layouts stand in layouts/: MVTec AD's, which most published sets share, VisA's, Real-IAD's, plain folders, and folders
+that a configuration of anomalib names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from anomalysd_edge.core.files import printable
 from anomalysd_edge.data.classes import check_name, choose_classes
-from anomalysd_edge.data.layouts import mvtec, plain, real_iad, visa
+from anomalysd_edge.data.layouts import anomalib_folder, mvtec, plain, real_iad, visa
 from anomalysd_edge.data.layouts.plain import NamedFolders
 from anomalysd_edge.data.layouts.roles import role
 from anomalysd_edge.data.layouts.tree import child, folder_name, left_out, subfolders
@@ -49,6 +50,7 @@ _EXPECTED = {
 def open_dataset(root: Path, classes: Sequence[str] | None = None, layout: str = "auto") -> Dataset:
     """List the photos under `root`; `classes` chooses some.
 
+    `root` may be a .yaml file, anomalib's configuration of its Folder data module, which names its folders itself.
     `layout` is "auto", one of LAYOUTS, or the name of a published data set (PUBLISHED_LAYOUTS).
     Raises DatasetError for a missing or empty folder, a broken split, a photo without its mask where its neighbours
     have theirs, and for what is likely a mistake: a part of a class given as the root, good and bad photos of one part
@@ -58,6 +60,8 @@ def open_dataset(root: Path, classes: Sequence[str] | None = None, layout: str =
     if layout not in ("auto", *LAYOUTS, *PUBLISHED_LAYOUTS):
         names = dict.fromkeys(("auto", *LAYOUTS, *PUBLISHED_LAYOUTS))
         raise SettingsError(f"the layout {layout!r} is unknown; expected {', '.join(names)}")
+    if root.suffix.lower() in anomalib_folder.SUFFIXES and root.is_file():
+        return _open_config(root, classes, layout)
     _check_root(root)
     readers: dict[str, Callable[[Path], dict[str, ClassData]]] = {
         "mvtec": mvtec.read,
@@ -93,6 +97,16 @@ def open_folders(root: Path, named: NamedFolders) -> Dataset:
     folders = [*named.normal_dir, *named.abnormal_dir, *named.normal_test_dir, *named.mask_dir]
     unused = left_out([root / folder for folder in folders], _files({data.name: data}), root)
     return Dataset(root, "folder", {data.name: data}, lone=named.name is None, left_out=unused)
+
+
+def _open_config(file: Path, classes: Sequence[str] | None, layout: str) -> Dataset:
+    """The class of an anomalib configuration. Raises as :func:`open_dataset`."""
+    if layout not in ("auto", "folder"):
+        raise SettingsError(f"{file} names its folders itself, and {layout} has its own: give one of the two")
+    data = open_folders(*anomalib_folder.read(file))
+    if classes is not None:
+        choose_classes(classes, data.classes, str(file))
+    return data
 
 
 def _check_root(root: Path, part: bool = True) -> None:

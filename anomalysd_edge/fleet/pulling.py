@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from anomalysd_edge.bundle.reader import check_engines, inside, read_bundle
 from anomalysd_edge.core.files import parse_json, sha256_bytes, sha256_file
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import BundleError, RegistryError
+from anomalysd_edge.fleet.hub import SCHEME, HubStorage, find_on_hub
 from anomalysd_edge.fleet.installed import Installed
 from anomalysd_edge.fleet.registry import (
     MOST_PIECE_BYTES,
@@ -22,7 +23,7 @@ from anomalysd_edge.fleet.registry import (
     object_name,
     transferred_files,
 )
-from anomalysd_edge.fleet.storage import Storage
+from anomalysd_edge.fleet.storage import PAUSES_S, Storage
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,17 @@ def pull(
 ) -> Pulled:
     """Bring a version (the latest) of `name` to BOX/NAME. What is there stays in use until the new one is whole.
 
+    `url` is a registry's, or hf://OWNER/NAME[@REVISION], a repository of a model hub (hub.py), where `name` is free.
+
     A pull that broke off goes on where it was. Without `version`, one that is older than what counts is refused unless
     `older`: an attacker may offer an old bundle whose signature is right. Raises RegistryError (unreachable, damaged or
     exchanged pieces), BundleError (not signed as `public_key` demands, unusable here) and InputError.
     """
     installed = Installed(box, name)
-    storage = Storage(url) if pauses_s is None else Storage(url, pauses_s)
+    pauses = PAUSES_S if pauses_s is None else pauses_s
+    storage = HubStorage(url, pauses) if url.startswith(SCHEME) else Storage(url, pauses)
     with installed.locked():
-        remote = find(storage, name, version)
+        remote = find_on_hub(storage, version) if isinstance(storage, HubStorage) else find(storage, name, version)
         aside = installed.versions / f".pull-{remote.version}"
         aside.mkdir(parents=True, exist_ok=True)
         check_remote(remote, aside, public_key)
@@ -148,8 +152,11 @@ def _fetch_file(
     storage: Storage, remote: RemoteVersion, record: FileRecord, target: Path, note: Callable[[int], None]
 ) -> int:
     """One file from its pieces, going on behind those that an earlier run left; the bytes that came over the wire."""
-    digests = remote.pieces.get(record.path, [])
-    if len(digests) != -(-record.bytes // remote.piece_bytes):
+    number_of_pieces = -(-record.bytes // remote.piece_bytes)
+    digests: Sequence[str | None] = [None] * number_of_pieces
+    if remote.pieces is not None:
+        digests = remote.pieces.get(record.path, [])
+    if len(digests) != number_of_pieces:
         raise RegistryError(f"{storage.url}: the index of {remote.version} does not fit {record.path}: push it again")
     partial = target.with_name(target.name + ".partial")
     count, came = _good_pieces(partial, digests, remote.piece_bytes), 0
@@ -157,12 +164,7 @@ def _fetch_file(
         file.truncate(count * remote.piece_bytes)
         file.seek(count * remote.piece_bytes)
         for number in range(count, len(digests)):
-            piece = storage.read(object_name(digests[number]), MOST_PIECE_BYTES)
-            if sha256_bytes(piece) != digests[number]:
-                raise RegistryError(
-                    f"{storage.url}/{object_name(digests[number])}, piece {number + 1} of {len(digests)} of "
-                    f"{record.path}, is not what its name says: damaged or tampered with: refused; push again"
-                )
+            piece = _piece(storage, remote, record, number, digests)
             file.write(piece)
             came += len(piece)
             note(min(record.bytes, number * remote.piece_bytes + len(piece)))
@@ -171,19 +173,37 @@ def _fetch_file(
     if partial.stat().st_size != record.bytes or sha256_file(partial) != record.sha256:
         partial.unlink()
         raise RegistryError(
-            f"{storage.url}: the pieces of {record.path} do not make the file that the manifest names: damaged or "
-            "tampered with: refused; push again"
+            f"{storage.url}: the pieces of {record.path} do not make the file that the manifest names: damaged, "
+            "tampered with or replaced meanwhile: refused; pull or push again"
         )
     partial.replace(target)
     return came
 
 
-def _good_pieces(partial: Path, digests: list[str], piece_bytes: int) -> int:
-    """How many whole pieces at the start of `partial` are right."""
+def _piece(
+    storage: Storage, remote: RemoteVersion, record: FileRecord, number: int, digests: Sequence[str | None]
+) -> bytes:
+    """A piece of the file, checked where it has a digest."""
+    if isinstance(storage, HubStorage):
+        start = number * remote.piece_bytes
+        return storage.part(record.path, start, min(remote.piece_bytes, record.bytes - start))
+    name = object_name(str(digests[number]))
+    piece = storage.read(name, MOST_PIECE_BYTES)
+    if sha256_bytes(piece) != digests[number]:
+        raise RegistryError(
+            f"{storage.url}/{name}, piece {number + 1} of {len(digests)} of {record.path}, is not what its name says: "
+            "damaged or tampered with: refused; push again"
+        )
+    return piece
+
+
+def _good_pieces(partial: Path, digests: Sequence[str | None], piece_bytes: int) -> int:
+    """How many whole pieces at the start of `partial` are right; without a digest only the whole file tells."""
     if not partial.is_file():
         return 0
     with partial.open("rb") as file:
         for number, digest in enumerate(digests):
-            if sha256_bytes(file.read(piece_bytes)) != digest:
+            piece = file.read(piece_bytes)
+            if len(piece) < piece_bytes if digest is None else sha256_bytes(piece) != digest:
                 return number
     return len(digests)

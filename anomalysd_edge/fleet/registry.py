@@ -134,8 +134,8 @@ class RemoteVersion:
     """manifest.sig."""
     piece_bytes: int
     """Length of every piece but a file's last."""
-    pieces: Mapping[str, list[str]]
-    """File -> digests of its pieces."""
+    pieces: Mapping[str, list[str]] | None
+    """File -> digests of its pieces; None where files lie whole (hub.py)."""
 
 
 def find(storage: Storage, name: str, version: str | None) -> RemoteVersion:
@@ -145,14 +145,12 @@ def find(storage: Storage, name: str, version: str | None) -> RemoteVersion:
         version = str(_object(storage, f"{place}/latest.json").get("version"))
     if not _VERSION.fullmatch(version):
         raise RegistryError(f"{version!r} is no version of a bundle; expected 16 hexadecimal digits")
-    manifest = storage.read(f"{place}/{version}/{MANIFEST}", MOST_TEXT_BYTES)
+    manifest, signature = signed_manifest(storage, f"{place}/{version}/")
     if version_of(manifest) != version:
         raise RegistryError(
             f"{storage.url}/{place}/{version}/{MANIFEST} is another manifest ({version_of(manifest)}): it was damaged "
             "or exchanged: refused; push the bundle again"
         )
-    signed = storage.size(f"{place}/{version}/{SIGNATURE}") is not None
-    signature = storage.read(f"{place}/{version}/{SIGNATURE}", MOST_TEXT_BYTES) if signed else None
     index = _object(storage, f"{place}/{version}/index.json")
     piece_bytes, files = index.get("piece_bytes"), index.get("files")
     fits = type(piece_bytes) is int and 0 < piece_bytes <= MOST_PIECE_BYTES and isinstance(files, dict)
@@ -164,6 +162,13 @@ def find(storage: Storage, name: str, version: str | None) -> RemoteVersion:
         if not isinstance(digests, list) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in digests):
             raise RegistryError(f"{storage.url}/{place}/{version}/index.json is damaged at {path!r}: push again")
     return RemoteVersion(version, manifest, signature, piece_bytes, files)
+
+
+def signed_manifest(storage: Storage, place: str) -> tuple[bytes, bytes | None]:
+    """manifest.json below `place` and its signature, None where it has none. Raises RegistryError."""
+    manifest = storage.read(f"{place}{MANIFEST}", MOST_TEXT_BYTES)
+    signed = storage.size(f"{place}{SIGNATURE}") is not None
+    return manifest, storage.read(f"{place}{SIGNATURE}", MOST_TEXT_BYTES) if signed else None
 
 
 def check_remote(remote: RemoteVersion, folder: Path, key: Path | None) -> None:

@@ -26,21 +26,28 @@ def import_fsspec() -> Any:
 class Storage:
     """Files by name below one URL or path. Every method raises RegistryError where it cannot do its work."""
 
-    def __init__(self, url: str, pauses_s: tuple[float, ...] = PAUSES_S) -> None:
+    absent = "check address and name, or push again"
+    """What to do about a file that is not there."""
+
+    def __init__(self, url: str, pauses_s: tuple[float, ...] = PAUSES_S, **options: Any) -> None:
+        """`options` are the file system's own."""
         self.url = url.rstrip("/")
         self._pauses_s = pauses_s
         fsspec = import_fsspec()
         try:
-            self._system, root = fsspec.core.url_to_fs(self.url)
+            self._system, root = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             raise RegistryError(f"{url} cannot be opened ({error}); expected a folder or a URL of fsspec") from error
         self._root = root.rstrip("/")
 
-    def read(self, name: str, most: int) -> bytes:
-        """The whole file, tried again where the connection broke. One above `most` bytes is refused."""
+    def read(self, name: str, most: int, **how: Any) -> bytes:
+        """The whole file, tried again where the connection broke. One above `most` bytes is refused.
+
+        `how`: further arguments of the file system's open.
+        """
 
         def get() -> bytes:
-            with self._system.open(self._path(name), "rb", block_size=0) as file:
+            with self._system.open(self._path(name), "rb", block_size=0, **how) as file:
                 parts: list[bytes] = []
                 # A stream may give less than was asked for; only an empty answer is the end.
                 while sum(map(len, parts)) <= most and (part := file.read(most + 1)):
@@ -80,7 +87,7 @@ class Storage:
             try:
                 return what()
             except FileNotFoundError as error:
-                raise RegistryError(f"{self.url} has no file {name}; check address and name, or push again") from error
+                raise RegistryError(f"{self.url} has no file {name}; {self.absent}") from error
             except Exception as error:  # as above
                 if pause is None:
                     raise self._failed(name, error) from error

@@ -49,17 +49,18 @@ def progress_bars(quiet: bool = False) -> Iterator[Progress]:
 def _lines() -> Iterator[Progress]:
     import time
 
-    began: dict[str, float] = {}
+    began: dict[str, tuple[float, int]] = {}
     said: dict[str, float] = {}
 
     def report(phase: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
-        began.setdefault(phase, now)
+        start, first = began.setdefault(phase, (now, done))
         finished = done >= total
         if finished or now - said.get(phase, -1e9) > 15:
             said[phase] = now if not finished else 1e18
-            spent = now - began[phase]
-            left = f", about {spent / done * (total - done):.0f} s left" if 0 < done < total else ""
+            spent = now - start
+            # By the steps after the first report: how long those before it took is not known (a resumed training).
+            left = f", about {spent / (done - first) * (total - done):.0f} s left" if first < done < total else ""
             print(f"{phase:>12} {done}/{total} after {spent:.0f} s{left}  {detail}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield report

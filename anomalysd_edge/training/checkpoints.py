@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def save_checkpoint(work: Path, checkpoint: Checkpoint, unchanged: tuple[str, ...] = ()) -> None:
-    """Write `checkpoint` atomically, then remove older ones. Files in `unchanged` are linked from the last one."""
+def save_checkpoint(work: Path, checkpoint: Checkpoint, unchanged: tuple[str, ...] = ()) -> Path:
+    """Write `checkpoint` atomically, then remove older ones; its folder. `unchanged` files are linked from the last."""
     folder = work / "checkpoints" / f"step-{checkpoint.total:06d}"
     before = latest(work)
     with folder_aside(folder) as aside:
@@ -61,6 +61,7 @@ def save_checkpoint(work: Path, checkpoint: Checkpoint, unchanged: tuple[str, ..
     for older in (work / "checkpoints").glob("step-*"):
         if older != folder:
             shutil.rmtree(older)
+    return folder
 
 
 def latest(work: Path) -> Path | None:
@@ -136,6 +137,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             if number + 1 < len(lines):
                 raise RunError(f"line {number + 1} of {path} is not JSON; train again") from error
     return whole
+
+
+def loss_summary(log: Sequence[Mapping[str, Any]], phase: str) -> dict[str, float] | None:
+    """Mean loss of the first and of the last twentieth of a phase's steps; None for a phase without steps."""
+    losses = [float(line["loss"]) for line in log if line["phase"] == phase]
+    if not losses:
+        return None
+    some = max(1, len(losses) // 20)
+    return {"first": sum(losses[:some]) / some, "last": sum(losses[-some:]) / some, "steps": len(losses)}
 
 
 def require_tensor(tensors: Tensors, name: str) -> Tensor:

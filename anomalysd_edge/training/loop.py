@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.errors import NumericError
+from anomalysd_edge.training.callbacks import TrainingCallback
 from anomalysd_edge.training.checkpoints import Checkpoint, Tensors, latest, restore, save_checkpoint
 from anomalysd_edge.training.devices import autocast_dtype
 from anomalysd_edge.training.distributed import Processes
@@ -55,9 +56,11 @@ class TrainingLoop:
         unet_steps: int,
         checkpoint: Checkpoint | None,
         processes: Processes,
+        callbacks: Sequence[TrainingCallback] = (),
     ) -> None:
         """`work`: the partial folder; `checkpoint`: the one to resume from."""
         self.settings, self.work, self.progress, self.processes = settings, work, progress, processes
+        self.callbacks = callbacks
         self.half = autocast_dtype(settings)
         self.unet_steps, self.checkpoint = unet_steps, checkpoint
         self.unet_tensors: Tensors = {}
@@ -125,7 +128,8 @@ class TrainingLoop:
             total = steps_before + done
             smoothed = value if smoothed is None else 0.9 * smoothed + 0.1 * value
             if processes.is_main:
-                self._log({"phase": phase, "step": done, "total": total, "loss": value, "lr": rate, **terms})
+                gradient = {"grad_norm": norm} if math.isfinite(norm) else {}  # infinite in a step that fp16 skips
+                self._log(phase, done, total, {"loss": value, "lr": rate, **gradient, **terms})
                 self.progress("train" if phase == "unet" else "decoder", done, steps, f"loss {smoothed:.4f}")
             # Also at the end of a phase: a full disk while the run is written must not lose the training.
             if processes.is_main and (done % settings.checkpoint_every == 0 or done == steps):
@@ -165,11 +169,17 @@ class TrainingLoop:
             # From the second decoder checkpoint on, the UNet's file is the same.
             if last is not None and int(last.name.split("-")[1]) > self.unet_steps:
                 unchanged = ("unet",)
-        save_checkpoint(self.work, Checkpoint(state.phase, step, total, self.seconds(), tensors), unchanged)
+        folder = save_checkpoint(self.work, Checkpoint(state.phase, step, total, self.seconds(), tensors), unchanged)
+        for callback in self.callbacks:
+            callback.on_checkpoint(total, folder)
 
-    def _log(self, line: Mapping[str, object]) -> None:
+    def _log(self, phase: str, step: int, total: int, numbers: Mapping[str, float]) -> None:
+        """To log.jsonl and the callbacks. `step` of the phase, `total` of both."""
+        numbers = {**numbers, "seconds": round(self.seconds(), 3)}
         with (self.work / "log.jsonl").open("a") as log:
-            log.write(json.dumps({**line, "seconds": round(self.seconds(), 3)}) + "\n")
+            log.write(json.dumps({"phase": phase, "step": step, "total": total, **numbers}) + "\n")
+        for callback in self.callbacks:
+            callback.on_step(phase, total, self.unet_steps + self.settings.decoder_steps, numbers)
 
     def _require_finite(self, what: str, value: float, phase: str, step: int, rate: float) -> None:
         if math.isfinite(value):

@@ -15,6 +15,7 @@ import torch
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec, class_spec
 from anomalysd_edge.errors import DatasetError, InputError, RunError, SettingsError
+from anomalysd_edge.training.callbacks import TrainingCallback
 from anomalysd_edge.training.checkpoints import latest, partial_folder
 from anomalysd_edge.training.devices import check_training_device, plain_float32
 from anomalysd_edge.training.memory import available_bytes
@@ -32,6 +33,7 @@ def train(
     specs: Mapping[str, ClassSpec] | None = None,
     resume: bool = False,
     progress: Progress = lambda _phase, _done, _total, _detail: None,
+    callbacks: Sequence[TrainingCallback] = (),
 ) -> Run:
     """Fine-tune `settings.base` on exactly `settings.shots` photos of every class; returns the finished run.
 
@@ -39,6 +41,7 @@ def train(
     photos continues from its last checkpoint and ends with the weights of an uninterrupted one: bit for bit on the same
     machine and versions on a CPU, up to the order of additions on a GPU (attention's backward pass adds as it comes). A
     finished run is returned unchanged. Without, an unfinished training starts again.
+    `callbacks` are told settings, figures, checkpoints and the end; nothing where a finished run is returned.
     On an error or Ctrl-C, OUT.partial is kept if it holds a checkpoint and removed otherwise.
 
     Raises DatasetError (too few photos), ImageError, InputError (base or perceptual weights), SettingsError,
@@ -58,7 +61,7 @@ def train(
     if settings.prediction_type:
         base.scheduler["prediction_type"] = settings.prediction_type
     return run_training(
-        Trainer(settings, shots, resolved, base, partial_folder(out), progress), out, resume, free_bytes
+        Trainer(settings, shots, resolved, base, partial_folder(out), progress, callbacks), out, resume, free_bytes
     )
 
 
@@ -79,6 +82,8 @@ def run_training(trainer: Trainer, out: Path, resume: bool, free_bytes: int | No
         finally:
             if processes.is_main and (finished or latest(work) is None):
                 shutil.rmtree(work, ignore_errors=True)
+            for callback in trainer.callbacks if trainer.begun else ():
+                callback.on_end(out if finished else None)
     processes.barrier()
     return read_run(out)
 

@@ -22,12 +22,14 @@ from anomalysd_edge.core.files import folder_aside, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
+from anomalysd_edge.training.callbacks import TrainingCallback
 from anomalysd_edge.training.checkpoints import (
     Checkpoint,
     begin_partial,
     check_identity,
     latest,
     load_checkpoint,
+    loss_summary,
     read_log,
     truncate_log,
 )
@@ -72,6 +74,7 @@ class Trainer:
         base: Base,
         work: Path,
         progress: Progress,
+        callbacks: Sequence[TrainingCallback] = (),
     ) -> None:
         """`shots`, `specs`: by class name; `work`: the partial folder of checkpoints and log."""
         self.settings, self.shots, self.specs, self.base = settings, shots, specs, base
@@ -79,6 +82,7 @@ class Trainer:
         self.size_px = settings.size_px or base.size_px
         check_size(base, self.size_px)
         self.processes = Processes(settings.device)
+        self.callbacks, self.begun = (tuple(callbacks) if self.processes.is_main else ()), False
         self.half = autocast_dtype(settings)
         self.memory_format = memory_format(settings)
         self.seconds = 0.0
@@ -98,9 +102,12 @@ class Trainer:
 
     def run(self, resume: bool) -> None:
         """Run both phases, from the start or from the last checkpoint."""
+        checkpoint = self._open_partial(resume) if self.unet_steps or self.decoder_steps else None
+        self.begun = True
+        for callback in self.callbacks:
+            callback.on_start(self.settings.to_json(), checkpoint.total if checkpoint else 0)
         if not self.unet_steps and not self.decoder_steps:
             return
-        checkpoint = self._open_partial(resume)
         settings, base, device = self.settings, self.base, self.processes.device
         for network in (base.vae, base.text_encoder):
             network.to(device)
@@ -116,7 +123,9 @@ class Trainer:
             self._encode_ahead(data, checkpoint)
         # Not before: frozen weights of half the bytes never stand on the device whole.
         base.unet.to(device=device, memory_format=self.memory_format)
-        loop = TrainingLoop(settings, self.work, self.progress, self.unet_steps, checkpoint, self.processes)
+        loop = TrainingLoop(
+            settings, self.work, self.progress, self.unet_steps, checkpoint, self.processes, self.callbacks
+        )
         if self.unet_steps:
             if settings.gradient_checkpointing:
                 base.unet.enable_gradient_checkpointing()
@@ -185,7 +194,7 @@ class Trainer:
                 "memory_estimate_bytes": self.memory_estimate.peak if self.memory_estimate else None,
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
-                "losses": {phase: _loss_summary(log, phase) for phase in ("unet", "decoder")},
+                "losses": {phase: loss_summary(log, phase) for phase in ("unet", "decoder")},
                 "seconds": round(self.seconds, 1),
                 **self.extra_record(),
             }
@@ -288,12 +297,3 @@ class Trainer:
         else:
             unet.requires_grad_(True)
         return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
-
-
-def _loss_summary(log: Sequence[Mapping[str, Any]], phase: str) -> dict[str, float] | None:
-    """Mean loss of the first and of the last twentieth of a phase's steps; None for a phase without steps."""
-    losses = [float(line["loss"]) for line in log if line["phase"] == phase]
-    if not losses:
-        return None
-    some = max(1, len(losses) // 20)
-    return {"first": sum(losses[:some]) / some, "last": sum(losses[-some:]) / some, "steps": len(losses)}

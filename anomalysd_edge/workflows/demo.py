@@ -61,10 +61,10 @@ def run_demo(out: Path, seed: int, progress: Progress) -> DemoResult:
         columns=found.measured.columns,
         rows=found.measured.rows,
         sentence=(
-            f"{found.agreed.sentence()}\n"
+            f"{found.verified['sentence']}\n"
             f"fused mean image AUROC {image:.3f}; repaint alone (S_ms) mean pixel AUROC {repaint:.3f}\n"
             f"report: {out / 'report' / 'report.html'}   bundle: {out / 'bundle'}   "
             f"(render {rendered:.0f} s, {found.parts})"
         ),
-        passed=found.agreed.passed,
+        passed=found.passed,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalysd_edge.bundle.reader import read_bundle
+from anomalysd_edge.bundle.versions import bundle_id
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.classes import find_class
@@ -29,7 +30,7 @@ class EvalResult:
     results: list[evaluate.ClassResult]
     """One for each class."""
     facts: dict[str, str]
-    """Bundle, preset, backend, mode."""
+    """Bundle, its id, data set, preset, backend, mode."""
     columns: tuple[str, ...] = evaluate.COLUMNS
     """Titles of the columns of `rows`."""
 
@@ -89,7 +90,13 @@ def evaluate_bundle(
         judge = ClusterJudge(bundle, options, cluster)
         results = evaluate.measure(judge.judge(found, progress), found, None, watch)
         ran = judge.facts
-    facts = {"bundle": bundle_path.name, "preset": options.preset, **ran}
+    facts = {
+        "bundle": bundle_path.name,
+        "bundle_id": bundle_id(bundle_path),
+        "data": dataset or data.resolve().name,
+        "preset": options.preset,
+        **ran,
+    }
     measured = EvalResult(results, facts)
     if out:
         write_json(out / "results.json", measured.to_json())

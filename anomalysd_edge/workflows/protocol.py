@@ -10,6 +10,7 @@ What exists and fits is kept: a stopped protocol resumes, within a training at i
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def run_protocol(request: ProtocolRequest, progress: Progress) -> ProtocolResult
     measured, shot_names = {}, {}
     for cell in cells:
         shots = choose_shots(data, cell.shots, cell.shot_seed)
-        shot_names[cell] = {n: [p.relative_to(data.root).as_posix() for p in paths] for n, paths in shots.items()}
+        shot_names[cell] = {n: [os.path.relpath(p, data.root) for p in paths] for n, paths in shots.items()}
         measured[cell] = _measure(request, data, cell, shots, progress)
     return ProtocolResult(request, data, notes, measured, shot_names)
 

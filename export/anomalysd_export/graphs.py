@@ -38,6 +38,8 @@ class TensorSpec:
     """Example values: 'normal' (deviation 1), 'image' (uniform in [-1,1]); integers are uniform below `below`."""
     below: int | str = 0
     """Bound of example integers: a number, or the axis that they index."""
+    meaning: str = ""
+    """What its values are, with range or unit: for people who open the file (graph_metadata.py)."""
 
     def record(self) -> TensorRecord:
         """For the manifest."""
@@ -66,6 +68,8 @@ class GraphSpec:
     """From the trained network to a module of exactly these inputs and outputs."""
     tolerance: float = 1e-4
     """Largest absolute difference from torch in float32."""
+    role: str = ""
+    """What the network does in an inspection, in a sentence."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -123,37 +127,66 @@ def graph_specs(sizes: NetworkSizes, prompt_width: int) -> dict[str, GraphSpec]:
     """The five graphs for networks of these sizes, by name; `prompt_width` is the D of (77,D) prompt states."""
     n, side, size, channels = "batch", sizes.latent_side, sizes.size_px, sizes.latent_channels
     image = ("batch", 3, size, size)
-    latents = TensorSpec("latent_sample", (n, channels, side, side))
-    sample = TensorSpec("sample", image, spread="image")
+    latents = TensorSpec("latent_sample", (n, channels, side, side), meaning="latents times the autoencoder's scale")
+    sample = TensorSpec("sample", image, spread="image", meaning="RGB photo, pixel / 127.5 - 1")
     specs = (
         GraphSpec(
             "unet",
             (
-                TensorSpec("sample", (n, 2 * channels + 1, side, side)),
-                TensorSpec("timestep", (n,), "int64", below=TRAIN_TIMESTEPS),
-                TensorSpec("encoder_hidden_states", (n, PROMPT_TOKENS, prompt_width)),
+                TensorSpec(
+                    "sample",
+                    (n, 2 * channels + 1, side, side),
+                    meaning=f"{channels} noisy latents, the mask (1 = repaint), {channels} latents of the masked photo",
+                ),
+                TensorSpec(
+                    "timestep",
+                    (n,),
+                    "int64",
+                    below=TRAIN_TIMESTEPS,
+                    meaning=f"training step, 0 to {TRAIN_TIMESTEPS - 1}",
+                ),
+                TensorSpec("encoder_hidden_states", (n, PROMPT_TOKENS, prompt_width), meaning="prompt states of CLIP"),
             ),
-            (TensorSpec("out_sample", (n, channels, side, side)),),
+            (
+                TensorSpec(
+                    "out_sample",
+                    (n, channels, side, side),
+                    meaning="predicted noise or velocity, as prediction_type of the bundle's manifest says",
+                ),
+            ),
             UnetGraph,
+            role="one denoising step of the repaint: masked regions as they would look if the part were good",
         ),
-        GraphSpec("vae_encoder", (sample,), (latents,), EncoderGraph),
-        GraphSpec("vae_decoder", (latents,), (sample,), DecoderGraph),
+        GraphSpec(
+            "vae_encoder", (sample,), (latents,), EncoderGraph, role="from a photo to its latents, without noise"
+        ),
+        GraphSpec(
+            "vae_decoder", (latents,), (sample,), DecoderGraph, role="from latents to a photo, clipped to [-1,1]"
+        ),
         GraphSpec(
             "perceptual",
             (
-                TensorSpec("references", ("references", 3, size, size), spread="image"),
-                TensorSpec("repaints", image, spread="image"),
-                TensorSpec("reference_of", (n,), "int64", below="references"),
+                TensorSpec("references", ("references", 3, size, size), spread="image", meaning=sample.meaning),
+                TensorSpec("repaints", image, spread="image", meaning="RGB repaint, pixel / 127.5 - 1"),
+                TensorSpec(
+                    "reference_of", (n,), "int64", below="references", meaning="row of references for each repaint"
+                ),
             ),
-            (TensorSpec("distance", (n, size, size)),),
+            (TensorSpec("distance", (n, size, size), meaning="perceptual distance of each pixel, 0 where they agree"),),
             _as_it_is,
+            role="perceptual distance (LPIPS without its spatial mean) of repaints from their photos",
         ),
         GraphSpec(
             "features",
-            (TensorSpec("image", (n, 3, sizes.features_px, sizes.features_px), spread="image"),),
-            (TensorSpec("features", (n, 0, 0, 0)),),
+            (
+                TensorSpec(
+                    "image", (n, 3, sizes.features_px, sizes.features_px), spread="image", meaning=sample.meaning
+                ),
+            ),
+            (TensorSpec("features", (n, 0, 0, 0), meaning="descriptor of each patch along axis 1, of unit length"),),
             _as_it_is,
             tolerance=2e-5,  # its outputs are unit vectors
+            role="patch descriptors, whose distance to those of good parts is the prototype map",
         ),
     )
     return {spec.name: spec for spec in specs}

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from anomalysd_edge.errors import ParityError, RunError, missing_extra
+from anomalysd_export.graph_metadata import describe
 from anomalysd_export.graphs import GraphSpec
 
 OPSET = 18
@@ -29,9 +30,12 @@ _HARMLESS = (
 )
 
 
-def export_graph(spec: GraphSpec, network: Any, file: Path, seed: int = 0) -> nn.Module:
+def export_graph(
+    spec: GraphSpec, network: Any, file: Path, seed: int = 0, facts: Mapping[str, str] | None = None
+) -> nn.Module:
     """Write `network` to `file` as the graph of `spec` and return the wrapped module, in eval mode.
 
+    `facts` are further properties that the file carries, by key: graph_metadata.describe.
     Weights stay inline up to INLINE_BYTES and lie in `file`.data above. Raises MissingExtra without the onnx packages
     and RunError for a network that torch cannot export.
     """
@@ -63,6 +67,7 @@ def export_graph(spec: GraphSpec, network: Any, file: Path, seed: int = 0) -> nn
             ) from error
         if program is None:
             raise ParityError(f"torch's exporter gave no graph for the network {spec.name!r}: use the pinned torch")
+        describe(program.model, spec, facts or {})
         weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
         program.save(str(file), external_data=weights > INLINE_BYTES)
     return module

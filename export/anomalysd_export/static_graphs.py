@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from anomalysd_edge.errors import ParityError
+from anomalysd_export.graph_metadata import set_properties
 from anomalysd_export.graphs import GraphSpec
 from anomalysd_runtime.onnx.sessions import open_session, run
 from anomalysd_runtime.static_batches import references_of
@@ -39,6 +40,7 @@ def write_static(spec: GraphSpec, file: Path, sizes: Sequence[int]) -> dict[int,
         if "references" in lengths:
             lengths["references"] = references_of(size)
         fix_axes(model, spec, lengths)
+        set_properties(model, batch=str(size))
         written[size] = file.with_name(f"{file.stem}.b{size}.onnx")
         onnx.save(model, str(written[size]))
         _prove(spec, file, written[size], lengths)

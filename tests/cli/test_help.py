@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from anomalysd_edge.cli.help_groups import GROUPS, MOST, OWN
 from anomalysd_edge.cli.main import VERBS, app
 from anomalysd_edge.cli.options import RENAMED, limit_bytes, listed, modern, numbers, size_bytes
 from anomalysd_edge.errors import SettingsError
@@ -56,6 +57,32 @@ def test_every_verb_has_an_example_that_its_options_allow(
     with command.make_context(verb, words, resilient_parsing=False) as context:
         assert {word for word in words if word.startswith("--")} <= spellings(command)
         assert context.params
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_many_options_stand_under_several_headings(verb: str) -> None:
+    command, page = ROOT.get_command(None, verb), help_of(verb)
+    sections = re.split(r"^([A-Z][\w ]+):\n", page.partition("Example:")[2], flags=re.MULTILINE)[1:]
+    names = dict(
+        zip(sections[::2], (re.findall(r"^  (--[\w-]+)", s, re.MULTILINE) for s in sections[1::2]), strict=True)
+    )
+    options = [p for p in command.params if p.param_type_name == "option"]
+    shown = [name for some in names.values() for name in some]
+    assert sorted(shown) == sorted(["--help", *(p.opts[0] for p in options)]), "each stands there once"
+    if len(shown) > MOST:
+        assert len(names) > 2 if "Arguments" in names else len(names) > 1
+        assert all(len(some) > 1 for heading, some in names.items() if heading != "Arguments")
+    else:
+        assert set(names) <= {"Arguments", "Options", "Commands"}
+
+
+def test_the_headings_name_options_that_there_are() -> None:
+    there = {verb: {name.lstrip("-") for name in spellings(ROOT.get_command(None, verb))} for verb in VERBS}
+    listed_names = [name for names in GROUPS.values() for name in names.split()]
+    assert len(listed_names) == len(set(listed_names))
+    assert set(listed_names) <= set().union(*there.values())
+    for verb, headings in OWN.items():
+        assert {name for names in headings.values() for name in names.split()} <= there[verb]
 
 
 @pytest.mark.parametrize("group", ["history", "fleet"])

@@ -88,11 +88,25 @@ def test_size_static_batches_and_halves_in_one_export(tmp_path: Path, trained: E
     for name, record in manifest.networks.items():
         assert set(record.static) == {"1", "4"}
         for file in record.static.values():
-            graph = onnx.load(str(bundle.path / file), load_external_data=False).graph
+            model = onnx.load(str(bundle.path / file), load_external_data=False)
+            graph = model.graph
             axes = [axis for value in (*graph.input, *graph.output) for axis in value.type.tensor_type.shape.dim]
             assert not any(axis.dim_param for axis in axes)
             inline = [len(entry.raw_data) for entry in graph.initializer]
             assert max(inline, default=0) < EXTERNAL_BYTES, f"the sizes of {name} share their weights' file"
+        files = {"any": record.file, **record.static, "half": manifest.precisions["fp16"].networks[name].file}
+        for size, file in files.items():
+            model = onnx.load(str(bundle.path / file), load_external_data=False)
+            said = {entry.key: entry.value for entry in model.metadata_props}
+            assert model.producer_name == said["product"] == "anomalysd-edge"
+            assert said["precision"] == ("fp16" if size == "half" else "fp32")
+            assert said["batch"] == (size if size in record.static else "any")
+            assert (said["network"], said["size_px"], said["base"]) == (name, "48", "tiny")
+            assert said["role"] in model.doc_string
+            assert "2408.01960" in said["method"]
+            assert all(value.doc_string.endswith(said[f"input.{value.name}"]) for value in model.graph.input)
+            licensed = "tiny, see its own license" if name in ("unet", "vae_encoder", "vae_decoder") else None
+            assert said.get("license") == licensed, "a distance of the test's own names none"
     # The static UNet says what the graph of any batch says.
     spec = graph_specs(manifest.sizes, 32)["unet"]
     inputs = spec.example(3, first=4)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
-from anomalysd_edge.reports.console import show_table
+from anomalysd_edge.reports.console import progress_bars, show_table
 
 COLUMNS = ("photo", *(f"a figure with a long name {n}" for n in range(9)), "verdict")
 ROW = ("line7/2026-11-27/part.png", *map(str, range(9)), "anomalous")
@@ -32,3 +33,18 @@ def test_a_narrow_terminal_gets_lines_in_place_of_cut_cells(
     assert "  verdict: anomalous" in shown
     show_table("Small", ("photo", "verdict"), [("a.png", "good")])
     assert "verdict:" not in capsys.readouterr().out, "what fits stays a table"
+
+
+def test_the_time_left_is_reckoned_from_the_steps_that_were_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed training begins at step 101; the first report times nothing."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress_bars() as report:
+        report("train", 101, 200, "")
+        now[0] = 20.0
+        report("train", 111, 200, "")
+    first, second = capsys.readouterr().err.splitlines()
+    assert "left" not in first
+    assert "about 178 s left" in second, "89 steps of 2 s"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalysd_edge.data.classes import find_class
@@ -40,6 +40,8 @@ class NamedFolders:
     """Masks of the bad photos, by their stems."""
     name: str | None = None
     """The class; as the root is called if None."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of them beside the counts."""
 
 
 def is_lone(root: Path) -> bool:
@@ -87,7 +89,7 @@ def read_named(root: Path, named: NamedFolders) -> ClassData:
     twice = next((path for path, count in seen.items() if count > 1), None)
     if twice is not None:
         raise DatasetError(f"{twice} is named twice, by folders of good, bad or test photos; name each folder once")
-    return data
+    return replace(data, notes=(*data.notes, *named.notes))
 
 
 def _classes(root: Path) -> dict[str, ClassData]:

@@ -56,6 +56,15 @@ def photos_beneath(folder: Path) -> bool:
     return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, names in _walk(folder) for name in names)
 
 
+def folders_of_photos(root: Path, folders: Iterable[Path]) -> list[Path]:
+    """`folders` (relative to `root`, or absolute), and behind each the folders below it that hold photos."""
+    found: list[Path] = []
+    for folder in folders:
+        inner = [Path(path) for path, _ in _walk(root / folder) if Path(path) != root / folder]
+        found += [folder, *sorted(folder / path.relative_to(root / folder) for path in inner if list_images(path))]
+    return found
+
+
 def labelled(class_name: str, defect: str, photos: Sequence[Path], masks: Path | None) -> list[Sample]:
     """One sample a photo; bad ones with what `masks` holds for them.
 

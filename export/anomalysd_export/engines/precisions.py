@@ -22,6 +22,7 @@ from anomalysd_export.engines.calibrating import recorded_feeds
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.quantise import quantise
 from anomalysd_export.engines.ranges import MEASURED, examples, prove_half, wide_tensors
+from anomalysd_export.graph_metadata import carry_over
 
 INLINE_BYTES = 100 * 2**20
 """Weights above this lie in a file of their own: a protobuf file holds 2 GiB at most."""
@@ -128,16 +129,18 @@ def _make(bundle: Bundle, name: str, settings: PrecisionSettings, feeds: Sequenc
                 f"the preset {settings.preset!r} never runs the network {name!r}, so its ranges cannot be found: leave "
                 "it out of --quantise, or name a --preset that runs it"
             )
-        made = quantise(source, name, settings.precision, feeds)
+        named = settings.precision
+        made = quantise(source, name, named, feeds)
         model, quantised, islands = made.model, made.nodes, made.islands
     else:
-        half = "bf16" if settings.precision == "bf16" else "fp16"
+        named = half = "bf16" if settings.precision == "bf16" else "fp16"
         exact = onnx.load(str(source))
         inputs = examples(exact)
         wide = wide_tensors(exact, name, inputs) if half == "fp16" and name in MEASURED else set[str]()
         lowered = lower(exact, name, half, wide)
         model, islands = lowered.model, tuple(lowered.islands)
         del exact
+    carry_over(onnx.load(str(source), load_external_data=False), model, precision=named)
     save_graph(model, target)
     proof = None
     if settings.precision == "fp16":
