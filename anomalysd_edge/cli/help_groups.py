@@ -19,8 +19,8 @@ GROUPS = {
     "Measuring": "in-flight rounds warm-up seconds pareto",
     "Record": "record keep max-age-days max-record-size",
     "Networks": (
-        "preset backend fallback threads max-batch group deadline-ms photos-per-second memory-budget queue require-signature on-mismatch "
-        "full force"
+        "preset backend fallback threads max-batch group deadline-ms photos-per-second memory-budget "
+        "queue require-signature on-mismatch full force"
     ),
     "Ray": "ray workers replicas gpus journal",
 }
