@@ -50,8 +50,8 @@ class StreamPhoto:
     """The caller's name for it."""
     data: bytes
     """An image file."""
-    label: Literal["bad"] | None
-    """What a person said of it; good ones join the bank."""
+    label: Literal["bad", "known-bad"] | None
+    """What a person said of it, a known bad one being from elsewhere; good ones join the bank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def accept(bundle: Bundle, networks: Networks, lesson: LineLesson, progress: Pro
         seen = LineScores(
             unlabelled=tuple(score for key, score in again.items() if labels[key] is None),
             defective=tuple(score for key, score in again.items() if labels[key] == "bad"),
-            known_bad=lesson.scores.known_bad,
+            known_bad=tuple(score for key, score in again.items() if labels[key] == "known-bad"),
         )
         record = replace(class_record(spec, len(photos), models), prompts=record.prompts)
     found, after = what_line_says(model.calibration, prior, repaint, seen, lesson.settings)
@@ -210,9 +210,10 @@ def _judged(bundle: Bundle, networks: Networks, lesson: LineLesson, model: Class
         (answer,) = detector.inspect([decode_rgb(photo.data)], lesson.name)
         if answer.evidence.kind != "photo":
             found[photo.key] = answer.pred_score
-    if len(found) < LEAST_STREAM:
+    of_line = [photo.key for photo in lesson.stream if photo.key in found and photo.label != "known-bad"]
+    if len(of_line) < LEAST_STREAM:
         raise NothingProposed(
-            f"{len(found)} photos of the stream show the class beside those that join its bank, and {LEAST_STREAM} are "
-            "needed: let more parts go by"
+            f"{len(of_line)} photos of the stream show the class beside those that join its bank, and {LEAST_STREAM} "
+            "are needed: let more parts go by"
         )
     return found

@@ -108,7 +108,7 @@ def foreign_photos(photos: Sequence[GoodPhoto], features: Sequence[F32]) -> list
 
 def brightness_and_sharpness(photo: U8) -> tuple[float, float]:
     """Mean grey level of (H,W,3), and how sharp it is (1 - blur), each in [0,1]; fast, for every photo of a line."""
-    reduced = Image.fromarray(photo).reduce(max(1, max(photo.shape[:2]) // (2 * _BLUR_SIDE)))
+    reduced = Image.fromarray(photo).reduce(max(1, max(photo.shape[:2]) // _BLUR_SIDE))
     small = np.asarray(reduced)
     return float(np.asarray(reduced.convert("L"), np.float64).mean()) / 255, 1 - blur(small)
 

@@ -43,6 +43,9 @@ def serve(
     queue: Annotated[int, Option(help="Most photos that wait; further ones are answered 503.")] = 64,
     group: Annotated[int, Option(help="Photos inspected together, in shared UNet batches.")] = 4,
     deadline_ms: Annotated[float, Option(help="Deadline in milliseconds of a request that names none.")] = 60_000,
+    photos_per_second: Annotated[
+        float | None, Option(help="Keep up with a line of this rate: leave out repaints that there is no time for.")
+    ] = None,
     memory_budget: Annotated[
         str, Option(metavar="SIZE", help="Unload the longest unused bundles while their files exceed this; 0 = never.")
     ] = "0",
@@ -90,7 +93,7 @@ def serve(
         engine=s.EngineSettings(
             preset=preset, backend=backend, fallback=fallback, threads=threads, group=group, queue=queue,
             memory_bytes=limit_bytes(memory_budget, "--memory-budget"), public_key=require_signature,
-            full=full, sign_key=sign,
+            full=full, sign_key=sign, photos_per_second=photos_per_second,
         ),
         record=s.record_settings(record, keep, max_age_days, limit_bytes(max_record_size, "--max-record-size")),
         security=s.SecuritySettings(

@@ -19,8 +19,8 @@ GROUPS = {
     "Measuring": "in-flight rounds warm-up seconds pareto",
     "Record": "record keep max-age-days max-record-size",
     "Networks": (
-        "preset backend fallback threads max-batch group deadline-ms memory-budget queue require-signature on-mismatch "
-        "full force"
+        "preset backend fallback threads max-batch group deadline-ms photos-per-second memory-budget "
+        "queue require-signature on-mismatch full force"
     ),
     "Ray": "ray workers replicas gpus journal",
 }
@@ -50,4 +50,4 @@ def grouped(verb: str, options: Sequence[Any]) -> Iterator[tuple[str, list[Any]]
     alone = [heading for heading, some in found.items() if len(some) == 1]
     kept = {id(option) for heading, some in found.items() if heading not in ("Options", *alone) for option in some}
     yield "Options", [option for option in options if id(option) not in kept]
-    yield from ((heading, some) for heading in headings if len(some := found.get(heading, ())) > 1)
+    yield from ((heading, some) for heading in headings if len(some := found.get(heading, [])) > 1)

@@ -27,6 +27,9 @@ def inspect(
         float | None,
         Option(help="Milliseconds that a photo may take; picks the mode that bench --pareto measured for it."),
     ] = None,
+    photos_per_second: Annotated[
+        float | None, Option(help="The same by the rate of a line: 4 is a deadline of 250 ms.")
+    ] = None,
     memory_budget: Annotated[
         str | None,
         Option(
@@ -53,6 +56,7 @@ def inspect(
     """
     from anomalysd_edge.workflows.open_options import InspectOptions
 
+    deadline_ms = options.time_of_photo(deadline_ms, photos_per_second)
     opening = InspectOptions(
         preset=preset, backend=backend, threads=threads, max_batch=max_batch, force=force,
         public_key=require_signature, on_mismatch=on_mismatch, deadline_ms=deadline_ms,

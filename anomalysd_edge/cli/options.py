@@ -168,6 +168,17 @@ def modern(args: list[str], renamed: dict[str, str]) -> list[str]:
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
+def time_of_photo(deadline_ms: float | None, photos_per_second: float | None) -> float | None:
+    """Milliseconds that a photo may take, from whichever was given; SettingsError where both were, or no rate."""
+    if photos_per_second is None:
+        return deadline_ms
+    if deadline_ms is not None:
+        raise SettingsError("--deadline-ms and --photos-per-second say the same; give one of them")
+    if not photos_per_second > 0:
+        raise SettingsError(f"--photos-per-second is {photos_per_second:g}; it must be above 0")
+    return 1000 / photos_per_second
+
+
 def size_bytes(text: str | None, option: str) -> int | None:
     """'600MiB', '6GiB', '800MB' or a number of bytes; None stays None. Raises SettingsError."""
     if text is None:

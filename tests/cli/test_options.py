@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from anomalysd_edge.bundle import versions
 from anomalysd_edge.calibration.settings import CalibrationSettings
 from anomalysd_edge.cli.main import app
-from anomalysd_edge.cli.options import class_names, listed, named_folders
+from anomalysd_edge.cli.options import class_names, listed, named_folders, time_of_photo
 from anomalysd_edge.data.datasets import NamedFolders, open_dataset, open_folders
 from anomalysd_edge.demo.dataset import render_part
 from anomalysd_edge.errors import ClassError, DatasetError, InputError, SettingsError
@@ -268,3 +268,13 @@ def test_calibrate_and_verify_take_named_folders_as_eval_does(tmp_path: Path) ->
     done = run(*words, "--normal-dir", "OK")
     assert done.exit_code == 0, done.output
     assert [one["name"] for one in json.loads(done.stdout)["photos"]] == ["bottle/good/0.png", "bottle/good/1.png"]
+
+
+def test_a_rate_is_a_time_for_each_photo() -> None:
+    assert time_of_photo(None, 4.0) == 250.0
+    assert time_of_photo(80.0, None) == 80.0
+    assert time_of_photo(None, None) is None
+    with pytest.raises(SettingsError, match="give one of them"):
+        time_of_photo(80.0, 4.0)
+    with pytest.raises(SettingsError, match="must be above 0"):
+        time_of_photo(None, 0.0)

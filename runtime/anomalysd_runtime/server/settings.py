@@ -40,6 +40,9 @@ class EngineSettings(OpenOptions):
     """Decoded bytes of the photos that may wait or run: a few photos of 200 megapixels fill the memory, too."""
     full: bool = False
     """Whether every photo's whole plan is repainted, and not only what its verdict needs or whoever asks gets."""
+    photos_per_second: float | None = None
+    """Rate of a line that the box must keep up with: repaints that a photo's share of the time has no room for are left
+    out. None: a photo takes what it takes."""
     stuck_s: float = 300.0
     """A group that takes longer counts as a crash: its worker is killed and started again."""
     memory_bytes: int = 0
@@ -50,6 +53,8 @@ class EngineSettings(OpenOptions):
         for name in ("group", "queue", "queue_bytes", "stuck_s"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.photos_per_second is not None and not self.photos_per_second > 0:
+            raise SettingsError(f"--photos-per-second is {self.photos_per_second:g}; it must be above 0")
         if self.gather_ms < 0 or self.memory_bytes < 0:
             raise SettingsError("gather_ms and memory_bytes must not be negative")
 

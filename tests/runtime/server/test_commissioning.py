@@ -97,6 +97,13 @@ def test_answers_move_thresholds_and_rates(taught: tuple[Box, Path]) -> None:
     state = post(box, "/classes/washer/answers", {"uid": uid, "answer": None}).json
     assert state["answers"]["skipped"] == 0
     assert uid in [one["uid"] for one in state["ask"]]
+    known = box.inspect(part(90, mottle=10, spot=18), "?class=washer").json["uid"]
+    before = state["share"]["mean"]
+    state = post(box, "/classes/washer/answers", {"uid": known, "answer": "known-bad"}).json
+    assert state["answers"]["known-bad"] == 1
+    assert abs(state["share"]["mean"] - before) < 0.05, "what comes from elsewhere says nothing of the line's share"
+    assert post(box, "/classes/washer/answers", {"uid": known, "answer": "bad"}).json["share"]["mean"] > before
+    state = post(box, "/classes/washer/answers", {"uid": known, "answer": "known-bad"}).json
     for change in state["changes"]:
         assert change["now"] != change["proposed"]
 

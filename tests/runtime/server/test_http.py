@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.result import Inspection
 from anomalysd_edge.vision.images import decode_rgb, encode_png
 from anomalysd_runtime.loading import open_detector
@@ -352,6 +353,21 @@ def test_repaints_are_left_out_for_a_deadline_that_the_client_named(bundle: Path
         (cut,) = judge(detector, [photo], ["bottle"], [True], time.monotonic())
     assert isinstance(cut, Inspection)
     assert (cut.ended, cut.mode.split()[-1]) == ("cut", "cut")
+
+
+def test_a_line_that_must_be_kept_up_with_gives_every_photo_its_share(bundle: Path) -> None:
+    """And refuses none: the share ends repaints, not the photo."""
+    with running_box(touchy_settings(bundle, photos_per_second=0.1), open_telling) as box:
+        found = box.inspect(png(1))
+        (left,) = re.findall(r"([0-9.]+) s are left", found.json["error"])
+        assert 9 < float(left) <= 10
+        with_own = box.inspect(png(1), "?deadline_ms=5000")
+        (less,) = re.findall(r"([0-9.]+) s are left", with_own.json["error"])
+        assert float(less) < 5
+    with running_box(touchy_settings(bundle, photos_per_second=1e6), open_touchy) as box:
+        assert [box.inspect(png(number)).status for number in range(3)] == [200] * 3
+    with pytest.raises(SettingsError, match="--photos-per-second is 0; it must be above 0"):
+        touchy_settings(bundle, photos_per_second=0.0)
 
 
 def test_a_deadline_counts_from_when_the_photo_is_asked_for(bundle: Path) -> None:

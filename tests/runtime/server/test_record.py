@@ -22,6 +22,7 @@ from anomalysd_runtime.server.records import history
 from anomalysd_runtime.server.records import verdict_store as room
 from anomalysd_runtime.server.records.retention import DAY_S, ClockWatch, Retention
 from anomalysd_runtime.server.records.tables import VerdictEntry
+from anomalysd_runtime.server.records.teachings import Teaching, begin_teaching, class_photos, end_teaching
 from anomalysd_runtime.server.records.verdict_store import StoreError, VerdictStore
 from anomalysd_runtime.server.settings import RecordSettings
 from tests.support.command import sd_edge
@@ -140,6 +141,22 @@ def test_age_and_size_take_the_oldest(record: VerdictStore) -> None:
     assert min(v.at for v in left) > 10 * DAY_S
     assert max(v.at for v in left) == 39 * DAY_S
     assert record.path.stat().st_size < 500_000, "the file was not given back"
+
+
+def test_a_classs_own_photos_cost_no_verdict_and_go_with_its_last_versions(record: VerdictStore) -> None:
+    record.add(VerdictEntry(verdict(1), bytes(1000))).result()
+    row = Teaching(at=1.0, who="tom", action="teach", bundle="line1", class_name="nut", photos=["a"], before_id="b0")
+    photos = {f"{number}": bytes(200_000) for number in range(9)}
+    for number, digest in enumerate(photos):
+        begun = replace(row, photos=[digest], before_id=f"b{number}")
+        entry = begin_teaching(record, begun, {digest: photos[digest]})
+        end_teaching(record, entry, replace(begun, after_id=f"b{number + 1}"))
+    assert sorted(class_photos(record, list(photos))) == ["3", "4", "5", "6", "7", "8"], (
+        "of the version in use and five"
+    )
+    by_size = Retention(record, RecordSettings(max_bytes=400_000), ClockWatch(lambda: 0.0, lambda: 0.0))
+    assert by_size.sweep(now=0) == 0
+    assert len(record.select()) == 1
 
 
 def test_a_clock_that_jumps_removes_nothing(record: VerdictStore) -> None:

@@ -52,7 +52,7 @@ def _json(service: Service, now: ClassCommissioning) -> dict[str, Any]:
         for one in asked
         if not now.open[one.number].skipped and _is_shown(service, now.open[one.number])
     ]
-    labels = {label: len(now.labelled(label)) for label in ("good", "bad")}
+    labels = {label: len(now.labelled(label)) for label in ("good", "bad", "known-bad")}
     share = None if found is None else {"mean": found.share.mean, "low": found.share.low, "high": found.share.high}
     return {
         "bundle": now.loaded.name,

@@ -112,7 +112,7 @@ class LinePhotoAnswer(BaseModel):
     aspect: float = Field(description="Width / height; heat and overlay are square.")
     score: float
     verdict: str = Field(description="By the thresholds in use.")
-    answer: str | None = Field(description="good or bad.")
+    answer: str | None = Field(description="good, bad or known-bad.")
     pictures: dict[str, str] = Field(description="Where photo, heat (a layer) and overlay are to be had.")
 
 
@@ -139,7 +139,7 @@ class CommissioningAnswer(BaseModel):
     state: Literal["learning", "proposed", "trusted"]
     reason: str = Field(description="What is proposed, or why nothing is.")
     seen: int = Field(description="Photos of the stream.")
-    answers: dict[str, int] = Field(description="good, bad, skipped.")
+    answers: dict[str, int] = Field(description="good, bad, known-bad, skipped.")
     share: EstimateAnswer | None = Field(description="Of defective photos in the stream.")
     now: ThresholdsAnswer
     proposed: ThresholdsAnswer | None
@@ -155,7 +155,7 @@ class AnswerBody(Strict):
     """What a person says of a photo."""
 
     uid: str = Field(min_length=1, max_length=64)
-    answer: Literal["good", "bad", "skip"] | None
+    answer: Literal["good", "bad", "known-bad", "skip"] | None
 
 
 class AcceptBody(Strict):

@@ -25,7 +25,7 @@ from anomalysd_runtime.server.errors import Conflict, NotFound
 from anomalysd_runtime.server.inference.bundles import BundleStore, LoadedBundle
 from anomalysd_runtime.server.inference.teaching import Teacher
 from anomalysd_runtime.server.records.line import ClassHistory, LinePhoto, class_history, line_photos, set_skipped
-from anomalysd_runtime.server.records.teachings import class_photos
+from anomalysd_runtime.server.records.teachings import class_photos, count_photos
 from anomalysd_runtime.server.records.verdict_cache import VerdictCache
 from anomalysd_runtime.server.records.verdict_store import VerdictStore
 from anomalysd_runtime.server.settings import ServeSettings
@@ -83,6 +83,7 @@ class ClassCommissioning:
             unlabelled=tuple(photo.score for photo in self.open),
             good=tuple(photo.score for photo in self.labelled("good")),
             defective=tuple(photo.score for photo in self.labelled("bad")),
+            known_bad=tuple(photo.score for photo in self.labelled("known-bad")),
         )
 
 
@@ -97,13 +98,8 @@ class Commissioner:
         cache: VerdictCache,
         teacher: Teacher,
     ) -> None:
-        self._settings, self._bundles, self._store, self._cache, self._teacher = (
-            settings,
-            bundles,
-            store,
-            cache,
-            teacher,
-        )
+        self._settings, self._bundles, self._teacher = settings, bundles, teacher
+        self._store, self._cache = store, cache
         self._wanted = CommissioningSettings(width=settings.trusted_width)
         self._learning: dict[tuple[str, str], bool] = {}
         self._fits: dict[tuple[str, str], tuple[Any, ClassCommissioning]] = {}
@@ -133,15 +129,15 @@ class Commissioner:
             return self._look(loaded, known)
 
     def answer(self, bundle: str | None, class_name: str, uid: str, said: str | None, at: float) -> ClassCommissioning:
-        """Take an answer (good, bad, skip, or None to take it back). Raises ServeError, StoreError."""
+        """Take an answer (good, bad, known-bad, skip, or None to take it back). Raises ServeError, StoreError."""
         store, before = self._recording(), self.look(bundle, class_name)
         verdict = store.by_uid(uid)
         if verdict is None or (verdict.bundle, verdict.class_name) != (before.loaded.name, before.name):
             raise NotFound(f"{uid[:32]!r} is no photo of the stream of {before.name}: it may have been too old to keep")
-        correction: Correction | None = "ok" if said == "good" else "ng" if said == "bad" else None
+        correction: Correction | None = "ok" if said == "good" else "ng" if said in ("bad", "known-bad") else None
         store.correct(uid, correction, at).result()
         self._cache.correct(uid, correction)
-        set_skipped(store, uid, said == "skip")
+        set_skipped(store, uid, said in ("skip", "known-bad"))
         self._consider(before.loaded.name, before.name)
         return self.look(bundle, class_name)
 
@@ -151,7 +147,7 @@ class Commissioner:
         if now.proposed is None:
             raise Conflict(f"nothing can be accepted of {now.name}: {now.reason}")
         if now.loaded.bundle_id != seen_id:
-            raise Conflict("the bundle was changed since the proposal was made: look at the new one first")
+            raise Conflict("the bundle was changed since the proposal was made: load it again, and look")
         own, stream = self._photos(store, now)
         lesson = LineLesson(
             name=now.name,
@@ -162,7 +158,7 @@ class Commissioner:
             stream=stream,
             settings=self._wanted,
         )
-        said = {label: [p.sha256 for p in now.labelled(label)] for label in ("good", "bad")}
+        said = {label: [p.sha256 for p in now.labelled(label)] for label in ("good", "bad", "known-bad")}
         details = {"answers": said, "rates": {"before": rates_json(now.found, "now"), "after": rates_json(now.found)}}
         return self._teacher.accept(now.loaded.name, lesson, client, details, seen_id)
 
@@ -183,7 +179,8 @@ class Commissioner:
         """Why photos that are called good do not join the bank; None where they do."""
         if not self._settings.record.keep_photo:
             return "the record keeps no photos (--keep photo)"
-        if self._store is None or len(class_photos(self._store, now.history.photos)) < max(1, len(now.history.photos)):
+        known = now.history.photos
+        if self._store is None or not known or count_photos(self._store, known) < len(known):
             return "the class's own photos are not in the record: teach it here to have them there"
         others = [photo for photo in (*now.open, *now.labelled("bad")) if photo.stored]
         if len(others) < LEAST_STREAM:
@@ -234,13 +231,14 @@ class Commissioner:
         if not good or self.joins(now) is not None:
             return (), ()
         own = class_photos(store, now.history.photos)
-        said_bad = {photo.sha256 for photo in now.labelled("bad")}
+        wrong = [*now.labelled("bad"), *now.labelled("known-bad")]
+        said_bad = {photo.sha256 for photo in wrong}
         bank = {digest: data for digest, data in own.items() if digest not in said_bad}
         bank |= {photo.sha256: data for photo in good if (data := store.stored_photo(photo.uid)) is not None}
         kept = [photo for photo in now.open if photo.stored][:MOST_REJUDGED]
         stream = [
-            StreamPhoto(photo.uid, data, "bad" if photo.label == "bad" else None)
-            for photo in (*kept, *now.labelled("bad"))
+            StreamPhoto(photo.uid, data, None if photo.label is None or photo.label == "good" else photo.label)
+            for photo in (*kept, *wrong)
             if (data := store.stored_photo(photo.uid)) is not None
         ]
         return tuple(bank.values()), stream

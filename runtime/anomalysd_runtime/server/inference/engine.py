@@ -176,7 +176,10 @@ class Engine:
         began = time.monotonic()
         self._group_ends = began + len(group) * self.state.photo_ms.get(key, 0.0) / 1e3
         self.state.running = len(group)
-        until = min(job.deadline for job in group) - CONCLUDE_S if group[0].hurried else None
+        ends = [min(job.deadline for job in group) - CONCLUDE_S] if group[0].hurried else []
+        if self.settings.photos_per_second is not None:
+            ends.append(began + len(group) / self.settings.photos_per_second)
+        until = min(ends, default=None)
         try:
             found = self._worker.inspect(
                 key, [job.photo for job in group], [job.class_name for job in group], [job.full for job in group], until

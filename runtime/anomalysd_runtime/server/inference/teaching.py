@@ -116,7 +116,7 @@ class Teacher:
         path = self._path(name)
         with self._alone():
             if versions.bundle_id(path) != seen_id:
-                raise Conflict("the bundle was changed since the proposal was made: look at the new one first")
+                raise Conflict("the bundle was changed since the proposal was made: load it again, and look")
             digests = {sha256_bytes(data): data for data in lesson.own}
             begun = self._teaching(name, "accept", client, lesson.name, list(digests))
             with self._change(begun, digests) as change:

@@ -20,8 +20,8 @@ MOST_STREAM = 200
 """Photos of the stream without an answer, at most: the newest."""
 MOST_ROWS = 2000
 """Verdicts that are looked through for them."""
-Label = Literal["good", "bad"]
-"""What a person said of a photo."""
+Label = Literal["good", "bad", "known-bad"]
+"""What a person said of a photo: a known bad one is from elsewhere, and says nothing of how many the stream holds."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def line_photos(
         if row["photo_sha256"] in known or foreign or "cut" in modes or row["score"] <= 0:
             continue
         known.add(row["photo_sha256"])
-        label: Label | None = {"ok": "good", "ng": "bad"}.get(row["correction"])  # type: ignore[assignment]
+        bad: Label = "known-bad" if row["skipped"] else "bad"
+        label: Label | None = "good" if row["correction"] == "ok" else bad if row["correction"] == "ng" else None
         open_ones += label is None
         if label is None and open_ones > MOST_STREAM:
             continue
@@ -145,7 +146,10 @@ def line_photos(
 
 
 def set_skipped(store: VerdictStore, uid: str, skipped: bool) -> None:
-    """Remember, or forget, that a person did not want to say what a photo shows. Raises StoreError."""
+    """Remember, or forget, that a photo is no sample of the line, or that a person did not want to say what it shows.
+
+    Raises StoreError.
+    """
     chosen = "SELECT id FROM verdicts WHERE uid = ?"
     sql = f"INSERT OR IGNORE INTO skipped {chosen}" if skipped else f"DELETE FROM skipped WHERE verdict_id = ({chosen})"
     store.write(sql, uid).result()

@@ -67,13 +67,14 @@ class Retention:
         return removed
 
     def used_bytes(self) -> int:
-        """Of the pages that hold something."""
+        """Of the pages that hold something, but for what classes were taught with: no verdict makes room for that."""
         with self._store.connection() as db:
             size, pages, free = (
                 int(db.execute(f"PRAGMA {name}").fetchone()[0])
                 for name in ("page_size", "page_count", "freelist_count")
             )
-        return size * (pages - free)
+            taught = int(db.execute("SELECT coalesce(sum(length(data)), 0) FROM class_photos").fetchone()[0])
+        return max(0, size * (pages - free) - taught)
 
     def _remove_older(self, before: float) -> int:
         chosen = "SELECT id FROM verdicts WHERE at < ? ORDER BY id LIMIT ?"

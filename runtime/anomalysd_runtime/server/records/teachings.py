@@ -106,6 +106,13 @@ def class_photos(store: VerdictStore, digests: Sequence[str]) -> dict[str, bytes
     return {row["sha256"]: bytes(row["data"]) for digest in digests for row in store.rows(sql, digest)}
 
 
+def count_photos(store: VerdictStore, digests: Sequence[str]) -> int:
+    """How many of these the record keeps. Raises StoreError."""
+    marks = ", ".join("?" * len(digests))
+    (row,) = store.rows(f"SELECT count(*) AS n FROM class_photos WHERE sha256 IN ({marks})", *digests)
+    return int(row["n"])
+
+
 def _values(row: Teaching) -> tuple[Any, ...]:
     photos, details = json.dumps(list(row.photos)), json.dumps(row.details, allow_nan=False)
     return (row.at, row.who, row.action, row.bundle, row.class_name, photos, row.before_id, row.after_id, details)
