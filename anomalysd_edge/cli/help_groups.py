@@ -28,7 +28,7 @@ GROUPS = {
 OWN = {
     "export": {"Triton": "triton name backend preset instances force"},
     "serve": {
-        "Access": "host port token-file allow-host tls-cert tls-key max-body-size rate",
+        "Access": "token-file allow-host tls-cert tls-key max-body-size rate",
         "Teaching": "sign trusted-width auto",
         "MQTT and webhook": "mqtt mqtt-ca mqtt-prefix webhook webhook-on",
     },
