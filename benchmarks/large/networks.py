@@ -28,9 +28,18 @@ def autoencoder() -> Any:
     ).eval()  # fmt: skip
 
 
+def tiny_autoencoder() -> Any:
+    """AutoencoderTiny of TAESD's size: 2.4 million parameters."""
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny().eval()
+
+
 def network(name: str) -> Any:
     """The torch module behind the graph `name`; always the same weights."""
     import torch
 
     torch.manual_seed(0)
+    if name.startswith("tiny_"):
+        return tiny_autoencoder()
     return unet() if name == "unet" else autoencoder()

@@ -3,11 +3,14 @@
     python -m benchmarks.large.plans count   --out counts.json [--side 512]
     python -m benchmarks.large.plans export  --work DIR [--side 256]
     python -m benchmarks.large.plans measure --work DIR --out results.json [--device cpu]
+    python -m benchmarks.large.plans memory  --work DIR --out memory.json --max-batch 4
 
 Random weights cost what trained ones cost; no score is read from them. The edge plan is run whole on one photo. The
 paper plan's 1290 UNet samples would take an hour on a CPU: a part of its masks and passes is run, and what a mask costs
-(encode, decode, distance) and what a UNet sample costs are multiplied by its counts. On a GPU --whole runs it all.
---work holds about 4 GB and is yours to delete.
+(encode, decode, distance) and what a UNet sample costs are multiplied by its counts. On a GPU --whole runs it all. The
+edge plan is run again with an AutoencoderTiny in the autoencoder's place. `memory` adds the peak of one grid of one
+photo, with the tiny autoencoder and UNet batches of --max-batch, to its results: a process for each batch, and the
+largest one is foretold from the two smallest. --work holds about 4 GB and is yours to delete.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from benchmarks import harness
 from benchmarks.large.networks import PROMPT_WIDTH, network
 
 NETWORKS = ("unet", "vae_encoder", "vae_decoder", "perceptual", "features")
+TINY = {"vae_encoder": "tiny_encoder", "vae_decoder": "tiny_decoder"}
+"""Graphs of the tiny autoencoder, and whose place they take."""
 SCHEDULE = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
     "set_alpha_to_one": False,
@@ -45,7 +50,7 @@ def sizes_of(side: int) -> NetworkSizes:
 
 
 def export(work: Path, side: int) -> None:
-    """Write the five graphs, float32; those that are there are kept."""
+    """Write all graphs, float32; those that are there are kept."""
     import torch
 
     from anomalysd_edge.training.models.features import load_features
@@ -55,7 +60,8 @@ def export(work: Path, side: int) -> None:
 
     specs = graph_specs(sizes_of(side), PROMPT_WIDTH)
     write_json(work / "sizes.json", {"side": side})
-    for name in NETWORKS:
+    meant = {tiny: usual for usual, tiny in TINY.items()}
+    for name in (*NETWORKS, *meant):
         file = work / f"{name}.onnx"
         if (work / f"{name}.done").exists():
             continue
@@ -67,7 +73,7 @@ def export(work: Path, side: int) -> None:
             module = load_features()[0]
         else:
             module = network(name)
-        export_graph(specs[name], module, file)
+        export_graph(specs[meant.get(name, name)], module, file)
         (work / f"{name}.done").touch()
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
@@ -75,7 +81,6 @@ def export(work: Path, side: int) -> None:
 def count(out: Path, side: int) -> None:
     """Count both plans' operations by shapes alone: no weights, no memory, seconds."""
     import torch
-    from diffusers import AutoencoderTiny
     from torch.utils.flop_counter import FlopCounterMode
 
     from anomalysd_edge.training.models.features import DenseFeatures
@@ -84,7 +89,7 @@ def count(out: Path, side: int) -> None:
     sizes = sizes_of(side)
     latents = sizes.latent_side
     with torch.device("meta"):
-        unet, vae, tiny = network("unet"), network("vae_decoder"), AutoencoderTiny()
+        unet, vae, tiny = network("unet"), network("vae_decoder"), network("tiny_decoder")
         modules: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "features": (DenseFeatures(), (torch.empty(1, 3, 256, 256),)),
             "encode": (lambda x: vae.encode(x).latent_dist.mode(), (torch.empty(1, 3, side, side),)),
@@ -215,7 +220,35 @@ def measure(work: Path, out: Path, device: str, threads: int, max_batch: int, wh
             "gflop_a_second_just_before": rates.flops_a_second / 1e9,
         }
         write_json(out, found)
-        print({k: v for k, v in found.items() if isinstance(v, float)})
+    files |= {usual: work / f"{tiny}.onnx" for usual, tiny in TINY.items()}
+    with OnnxNetworks(files, sizes, device, threads, max_batch) as opened:
+        networks = MeteredNetworks(opened)
+        run(networks, small, known)
+        tiny_s, tiny_jobs = run(networks, EDGE, known)
+    found |= {"tiny_seconds": tiny_s, "tiny_jobs": tiny_jobs, "tiny_ratio": found["paper_seconds"] / tiny_s}
+    write_json(out, found)
+    print({k: v for k, v in found.items() if isinstance(v, float)})
+
+
+def memory(work: Path, out: Path, threads: int, max_batch: int) -> None:
+    """Add this process's peak at one UNet batch to `out`."""
+    from anomalysd_runtime.onnx.networks import OnnxNetworks
+
+    sizes = sizes_of(int(read_json(work / "sizes.json")["side"]))
+    files = {name: work / f"{TINY.get(name, name)}.onnx" for name in NETWORKS}
+    with OnnxNetworks(files, sizes, "cpu", threads, max_batch) as opened:
+        depth = opened.features(np.zeros((1, 3, 256, 256), np.float32)).shape[1]
+        grid = replace(EDGE, scales=(4,), draws=2)
+        run(MeteredNetworks(opened), grid, constants(np.random.default_rng(0), depth))
+    peaks = read_json(out)["peak_bytes"] if out.exists() else {}
+    peaks = {**peaks, str(max_batch): peak_rss_bytes()}
+    found: dict[str, Any] = {"side_px": sizes.size_px, "machine": machine_facts(), "peak_bytes": peaks}
+    if len(peaks) > 2:
+        first, second, *_, last = sorted(int(batch) for batch in peaks)
+        a_row = (peaks[str(second)] - peaks[str(first)]) / (second - first)
+        found["foretold"] = {str(last): round(peaks[str(first)] + (last - first) * a_row)}
+    write_json(out, found)
+    print(found)
 
 
 ORDER = ("features", "vae_encoder", "unet", "vae_decoder", "perceptual")
@@ -229,7 +262,7 @@ def _share(tally: dict[str, float], gflop: float, rate: float) -> float:
 def main() -> None:
     """Export or measure."""
     parser = harness.parser_of(__doc__, "--threads")
-    parser.add_argument("step", choices=("count", "export", "measure"))
+    parser.add_argument("step", choices=("count", "export", "measure", "memory"))
     parser.add_argument("--work", type=Path)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("large-plans.json"))
@@ -245,6 +278,8 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     if asked.step == "export":
         export(asked.work, asked.side)
+    elif asked.step == "memory":
+        memory(asked.work, asked.out, asked.threads, asked.max_batch)
     else:
         measure(asked.work, asked.out, asked.device, asked.threads, asked.max_batch, asked.whole)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,25 @@ def test_equals_lpips_on_a_random_trunk_with_its_own_heads() -> None:
     assert ours.shape == (3, 64, 64)
     torch.testing.assert_close(ours, spatial[:, 0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(network.mean_distance(references[reference_of], repaints), mean, rtol=1e-6, atol=1e-6)
+
+
+def test_equals_the_package_lpips_itself() -> None:
+    """The extra lpips: where torchvision fits beside torch, the package runs; its trunk is random, its heads trained."""
+    if find_spec("torchvision") is None or find_spec("lpips") is None:
+        pytest.skip("lpips with torchvision is not installed (extra lpips)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's: the package calls it by names of 2018
+        lpips = import_module("lpips")
+        theirs = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
+    state = theirs.state_dict()
+    ours = AlexPerceptual("lpips_alex")
+    slices = ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")
+    ours.load(state, tuple(f"net.{name}" for name in slices), state)
+    references, repaints = photos(2, 0), photos(3, 1)
+    reference_of = torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        expected = theirs(references[reference_of], repaints)
+    torch.testing.assert_close(ours(references, repaints, reference_of), expected[:, 0], rtol=1e-6, atol=1e-6)
 
 
 def test_shift_tolerant_weights_load_and_measure() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from anomalysd_edge.core.files import read_json, write_json
 from anomalysd_edge.errors import SDEdgeError
+from anomalysd_edge.profiling.hardware import peak_rss_bytes
 from anomalysd_runtime.static_batches import references_of
 from anomalysd_runtime.tensorrt.library import Library, load_library, select_polygraphy_library
 
@@ -36,17 +37,9 @@ def main(job_file: Path) -> int:
     result["seconds"] = time.monotonic() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     result["cpu_seconds"] = used.ru_utime + used.ru_stime
-    result["peak_bytes"] = peak_bytes()
+    result["peak_bytes"] = peak_rss_bytes()
     write_json(job_file.with_suffix(".result.json"), result)
     return 0 if result["error"] is None else 1
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this program. ru_maxrss will not do: it begins with the parent's."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _build(job: dict[str, Any], library: Library) -> None:
