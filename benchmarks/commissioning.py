@@ -21,8 +21,15 @@ import numpy as np
 
 from anomalysd_edge.bundle.detector_factory import calibration_task, preset_settings
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle, read_bundle
-from anomalysd_edge.calibration.calibrate import calibrate
-from anomalysd_edge.calibration.commissioning import LEAST_STREAM, Commissioned, belief_of, commission
+from anomalysd_edge.calibration.calibrate import calibrate, left_out_numbers
+from anomalysd_edge.calibration.commissioning import (
+    LEAST_STREAM,
+    Commissioned,
+    belief_of,
+    commission,
+    evidence_of_shots,
+    repaint_of,
+)
 from anomalysd_edge.calibration.score_posterior import LineScores
 from anomalysd_edge.calibration.threshold_model import ScoreBelief, shipped_prior
 from anomalysd_edge.core.files import write_json
@@ -83,9 +90,10 @@ class Judge:
         task = calibration_task(bundle, networks, {name: photos}, settings)
         prompts = bundle.prompts(next(iter(bundle.manifest.classes)))
         known = calibrate(replace(task, specs={name: spec}, prompts={name: prompts})).classes[name]
-        self.name, self.calibration = name, known.calibration
+        self.name, self.photos, self.calibration = name, photos, known.calibration
         assert bundle.manifest.features is not None
         self.prior = shipped_prior(bundle.manifest.features.kind)
+        self.repaint = repaint_of(self.calibration, self.prior)
         self.detector = Detector(
             networks, bundle.schedule(), {name: known}, settings, bundle.constants[NEGATIVE_PROMPT]
         )
@@ -100,10 +108,18 @@ class Judge:
 
     def belief(self) -> tuple[ScoreBelief, float | None]:
         """Of the class, and the cap of its threshold."""
-        belief, model = belief_of(self.calibration, self.prior), self.calibration.score_model
+        belief, model = belief_of(self.calibration, self.prior, self.repaint), self.calibration.score_model
         if belief is None or model is None:
             raise SystemExit(f"{self.name}: no synthetic anomaly shows on its shots, so nothing is believed of it")
         return belief, model.cap
+
+    def apart(self, shots: int) -> tuple[float, ...]:
+        """Leave `shots` photos as the class's own, and give the left-out scores of those that joined them."""
+        if self.calibration.evidence is None:
+            return ()
+        evidence, joined = evidence_of_shots(self.calibration.evidence, left_out_numbers(self.photos), shots)
+        self.calibration = replace(self.calibration, evidence=evidence)
+        return tuple(joined.values())
 
 
 @dataclass
@@ -113,6 +129,8 @@ class Line:
     judge: Judge
     good: Sequence[Path]
     bad: Sequence[Path]
+    joined: tuple[float, ...] = ()
+    """Left-out scores of photos that joined the class's own."""
 
     def __post_init__(self) -> None:
         self.open = [*self.good, *self.bad]
@@ -122,8 +140,8 @@ class Line:
     def commission(self) -> Commissioned:
         """With what was answered so far."""
         belief, cap = self.judge.belief()
-        parts = (tuple(self.judge.scores(files)) for files in (self.open, self.said_good, self.said_bad))
-        return commission(belief, LineScores(*parts), cap=cap, questions=1)
+        opened, good, bad = (tuple(self.judge.scores(files)) for files in (self.open, self.said_good, self.said_bad))
+        return commission(belief, LineScores(opened, (*good, *self.joined), bad), cap=cap, questions=1)
 
     def answer(self, found: Commissioned) -> None:
         """The first question."""
@@ -156,7 +174,8 @@ def run_cell(
         cell["stages"][answered] = stage(judge, parts, found, found.model)
         if join and name == "stream":
             other = Judge(bundle, networks, part.name, [*parts.shots, *line.said_good])
-            again = Line(other, [f for f in line.open if f in parts.good], [f for f in line.open if f in parts.bad])
+            open_good, open_bad = ([f for f in line.open if f in of] for of in (parts.good, parts.bad))
+            again = Line(other, open_good, open_bad, other.apart(len(parts.shots)))
             again.said_bad = line.said_bad
             found = again.commission()
             cell["stages"]["joined"] = stage(other, parts, found, found.model)

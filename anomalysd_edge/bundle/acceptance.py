@@ -1,11 +1,12 @@
 """What the line said of a class, put into its bundle: new thresholds and, where the photos are there, a new bank.
 
-Photos that a person called good join the class's own (calibration keeps the bank within its budget, by k-centre); the
-others of the stream are then judged anew, since another bank gives other scores.
+Photos that a person called good join the class's own (calibration keeps the bank within its budget, by k-centre) and
+are judged by a bank without them; the others of the stream are judged anew, since another bank gives other scores.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,14 @@ from anomalysd_edge.bundle.detector_factory import class_models, class_record, p
 from anomalysd_edge.bundle.reader import NEGATIVE_PROMPT, Bundle
 from anomalysd_edge.bundle.teaching import NEGATIVES, calibrated_class, write_class
 from anomalysd_edge.bundle.versions import bundle_id
-from anomalysd_edge.calibration.calibrate import from_both_sides
+from anomalysd_edge.calibration.calibrate import from_both_sides, left_out_numbers
 from anomalysd_edge.calibration.commissioning import (
     LEAST_STREAM,
     Commissioned,
     CommissioningSettings,
     belief_of,
     commission,
+    evidence_of_shots,
     repaint_of,
 )
 from anomalysd_edge.calibration.photo_checks import GoodPhoto
@@ -37,6 +39,9 @@ from anomalysd_edge.method.detector import Detector
 from anomalysd_edge.method.networks import Networks
 from anomalysd_edge.vision.images import decode_rgb
 
+_LABELS = (None, "good", "bad", "known-bad")
+"""Of StreamPhoto, in the order of LineScores."""
+
 
 class NothingProposed(SDEdgeError):
     """The line's photos make no proposal; the sentence says why."""
@@ -50,7 +55,7 @@ class StreamPhoto:
     """The caller's name for it."""
     data: bytes
     """An image file."""
-    label: Literal["bad", "known-bad"] | None
+    label: Literal["good", "bad", "known-bad"] | None
     """What a person said of it, a known bad one being from elsewhere; good ones join the bank."""
 
 
@@ -67,9 +72,9 @@ class LineLesson:
     repaint: float | None = None
     """commissioning.repaint_of the class before it was first commissioned; what the bundle says if None."""
     own: Sequence[bytes] = ()
-    """Image files of the class's own good photos, those that shall join among them; () leaves the bank as it is."""
+    """Image files of the photos that the class's bank is made of; () leaves the bank as it is."""
     stream: Sequence[StreamPhoto] = ()
-    """Beside `own`: the other photos of the stream."""
+    """Beside `own`: the photos of the stream, those that join the bank among them."""
     settings: CommissioningSettings = field(default_factory=CommissioningSettings)
     """When it is trusted."""
     key: Path | None = None
@@ -156,19 +161,25 @@ def accept(bundle: Bundle, networks: Networks, lesson: LineLesson, progress: Pro
     features = bundle.manifest.features
     prior, record = prior_of(None if features is None else features.kind), bundle.manifest.classes[lesson.name]
     model = class_models(bundle, lesson.preset)[lesson.name]
-    before, seen, repaint, photos = model.calibration, lesson.scores, lesson.repaint, [_good(d) for d in lesson.own]
+    before, seen, repaint, photos = model.calibration, lesson.scores, lesson.repaint, list[GoodPhoto]()
     models, again = {lesson.preset: model}, dict[str, float]()
-    if photos:
+    if lesson.own:
+        joining = [photo for photo in lesson.stream if photo.label == "good"]
+        photos = [_good(data) for data in (*lesson.own, *(photo.data for photo in joining))]
         spec, prompts = bundle.specs()[lesson.name], bundle.prompts(lesson.name)
         costs = CalibrationSettings(negatives=NEGATIVES, costs=before.costs or lesson.settings.costs)
         models, _ = calibrated_class(bundle, networks, spec, prompts, photos, costs, progress)
-        model, repaint = models[lesson.preset], None
+        model = models[lesson.preset]
         again = _judged(bundle, networks, lesson, model)
+        repaint = None if prior is None else repaint_of(model.calibration, prior)
+        if model.calibration.evidence is not None and repaint is not None:
+            numbers = left_out_numbers([photo.pixels for photo in photos])
+            evidence, joined = evidence_of_shots(model.calibration.evidence, numbers, len(lesson.own))
+            model = model.calibrated(evidence=evidence)
+            again |= {joining[n - len(lesson.own)].key: score * math.exp(repaint) for n, score in joined.items()}
         labels = {photo.key: photo.label for photo in lesson.stream}
         seen = LineScores(
-            unlabelled=tuple(score for key, score in again.items() if labels[key] is None),
-            defective=tuple(score for key, score in again.items() if labels[key] == "bad"),
-            known_bad=tuple(score for key, score in again.items() if labels[key] == "known-bad"),
+            *(tuple(score for key, score in again.items() if labels[key] == said) for said in _LABELS),
         )
         record = replace(class_record(spec, len(photos), models), prompts=record.prompts)
     found, after = what_line_says(model.calibration, prior, repaint, seen, lesson.settings)
@@ -206,7 +217,7 @@ def _judged(bundle: Bundle, networks: Networks, lesson: LineLesson, model: Class
     settings, negative = preset_settings(bundle, lesson.preset), bundle.constants[NEGATIVE_PROMPT]
     detector = Detector(networks, bundle.schedule(), {lesson.name: model}, settings, negative)
     found = {}
-    for photo in lesson.stream:
+    for photo in (photo for photo in lesson.stream if photo.label != "good"):
         (answer,) = detector.inspect([decode_rgb(photo.data)], lesson.name)
         if answer.evidence.kind != "photo":
             found[photo.key] = answer.pred_score

@@ -227,6 +227,14 @@ def _evidence(
     return ScoreEvidence(left_out, made.copies, made.synthetic, float(np.mean(own)))
 
 
+def left_out_numbers(photos: Sequence[U8]) -> list[int]:
+    """Which of a class's good photos, (H,W,3), ScoreEvidence.left_out is of, in its order; none of a single one."""
+    numbers = {id(photo): number for number, photo in enumerate(photos)}
+    inside, others = split_photos(photos)
+    judged = others if len(others) >= _ENOUGH else [*inside, *others]
+    return [numbers[id(photo)] for photo in judged] if len(photos) > 1 else []
+
+
 def _by_prototypes(
     seen: ClassFeatures, folds: list[Fold], bare: ClassModel, inspect: InspectSettings, settings: CalibrationSettings
 ) -> tuple[dict[str, float], list[float]]:

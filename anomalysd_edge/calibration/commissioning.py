@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from anomalysd_edge.calibration.threshold_model import ScoreBelief, ThresholdPri
 from anomalysd_edge.core.types import F64
 from anomalysd_edge.errors import SettingsError
 from anomalysd_edge.method.class_model import Calibration
-from anomalysd_edge.method.score_model import Costs, ScoreModel
+from anomalysd_edge.method.score_model import Costs, ScoreEvidence, ScoreModel
 
 LEAST_STREAM = 8
 """Photos of the stream, labelled or not, below which it says nothing of its share of defective ones."""
@@ -227,6 +227,21 @@ def repaint_of(calibration: Calibration, prior: ThresholdPrior) -> float | None:
     if calibration.evidence is None or calibration.score_model is None:
         return None
     return calibration.score_model.good_mean - prior.score_model(calibration.evidence).good_mean
+
+
+def evidence_of_shots(
+    evidence: ScoreEvidence, numbers: Sequence[int], shots: int
+) -> tuple[ScoreEvidence, dict[int, float]]:
+    """Of a class some of whose photos joined from the line: what its first `shots` photos say, and the left-out scores
+    of the others by number.
+
+    `numbers` are calibrate.left_out_numbers. Those that joined are photos of the line: their scores belong beside the
+    stream's. Without them the stream would lack just those photos that were asked about, the highest good ones, and
+    with them in the evidence each would count twice. Two left-out scores stay evidence at least, as it must be.
+    """
+    scores = sorted(zip(numbers, evidence.left_out, strict=True))
+    kept = max(2, sum(number < shots for number, _ in scores))
+    return replace(evidence, left_out=tuple(score for _, score in scores[:kept])), dict(scores[kept:])
 
 
 def belief_of(calibration: Calibration, prior: ThresholdPrior, repaint: float | None = None) -> ScoreBelief | None:

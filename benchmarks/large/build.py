@@ -20,11 +20,11 @@ import onnx
 
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.method.networks import NetworkSizes
+from anomalysd_edge.profiling.hardware import peak_rss_bytes
 from anomalysd_export.engines.building import run_worker
 from anomalysd_export.engines.lowering import lower
 from anomalysd_export.engines.precisions import save_graph
 from anomalysd_export.engines.profiles import Graph
-from anomalysd_export.engines.worker import peak_bytes
 from benchmarks import harness
 from benchmarks.large.networks import PROMPT_WIDTH, network
 
@@ -53,7 +53,7 @@ def in_a_process(*arguments: str) -> dict[str, float]:
 def used() -> dict[str, float]:
     """CPU seconds and peak memory of this process."""
     mine = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_seconds": mine.ru_utime + mine.ru_stime, "peak_bytes": peak_bytes()}
+    return {"cpu_seconds": mine.ru_utime + mine.ru_stime, "peak_bytes": peak_rss_bytes()}
 
 
 def measure(name: str, precision: str, targets: list[str], batches: list[int], work: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from anomalysd_edge.calibration.bank_photos import split_photos
+from anomalysd_edge.calibration.calibrate import left_out_numbers
 from anomalysd_edge.calibration.commissioning import (
     LEAST_STREAM,
     Commissioned,
@@ -17,6 +19,7 @@ from anomalysd_edge.calibration.commissioning import (
     ask_next,
     belief_of,
     commission,
+    evidence_of_shots,
 )
 from anomalysd_edge.calibration.score_posterior import LineScores, ScorePosterior, normal_cdf, posterior
 from anomalysd_edge.calibration.threshold_model import ScoreBelief, shipped_prior
@@ -247,6 +250,27 @@ def test_the_belief_of_a_calibrated_class_counts_the_repaint_in() -> None:
             model.shifted(0.1).threshold(), rel=1e-6
         )
         assert belief_of(Calibration(score_model=model), prior) is None
+
+
+def test_photos_that_joined_are_photos_of_the_line_and_no_evidence_of_shots() -> None:
+    evidence = ScoreEvidence(left_out=(0.3, 0.1, 0.2, 0.4), synthetic=(0.5,))
+    apart, joined = evidence_of_shots(evidence, [2, 0, 1, 3], 2)
+    assert (apart.left_out, joined) == ((0.1, 0.2), {2: 0.3, 3: 0.4})
+    assert apart.synthetic == evidence.synthetic
+    apart, joined = evidence_of_shots(evidence, [0, 1, 2, 3], 1)
+    assert (apart.left_out, set(joined)) == ((0.3, 0.1), {2, 3}), "one left-out score alone is no evidence"
+
+
+def test_left_out_scores_are_of_the_photos_that_are_named() -> None:
+    photos = [np.full((32, 32, 3), 40 + number, np.uint8) for number in range(40)]
+    assert left_out_numbers(photos[:1]) == []
+    assert left_out_numbers(photos[:16]) == list(range(16))
+    few = left_out_numbers(photos[:20])
+    assert sorted(few) == list(range(20))
+    assert {id(photos[n]) for n in few[-4:]} == {id(photo) for photo in split_photos(photos[:20])[1]}
+    judged = left_out_numbers(photos)
+    assert judged == sorted(judged)
+    assert len(judged) == 20, "half of many photos is judged by banks of the other half"
 
 
 def test_an_estimate_is_mean_and_central_interval() -> None:

@@ -83,7 +83,7 @@ def test_equals_lpips_on_a_random_trunk_with_its_own_heads() -> None:
 
 
 def test_equals_the_package_lpips_itself() -> None:
-    """The extra lpips: where torchvision fits beside torch, the package runs; its trunk is random, its heads trained."""
+    """Where torchvision fits beside torch the package runs (extra lpips): a random trunk, its trained heads."""
     if find_spec("torchvision") is None or find_spec("lpips") is None:
         pytest.skip("lpips with torchvision is not installed (extra lpips)")
     with warnings.catch_warnings():

@@ -163,8 +163,9 @@ def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught
     assert (verdict["bundle_id"], verdict["threshold"]) == (done["after_id"], done["thresholds"]["after"])
     after = box.get(STATE).json
     assert after["state"] == ("trusted" if done["trusted"] else "learning")
-    left = state["seen"] - state["answers"]["good"]
-    assert after["seen"] == left + (not done["trusted"]), "the stream was judged again under the new bank"
+    assert after["seen"] == state["seen"] + (not done["trusted"]), "the stream was judged again under the new bank"
+    assert after["answers"] == state["answers"], "those that joined the bank stay good photos of the stream"
+    assert after["proposed"]["threshold"] == pytest.approx(done["thresholds"]["after"], rel=1e-6), "it says the same"
     listed = box.get("/bundles/line1/versions").json
     row = listed["teachings"][0]
     assert (row["who"], row["action"], row["class_name"]) == ("127.0.0.1", "accept", "washer")

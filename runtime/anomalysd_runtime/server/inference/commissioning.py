@@ -230,18 +230,16 @@ class Commissioner:
         good = [photo for photo in now.labelled("good") if photo.stored]
         if not good or self.joins(now) is not None:
             return (), ()
-        own = class_photos(store, now.history.photos)
         wrong = [*now.labelled("bad"), *now.labelled("known-bad")]
         said_bad = {photo.sha256 for photo in wrong}
-        bank = {digest: data for digest, data in own.items() if digest not in said_bad}
-        bank |= {photo.sha256: data for photo in good if (data := store.stored_photo(photo.uid)) is not None}
+        own = {d: data for d, data in class_photos(store, now.history.photos).items() if d not in said_bad}
         kept = [photo for photo in now.open if photo.stored][:MOST_REJUDGED]
         stream = [
-            StreamPhoto(photo.uid, data, None if photo.label is None or photo.label == "good" else photo.label)
-            for photo in (*kept, *wrong)
+            StreamPhoto(photo.uid, data, photo.label)
+            for photo in (*kept, *wrong, *(photo for photo in good if photo.sha256 not in own))
             if (data := store.stored_photo(photo.uid)) is not None
         ]
-        return tuple(bank.values()), stream
+        return tuple(own.values()), stream
 
     def _consider(self, bundle: str, class_name: str) -> None:
         if self._settings.auto and self._store is not None:

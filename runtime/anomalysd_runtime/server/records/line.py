@@ -100,7 +100,8 @@ def class_history(store: VerdictStore, bundle: str, class_name: str, bundle_id: 
 def line_photos(
     store: VerdictStore, bundle: str, class_name: str, preset: str, history: ClassHistory
 ) -> list[LinePhoto]:
-    """The stream, the newest first: every photo once, those that show the class, none that its bank was made of.
+    """The stream, the newest first: every photo once, those that show the class. Of those that its bank was made of
+    only the ones that joined from the stream, which a bank without them judged.
 
     Photos without an answer are MOST_STREAM at most, and of a trusted class from before it was accepted: later ones
     settle early again, and those that do not are no sample. Raises StoreError.
@@ -123,11 +124,12 @@ def line_photos(
         *history.comparable, class_name, bundle, preset, *history.comparable, class_name, until, MOST_ROWS,
     )  # fmt: skip
     found: list[LinePhoto] = []
-    known, open_ones = set(history.photos), 0
+    known, bank, open_ones = set[str](), set(history.photos), 0
     for row in rows:
         modes = row["mode"].split()
         foreign = json.loads(row["evidence"]).get("kind") == "photo"
-        if row["photo_sha256"] in known or foreign or "cut" in modes or row["score"] <= 0:
+        in_bank = row["photo_sha256"] in bank and not row["again"]
+        if in_bank or row["photo_sha256"] in known or foreign or "cut" in modes or row["score"] <= 0:
             continue
         known.add(row["photo_sha256"])
         bad: Label = "known-bad" if row["skipped"] else "bad"
