@@ -23,7 +23,7 @@ from anomalysd_edge.bundle.reader import MANIFEST, read_bundle
 from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.calibration.settings import CalibrationSettings
-from anomalysd_edge.calibration.settings_search import ROUNDS
+from anomalysd_edge.calibration.settings_search import rounds_for
 from anomalysd_edge.core.files import json_ready, sha256_file, write_json
 from anomalysd_edge.core.types import Progress
 from anomalysd_edge.data.datasets import Dataset, open_dataset
@@ -71,8 +71,8 @@ def main() -> None:
     with progress_bars() as progress:
         chosen, report = _calibrated(asked, data, progress)
         ways = [Fixed("the preset", _fixed(asked, data, {}, progress))]
-        side = read_bundle(asked.bundle).manifest.sizes.latent_side
-        for candidate in (c for round_ in ROUNDS for c in round_ if max(c.get("scales", (1,))) <= side):
+        sizes = read_bundle(asked.bundle).manifest.sizes
+        for candidate in (c for candidates in rounds_for(sizes.size_px, sizes.latent_side) for c in candidates):
             ways.append(Fixed(words(candidate), _fixed(asked, data, candidate, progress)))
     best = max(ways, key=lambda way: way.merit)
     found = [Fixed("calibrate's choice", chosen), *ways]

@@ -10,7 +10,14 @@ import numpy as np
 
 from anomalysd_edge.calibration.holdout import Fold
 from anomalysd_edge.calibration.settings import CalibrationSettings
-from anomalysd_edge.calibration.settings_search import ROUNDS, Trial, TrialScores, judged, search_settings, small_masks
+from anomalysd_edge.calibration.settings_search import (
+    Trial,
+    TrialScores,
+    judged,
+    rounds_for,
+    search_settings,
+    small_masks,
+)
 from anomalysd_edge.calibration.synthetic_anomalies import Synthetic, synthetic_anomaly
 from anomalysd_edge.core.types import F32
 from anomalysd_edge.method.anomaly_map import MapScale, image_score
@@ -72,9 +79,8 @@ class HoldoutJudge:
             bad = [fuse(m, scales, settings) for m in self._judged(settings, synthetic=True)]
             return judged([*good, *bad], settings.top_share)
 
-        side = self._networks.sizes.latent_side
-        fitting = [[c for c in candidates if max(c.get("scales", (1,))) <= side] for candidates in ROUNDS]
-        return search_settings(under, masks, fitting)
+        sizes = self._networks.sizes
+        return search_settings(under, masks, rounds_for(sizes.size_px, sizes.latent_side))
 
     def _paint(self) -> None:
         everything = [photo for fold in self._folds for photo in fold.photos]

@@ -30,6 +30,12 @@ REPAINTS: tuple[dict[str, Any], ...] = (
     {"scales": (8, 16)},
 )
 """Round 1: lambda and its passes, K. Each costs a repaint of every photo."""
+REPAINTS_FROM_256_PX: tuple[dict[str, Any], ...] = (
+    {"strength": 0.4, "passes": 4},
+    {"perceptual_weight": 3.0, "latent_weight": 1.0},
+)
+"""Also in round 1 for models of at least 256 px, Stable Diffusion's: `edge` was chosen on one of 128 px. Such a model
+repaints grain where it was, which is what the paper's lambda and its perceptual distance ask for."""
 FUSIONS: tuple[dict[str, Any], ...] = (
     {"multiscale_weight": 0.0},
     {"multiscale_weight": 0.04},
@@ -37,8 +43,12 @@ FUSIONS: tuple[dict[str, Any], ...] = (
     {"guided_weight": 0.1},
 )
 """Round 2: weights of the maps. The image score stays the mean of the top hundredth: thresholds are fitted for it."""
-ROUNDS: tuple[tuple[Mapping[str, Any], ...], ...] = (REPAINTS, FUSIONS)
-"""What is tried, in order."""
+
+
+def rounds_for(size_px: int, latent_side: int) -> list[list[Mapping[str, Any]]]:
+    """What is tried, in order, for a model of this size: grids finer than its latents are left out."""
+    first = (*REPAINTS, *(REPAINTS_FROM_256_PX if size_px >= 256 else ()))
+    return [[c for c in candidates if max(c.get("scales", (1,))) <= latent_side] for candidates in (first, FUSIONS)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def lead(a: TrialScores, b: TrialScores, masks: Mask, draws: int = 60) -> tuple[
 def search_settings(
     inspect: Callable[[Mapping[str, Any]], TrialScores],
     masks: Mask,
-    rounds: Sequence[Sequence[Mapping[str, Any]]] = ROUNDS,
+    rounds: Sequence[Sequence[Mapping[str, Any]]],
     chance: float = 0.05,
 ) -> tuple[dict[str, Any], list[Trial]]:
     """The changes to take, and every trial. `inspect(changes)` judges the photos under the default plus `changes`.

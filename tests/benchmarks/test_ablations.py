@@ -44,7 +44,7 @@ def test_the_choice_is_held_against_every_fixed_one(
     small_bundle(tmp_path / "B")
     data, out = bottle_data_set(tmp_path / "DATA", train=5), tmp_path / "OUT"
     asked = [tmp_path / "B", "--photos", data, "--data", data, "--tests", 4, "--synthetic", 4, "--check", "--out", out]
-    monkeypatch.setattr(choices, "ROUNDS", (({"scales": (4, 8, 16)}, {"strength": 0.3}), ({"top_share": 0.5},)))
+    monkeypatch.setattr(choices, "rounds_for", lambda *_sizes: [[{"strength": 0.3}], [{"top_share": 0.5}]])
     run_benchmark(choices, *asked)
     found = json.loads((out / "choices.json").read_text())
     assert list(found["merit"]) == ["calibrate's choice", "the preset", "strength 0.3", "top_share 0.5"]

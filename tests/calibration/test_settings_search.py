@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from anomalysd_edge.calibration.settings_search import (
     judged,
     lead,
     merit,
+    rounds_for,
     search_settings,
     small_masks,
 )
+from anomalysd_edge.method.settings import EDGE
 
 
 def world(photos: int = 40, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Callable[..., TrialScores]]:
@@ -91,3 +94,12 @@ def test_judged_scores_the_whole_map_and_keeps_small_ones_for_pixels() -> None:
     found = judged(maps, top_share=0.01)
     assert found.maps.shape == (2, COMPARE_PX, COMPARE_PX)
     assert found.scores.tolist() == pytest.approx([0.5, 2.0])
+
+
+def test_larger_models_are_offered_the_papers_lambda_and_distance() -> None:
+    nano, large = rounds_for(128, 32), rounds_for(512, 64)
+    assert [len(candidates) for candidates in large] == [len(nano[0]) + 2, len(nano[1])]
+    assert {"strength": 0.4, "passes": 4} in large[0]
+    for candidate in (*large[0], *large[1]):
+        replace(EDGE, **candidate)  # a setting that exists, in its range
+    assert {"scales": (8, 16)} not in rounds_for(64, 8)[0]
