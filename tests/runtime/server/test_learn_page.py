@@ -80,7 +80,15 @@ def test_a_class_is_taught_answered_accepted_and_taken_back_with_keys_on_a_phone
         until(lambda: photo_asked(browser) == asked, "the skipped one is asked about again")
         assert box.get(STATE).json["answers"]["skipped"] == 0
 
+        (tmp_path / "known.png").write_bytes(part(60, mottle=10, spot=18))
+        before = one(browser, "#learn-rates").text
+        one(browser, "#learn-known").send_keys(str(tmp_path / "known.png"))
+        until(lambda: "1 known defect taken" in one(browser, "#learn-said").text, "a known defect is evidence")
+        assert one(browser, "#learn-rates").text != before
         state = box.get(STATE).json
+        assert state["answers"]["known-bad"] == 1
+        assert state["share"]["mean"] < 0.3, "it says nothing of how many the line makes"
+
         assert state["changes"], "limits around a threshold that few photos gave are wide"
         assert f"would change: {len(state['changes'])}" in one(browser, "#learn-changes-title").text
         words = {"good": "OK", "anomalous": "NG", "uncertain": "UNSURE"}

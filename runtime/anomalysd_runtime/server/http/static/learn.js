@@ -133,6 +133,23 @@ function answer(said) {
   });
 }
 
+function knownBad(files) { // photos of defects from elsewhere: judged like any other, but no sample of the line
+  attempt(async () => {
+    let state = null;
+    for (const file of files) {
+      const form = new FormData();
+      form.append("photo", file, file.name);
+      form.append("full", "true"); // a settled score is a bound
+      form.append("class", learn.state.class);
+      form.append("bundle", learn.state.bundle);
+      const verdict = await json("/inspect", { method: "POST", body: form });
+      state = await post(learnUrl("answers"), { uid: verdict.uid, answer: "known-bad" });
+    }
+    if (state) show(state);
+    learnSays(`${files.length} known defect${files.length === 1 ? "" : "s"} taken as evidence`);
+  });
+}
+
 function undo() {
   const photo = learn.back.at(-1);
   if (!photo) return;
@@ -214,6 +231,7 @@ $("learn-good").addEventListener("click", () => answer("good"));
 $("learn-bad").addEventListener("click", () => answer("bad"));
 $("learn-skip").addEventListener("click", () => answer("skip"));
 $("learn-undo").addEventListener("click", undo);
+$("learn-known").addEventListener("change", (event) => { knownBad([...event.target.files]); event.target.value = ""; });
 $("learn-accept").addEventListener("click", accept);
 $("learn").addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
