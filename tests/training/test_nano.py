@@ -24,8 +24,11 @@ def test_it_is_small_and_in_diffusers_layout() -> None:
     assert not list(NANO.rglob("*.pt"))
     for part in ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         assert (NANO / part).exists()
+    for config in NANO.rglob("*.json"):
+        assert "_name_or_path" not in config.read_text(encoding="utf-8"), "no place of the machine that made it"
 
 
+@pytest.mark.slow
 def test_diffusers_own_pipeline_loads_and_runs_it() -> None:
     from diffusers import StableDiffusionInpaintPipeline
     from diffusers.utils import logging
@@ -45,6 +48,7 @@ def test_diffusers_own_pipeline_loads_and_runs_it() -> None:
     assert painted.size == (128, 128)
 
 
+@pytest.mark.slow
 def test_it_repaints_a_stain_away() -> None:
     """A dark square on a drawn leather: the repaint must come nearer to the clean image than the stained one is."""
     clean = images.FAMILIES["leather"](np.random.default_rng(5), 128)
