@@ -1,6 +1,6 @@
 """Bases side by side: what an autoencoder's round trip keeps, and what a UNet repaints, on pictures no base has seen.
 
-    python -m benchmarks.base_model anomalysd_edge/nano NEW --textures DIR --out out/base-model.json
+    python -m benchmarks.base_model nano NEW --textures DIR --out out/base-model.json
 
 The pictures: crops of the fifth of DIR's photos that the recipe leaves out, and drawn scenes of another seed. Measured:
 the round trip's PSNR and the share of a hairline's contrast that it keeps; the mean change of a repaint inside its mask
@@ -71,7 +71,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    loaded = {str(name): load_base(name) for name in asked.bases}
+    loaded = {Path(name).name: load_base(name) for name in asked.bases}
     side = next(iter(loaded.values())).size_px
     sets = {
         "left-out photos": photo_samples(asked.textures, asked.crops, side),
