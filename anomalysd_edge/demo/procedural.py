@@ -1,7 +1,7 @@
 """Procedural image primitives: noise fields, signed distance functions, relief lighting. Seeded, numpy only.
 
 Fields are (H,W) float32; a colour is three floats in [0,1]; coordinates run from -1 to 1 over the shorter side.
-Used by the demo products (products.py, board.py) and the training images of the nano base (training/nano/images.py).
+Used by the demo products (products.py, board.py) and the training images of the nano base (training/nano/).
 """
 
 from __future__ import annotations

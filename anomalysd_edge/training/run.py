@@ -22,7 +22,7 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import RunError
 from anomalysd_edge.profiling.hardware import package_versions
 from anomalysd_edge.training.checkpoints import partial_folder
-from anomalysd_edge.training.models.base import PARTS, Base, load_base
+from anomalysd_edge.training.models.base import PARTS, Base, forget_origin, load_base
 from anomalysd_edge.training.models.features import FEATURES_PX, features_of
 from anomalysd_edge.training.models.perceptual import load_perceptual
 from anomalysd_edge.training.models.torch_networks import TorchNetworks
@@ -166,8 +166,10 @@ def write_model(folder: Path, base: Base, unet_changed: bool, vae_changed: bool)
     for part in PARTS:
         if part == "unet" and unet_changed:
             base.unet.save_pretrained(folder / part)
+            forget_origin(folder / part)
         elif part == "vae" and vae_changed:
             base.vae.save_pretrained(folder / part)
+            forget_origin(folder / part)
         else:
             _copy_part(base.folder / part, folder / part)
     config = folder / "scheduler" / "scheduler_config.json"

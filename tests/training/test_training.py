@@ -113,6 +113,8 @@ def test_run_folder_holds_all_that_export_needs(
     assert again.record["base"]["sha256"] == load_base(str(base_folder)).sha256
     assert {"torch", "diffusers"} <= again.record["versions"].keys()
     assert again.record["losses"]["unet"]["steps"] == 4
+    for file in run.model.rglob("*.json"):
+        assert str(base_folder) not in file.read_text(encoding="utf-8"), f"{file} names a place of this machine"
     loaded = again.load()
     assert same(dict(loaded.unet.state_dict()), weights_of(run, "unet"))
     with quiet():

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from anomalysd_edge.core.files import read_json, sha256_bytes, sha256_file
+from anomalysd_edge.core.files import read_json, sha256_bytes, sha256_file, write_json
 from anomalysd_edge.errors import InputError, SettingsError
 from anomalysd_edge.training.models.hub import from_hub, loading, quiet
 from anomalysd_edge.training.settings import NANO
@@ -178,6 +178,16 @@ def folder_sha256(folder: Path) -> str:
         if file.is_file() and not file.name.startswith(".")
     ]
     return sha256_bytes("\n".join(lines).encode())
+
+
+def forget_origin(part: Path) -> None:
+    """Take the place that weights were loaded from, a path of this machine, out of a part's configuration.
+
+    diffusers and transformers write it wherever they save.
+    """
+    config = read_json(part / "config.json")
+    if config.pop("_name_or_path", None) is not None:
+        write_json(part / "config.json", config)
 
 
 def find_base(name: str) -> Path:

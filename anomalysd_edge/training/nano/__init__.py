@@ -1,1 +1,1 @@
-"""The recipe of the embedded base "nano"."""
+"""The recipe of the embedded base "nano": drawn scenes and crops of photos, an autoencoder, an inpainting UNet."""

@@ -18,6 +18,8 @@ from diffusers import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from anomalysd_edge.training.models.base import forget_origin
+
 SIDE_PX = 128
 LATENT_SIDE = 32
 TEXT_WIDTH = 128
@@ -141,3 +143,5 @@ def save_pipeline(
     net.half()
     vae.half()
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in ("unet", "vae", "text_encoder"):
+        forget_origin(folder / part)

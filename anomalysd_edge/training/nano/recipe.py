@@ -1,128 +1,172 @@
-"""The recipe of the embedded base "nano": python -m anomalysd_edge.training.nano.recipe --out DIR
+"""The recipe of the embedded base "nano": what lies in anomalysd_edge/nano/ is its output.
 
-Stage 1 draws the images (images.py). Stage 2 trains the autoencoder. Stage 3 trains the inpainting UNet and the
-text encoder together. Everything is seeded; each stage keeps a checkpoint and goes on from it when called again.
-On two cores: about 2 + 7 + 40 minutes. What ships in anomalysd_edge/nano/ is this recipe's output.
+    python -m anomalysd_edge.training.nano.recipe --textures DIR --out DIR --checkpoints DIR --resume
+
+Stage 1 draws scenes and cuts crops of photos (images.py, textures.py). Stage 2 trains the autoencoder, whose weights
+then stand (autoencoder.py). Stage 3 trains the inpainting UNet with the text encoder on pictures and masks, encoded
+when first met (unet.py, pairs.py). Everything is seeded; each stage keeps checkpoints, and --resume goes on from them.
+--export writes the folder of the newest averaged weights and trains nothing.
+
+On a CPU one process a core is far faster than one process of several threads, above all beside other work:
+
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m anomalysd_edge.training.nano.recipe ...
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as nnf
 
-from anomalysd_edge.training.nano import images, models
-from anomalysd_edge.training.nano.common import SEED, batch_of, blend, note, rate
+from anomalysd_edge.core.files import folder_aside, read_json, write_json
+from anomalysd_edge.errors import InputError
+from anomalysd_edge.training.models.base import folder_sha256, load_base
+from anomalysd_edge.training.nano import models
+from anomalysd_edge.training.nano.autoencoder import train_autoencoder
+from anomalysd_edge.training.nano.common import SEED, RecipeContext
+from anomalysd_edge.training.nano.images import FAMILIES, NOUNS, make_pictures
+from anomalysd_edge.training.nano.pairs import FACTS, Pairs
+from anomalysd_edge.training.nano.textures import PhotoFile, split_photos
+from anomalysd_edge.training.nano.unet import Learner, train_unet
 
-
-def draw_images(cache: Path, count: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[str]]:
-    """(count,128,128,3) uint8 memory map and the noun of each, drawn once into `cache`."""
-    pixels, nouns = cache / "images.npy", cache / "nouns.json"
-    if not nouns.exists():
-        side = models.SIDE_PX
-        target = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, side, side, 3))
-        names: list[str] = []
-        with ProcessPoolExecutor() as pool:
-            drawn = pool.map(partial(images.render, SEED, side=side), range(count), chunksize=64)
-            for number, (noun, image) in enumerate(drawn):
-                target[number] = image
-                names.append(noun)
-        target.flush()
-        nouns.write_text(json.dumps(names))
-    return np.load(pixels, mmap_mode="r"), json.loads(nouns.read_text())
+IDENTITY = "recipe.json"
 
 
-def pyramid_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """L1 at three scales, L1 of the finest differences (thin lines), and L1 of the colour alone, four times coarser.
+@dataclass(frozen=True)
+class Recipe:
+    """How much is drawn and taught."""
 
-    Without a strong last term all four latent channels go to light and dark, and repaints are grey or of two colours.
-    """
-    loss = nnf.l1_loss(a, b)
-    tint = nnf.avg_pool2d(a - a.mean(1, keepdim=True), 4) - nnf.avg_pool2d(b - b.mean(1, keepdim=True), 4)
-    loss = loss + 4.0 * tint.abs().mean() + 40.0 * tint.pow(2).mean()
-    dx = (a[..., 1:] - a[..., :-1]) - (b[..., 1:] - b[..., :-1])
-    dy = (a[..., 1:, :] - a[..., :-1, :]) - (b[..., 1:, :] - b[..., :-1, :])
-    loss = loss + 0.5 * (dx.abs().mean() + dy.abs().mean())
-    for _ in range(2):
-        a, b = nnf.avg_pool2d(a, 2), nnf.avg_pool2d(b, 2)
-        loss = loss + 0.5 * nnf.l1_loss(a, b)
-    return loss
+    textures: Path | None
+    """Folder of photos whose licences let weights taught on them ship; None = drawn scenes alone."""
+    start: Path | None
+    """An earlier base whose weights are gone on from; None = from nothing."""
+    scenes: int = 32000
+    """PictureSet drawn in code."""
+    crops: int = 32000
+    """Crops of photos."""
+    autoencoder_steps: int = 14000
+    """Of 32 crops of 64 px each."""
+    pairs: int = 64000
+    """PictureSet with a mask; every picture once where there are as many."""
+    unet_steps: int = 12500
+    unet_batch: int = 32
+
+    def photos(self) -> list[PhotoFile]:
+        """The photos that teach."""
+        return split_photos(self.textures)[0] if self.textures else []
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are a function of: kept beside the checkpoints, and shipped beside the weights."""
+        photos = self.photos()
+        return {
+            "seed": SEED,
+            "start": folder_sha256(self.start) if self.start else None,
+            "scenes": self.scenes,
+            "crops": self.crops if photos else 0,
+            "autoencoder_steps": self.autoencoder_steps,
+            "pairs": self.pairs,
+            "unet_steps": self.unet_steps,
+            "unet_batch": self.unet_batch,
+            "photos": {photo.path.name: photo.sha256 for photo in photos},
+        }
 
 
-def train_autoencoder(images: np.ndarray[Any, np.dtype[np.uint8]], cache: Path, steps: int) -> Any:
-    """AutoencoderTiny on random 64 px crops. Latents are pushed to unit spread; noise on them smooths the decoder."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages, or export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--textures", type=Path, help="folder of photos; without it drawn scenes alone teach")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets diffusers' layout")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder for caches, checkpoints and the log")
+    parser.add_argument(
+        "--from-base", dest="start", type=Path, help="an earlier base to go on from; without it from nothing"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints that are there")
+    parser.add_argument("--export", action="store_true", help="write the newest averaged weights to --out, no training")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    for name in ("scenes", "crops", "autoencoder_steps", "pairs", "unet_steps", "unet_batch"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Recipe, name))
+    asked = parser.parse_args(arguments)
+    recipe = Recipe(
+        asked.textures, asked.start, asked.scenes, asked.crops, asked.autoencoder_steps, asked.pairs, asked.unet_steps,
+        asked.unet_batch,
+    )  # fmt: skip
+    context = RecipeContext(asked.checkpoints, asked.device, asked.precision)
+    if asked.export:
+        export(recipe, context, asked.out)
+        return
+    open_checkpoints(recipe, context, asked.resume)
+    run_stages(recipe, context)
+    if context.processes.is_main:
+        export(recipe, context, asked.out)
+
+
+def open_checkpoints(recipe: Recipe, context: RecipeContext, resume: bool) -> None:
+    """Open the checkpoints' folder. Raises InputError where it holds another recipe's work, or any without `resume`."""
+    if torch.device(context.device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError("the device cuda was asked for, but torch sees none; use --device cpu")
+    file, identity = context.checkpoints / IDENTITY, recipe.identity()
+    there = file.exists()
+    if there and not resume:
+        raise InputError(f"{context.checkpoints} holds checkpoints: go on with --resume, or name a new folder")
+    if there:
+        known = read_json(file)
+        other = [name for name, value in identity.items() if known.get(name) != value]
+        if other:
+            raise InputError(f"{context.checkpoints} is of a recipe with other {', '.join(other)}; name a new folder")
+    context.processes.barrier()  # all have read before one writes
+    if context.processes.is_main and not there:
+        write_json(file, identity)
+    context.processes.barrier()
+
+
+def run_stages(recipe: Recipe, context: RecipeContext) -> None:
+    """All stages; what is done already is not done again."""
     torch.manual_seed(SEED)
-    vae = models.autoencoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = copy.deepcopy(vae)
-    saved, start = cache / "autoencoder.pt", 0
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        vae.load_state_dict(state["vae"]), average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    began = time.time()
-    for step in range(start, steps):
-        rng = np.random.default_rng((SEED, 1, step))
-        noise = torch.Generator().manual_seed(SEED + step)
-        batch, _ = batch_of(images, rng, 32)
-        top, left = rng.integers(0, 65, size=2)
-        crop = batch[..., top : top + 64, left : left + 64]
-        grey = crop.mean(1, keepdim=True)
-        vivid = torch.from_numpy(rng.uniform(0.3, 2.5, (32, 1, 1, 1)).astype(np.float32))
-        crop = (grey + vivid * (crop - grey)).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, 2e-3)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(crop).latents
-            level = 0.1 * float(rng.random())
-            decoded = vae.decode(latents + level * torch.randn(latents.shape, generator=noise)).sample
-        latents, decoded = latents.float(), decoded.float()
-        spread = latents.pow(2).mean(dim=(0, 2, 3))
-        loss = pyramid_loss(decoded, crop) + 0.02 * (spread - 1).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        blend(average, vae, min(0.999, step / (step + 20)))
-        if step % 100 == 99:
-            note(cache, "autoencoder", step + 1, steps, float(loss.detach()), time.time() - began)
-        if step % 250 == 249 or step == steps - 1:
-            state = {
-                "vae": vae.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, saved.with_suffix(".new"))
-            saved.with_suffix(".new").replace(saved)
-    return average
+    workers = max(1, (os.cpu_count() or 1) // context.processes.world_size)
+    pictures = make_pictures(context, recipe.scenes, recipe.crops if recipe.textures else 0, recipe.photos(), workers)
+    vae, learner = networks(recipe, pictures.nouns)
+    vae = train_autoencoder(context, pictures, vae, recipe.autoencoder_steps)
+    pairs = Pairs(context, pictures, vae, recipe.pairs)
+    if workers > 1:  # cores that would idle while a device or a single process computes
+        pairs.encode_all(workers)
+    train_unet(context, pairs, learner, recipe.unet_steps, recipe.unet_batch)
 
 
-def main() -> None:
-    """Run the three stages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets the diffusers layout")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for drawn images, checkpoints and the log")
-    parser.add_argument("--images", type=int, default=20000)
-    parser.add_argument("--autoencoder-steps", type=int, default=1400)
-    parser.add_argument("--unet-steps", type=int, default=2500)
-    settings = parser.parse_args()
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    images, nouns = draw_images(settings.cache, settings.images)
-    vae = train_autoencoder(images, settings.cache, settings.autoencoder_steps)
-    from anomalysd_edge.training.nano.unet import train_unet
+def networks(recipe: Recipe, nouns: Sequence[str]) -> tuple[Any, Learner]:
+    """The autoencoder, and the UNet with its text encoder and tokenizer: those of `start`, or new ones."""
+    if recipe.start:
+        base = load_base(recipe.start)
+        return base.vae.requires_grad_(True), Learner(base.unet, base.text_encoder, base.tokenizer)
+    torch.manual_seed(SEED)
+    sentences = [f"A perfect {noun}." for noun in sorted({*nouns, *FAMILIES})]
+    words = models.tokenizer(sentences * 2)
+    return models.autoencoder(), Learner(models.unet(), models.text_encoder(len(words)), words)
 
-    train_unet(images, nouns, vae, settings.cache, settings.unet_steps, settings.out)
+
+def export(recipe: Recipe, context: RecipeContext, out: Path) -> None:
+    """Write the newest averaged weights to the folder `out`; recipe.json there says how far the UNet has come.
+
+    Raises InputError before the UNet's first checkpoint.
+    """
+    autoencoder, unet = context.load("autoencoder"), context.load("unet")
+    if autoencoder is None or unet is None:
+        raise InputError(f"{context.checkpoints} has no UNet's checkpoint yet; nothing can be exported")
+    nouns = read_json(context.checkpoints / NOUNS)
+    scale = float(read_json(context.checkpoints / FACTS)["scale"])
+    vae, learner = networks(recipe, nouns)
+    vae.load_state_dict(autoencoder["average"])
+    vae.register_to_config(scaling_factor=scale)
+    learner.restore(unet)
+    identity = read_json(context.checkpoints / IDENTITY)
+    with folder_aside(out, marker=IDENTITY) as aside:
+        models.save_pipeline(aside, learner.slow_net, vae, learner.slow_text, learner.words)
+        write_json(aside / IDENTITY, {**identity, "unet_steps_done": int(unet["step"])})
 
 
 if __name__ == "__main__":

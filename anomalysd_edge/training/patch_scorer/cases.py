@@ -18,19 +18,19 @@ from anomalysd_edge.calibration.synthetic_anomalies import field, synthetic_anom
 from anomalysd_edge.core.types import F32, U8, Mask
 from anomalysd_edge.method.anomaly_map import smooth
 from anomalysd_edge.method.inpainting.masks import foreground
-from anomalysd_edge.training.nano import images
+from anomalysd_edge.training.nano import parts, surfaces
 
 Rng = np.random.Generator
 
 SURFACES = (
-    images.cloth, images.leather, images.stone, images.speckle, images.wood,
-    images.brushed_metal, images.cast_surface, images.tiles, images.grid, images.carpet,
-    images.stripes,
+    surfaces.cloth, surfaces.leather, surfaces.stone, surfaces.speckle, surfaces.wood,
+    surfaces.brushed_metal, surfaces.cast_surface, surfaces.tiles, surfaces.grid, surfaces.carpet,
+    surfaces.stripes,
 )  # fmt: skip
 PARTS = (
-    images.round_part, images.nut, images.gear, images.capsule, images.pill,
-    images.screw, images.board, images.connector, images.cable, images.organic,
-    images.array_of_parts,
+    parts.round_part, parts.nut, parts.gear, parts.capsule, parts.pill,
+    parts.screw, parts.board, parts.connector, parts.cable, parts.organic,
+    parts.array_of_parts,
 )  # fmt: skip
 _WHOLE_PX = 640
 """Side of a drawn surface, of which every photo shows a part."""
