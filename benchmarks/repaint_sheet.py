@@ -4,7 +4,7 @@
 
 A row for each class's first good and first defective test photo. Columns: the photo as the networks see it; its round
 trip through the autoencoder; the repaint, every masked cell in its place; S_ms; the prototypes' map; both together; the
-annotated mask. Maps are scaled to their class's threshold, or where it has none to the largest value of the row's map.
+annotated mask. Maps of a class share a scale: white is twice what the map of its good photo reaches.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def row(detector: Detector, networks: Networks, name: str, sample: Sample, most:
     if sample.mask_path is not None:
         mask = load_mask(sample.mask_path, (photo.shape[0], photo.shape[1]))
     for kind in MAPS:
-        # A good photo's map stays dark unless it reaches twice the height of the first good photo's.
         most.setdefault(kind, 2 * float(answer.maps[kind].max()))
     pictures = [seen, trip, answer.repaint]
     pictures += [shades(answer.maps[kind], most[kind]) for kind in MAPS]

@@ -228,18 +228,19 @@ class Commissioner:
     def _photos(self, store: VerdictStore, now: ClassCommissioning) -> tuple[Sequence[bytes], Sequence[StreamPhoto]]:
         """The image files of a new bank, and of the photos to judge under it; none where the bank stays as it is."""
         good = [photo for photo in now.labelled("good") if photo.stored]
-        if not good or self.joins(now) is not None:
-            return (), ()
+        if {photo.sha256 for photo in good} <= set(now.history.photos) or self.joins(now) is not None:
+            return (), ()  # none is new to the bank
         wrong = [*now.labelled("bad"), *now.labelled("known-bad")]
-        said_bad = {photo.sha256 for photo in wrong}
-        own = {d: data for d, data in class_photos(store, now.history.photos).items() if d not in said_bad}
+        # Those that joined at an earlier acceptance are photos of the line as well.
+        answered = {photo.sha256 for photo in (*wrong, *good)}
+        own = [data for d, data in class_photos(store, now.history.photos).items() if d not in answered]
         kept = [photo for photo in now.open if photo.stored][:MOST_REJUDGED]
         stream = [
             StreamPhoto(photo.uid, data, photo.label)
-            for photo in (*kept, *wrong, *(photo for photo in good if photo.sha256 not in own))
+            for photo in (*kept, *wrong, *good)
             if (data := store.stored_photo(photo.uid)) is not None
         ]
-        return tuple(own.values()), stream
+        return own, stream
 
     def _consider(self, bundle: str, class_name: str) -> None:
         if self._settings.auto and self._store is not None:
