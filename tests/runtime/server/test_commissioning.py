@@ -154,6 +154,7 @@ def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught
     before, state = versions.bundle_id(path), box.get(STATE).json
     assert post(box, "/classes/washer/accept", {"bundle_id": "0" * 16}).status == 409
     assert versions.bundle_id(path) == before, "nothing is switched without a person who saw the proposal"
+    assert state["joining"] == state["answers"]["good"] > 0
     answer = post(box, "/classes/washer/accept", {"bundle_id": before})
     assert answer.status == 200, answer.body
     done = answer.json
@@ -173,6 +174,17 @@ def test_what_is_accepted_is_a_new_version_with_the_good_ones_in_its_bank(taught
     assert len(row["details"]["answers"]["good"]) == state["answers"]["good"]
     assert row["details"]["thresholds"]["before"] == state["now"]["threshold"]
     assert "accepted on" in listed["versions"][0]["change"]
+
+    assert after["joining"] == 0, "all that were called good are in the bank"
+    answered = post(box, "/classes/washer/answers", {"uid": verdict["uid"], "answer": "good"})
+    assert (answered.status, answered.json["joining"], answered.json["bank_stays"]) == (200, 1, None)
+    again = post(box, "/classes/washer/accept", {"bundle_id": done["after_id"]})
+    assert again.status == 200, again.body
+    assert again.json["joined"] == done["joined"] + 1, "the bank of the first acceptance, and the new one"
+    twice = box.get(STATE).json
+    assert (twice["joining"], twice["answers"]["good"]) == (0, state["answers"]["good"] + 1)
+    assert twice["proposed"]["threshold"] == pytest.approx(again.json["thresholds"]["after"], rel=1e-6)
+    assert [r["action"] for r in box.get("/bundles/line1/versions").json["teachings"]] == ["accept", "accept", "teach"]
 
     back = post(box, "/bundles/line1/restore", {"bundle_id": before})
     assert back.status == 200, back.body

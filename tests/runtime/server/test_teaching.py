@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +33,7 @@ ROLES = {"olga": "operator", "tom": "teacher", "ada": "admin"}
 
 
 PARTS = [part(seed) for seed in range(3)]
+JSON = {"content-type": "application/json"}
 
 
 def taught(box: Box, name: str, photos: Sequence[bytes], **fields: str) -> Answer:
@@ -145,6 +150,36 @@ def _kill_when_there(teacher: teaching.Teacher) -> None:
     while (process := teacher._lessons.process) is None or process.pid is None:
         threading.Event().wait(0.01)
     process.kill()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from anomalysd_runtime.server.inference import teaching
+from anomalysd_runtime.server.settings import RecordSettings
+from tests.runtime.server.test_teaching import PARTS, taught
+from tests.support.serving import running_box, small_settings
+teaching.end_teaching = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+record = RecordSettings(Path(sys.argv[2]), keep_photo=True)
+with running_box(small_settings(Path(sys.argv[1]), record=record)) as box:
+    taught(box, "washer", PARTS)
+"""
+
+
+def test_killed_between_the_switch_and_its_row_the_row_is_ended_at_the_next_start(path: Path) -> None:
+    before, file = versions.bundle_id(path), path.with_name("record.sqlite")
+    done = subprocess.run([sys.executable, "-c", KILLED, path, file], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    now = versions.bundle_id(path)
+    assert now != before, "it died after the switch"
+    with running_box(small_settings(path, record=s.RecordSettings(file, keep_photo=True))) as box:
+        (row,) = box.get("/bundles/line1/versions").json["teachings"]
+        assert (row["class_name"], row["before_id"], row["after_id"]) == ("washer", before, now)
+        assert set(row["photos"]) == {sha256_bytes(photo) for photo in PARTS}
+        assert box.inspect(PARTS[0], "?class=washer").json["bundle_id"] == now
+        restored = json.dumps({"bundle_id": before}).encode()
+        assert box.ask("POST", "/bundles/line1/restore", restored, JSON).status == 200
+        assert box.inspect(PARTS[0], "?class=bottle").json["bundle_id"] == before
 
 
 def test_roles_say_who_may_teach_and_who_may_load(path: Path) -> None:

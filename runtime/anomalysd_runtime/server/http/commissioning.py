@@ -68,6 +68,7 @@ def _json(service: Service, now: ClassCommissioning) -> dict[str, Any]:
         "width": None if found is None else found.after.balanced.width,
         "wanted_width": service.settings.trusted_width,
         "bank_stays": service.commissioner.joins(now),
+        "joining": len(service.commissioner.joining(now)),
         "drift": service.drift.sentences(now.loaded.name, now.name),
         "ask": ask[:QUESTIONS],
         "changes": [] if now.proposed is None else _changes(now, now.proposed),

@@ -146,6 +146,7 @@ class CommissioningAnswer(BaseModel):
     width: float | None = Field(description="Of the interval of the balanced error, as proposed.")
     wanted_width: float = Field(description="At which the class is trusted.")
     bank_stays: str | None = Field(description="Why photos that are called good do not join the bank; null: they do.")
+    joining: int = Field(description="Photos that were called good and join the bank when this is accepted.")
     drift: list[str] = Field(description="What changed since commissioning, in words.")
     ask: list[AskedPhoto] = Field(description="The most informative first.")
     changes: list[ChangedPhoto]

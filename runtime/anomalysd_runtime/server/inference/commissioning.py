@@ -187,6 +187,11 @@ class Commissioner:
             return f"{len(others)} photos of the stream are left beside them, and {LEAST_STREAM} are needed"
         return None
 
+    def joining(self, now: ClassCommissioning) -> list[LinePhoto]:
+        """Photos that were called good and would be new to the bank; none where `joins` says why they stay out."""
+        good = [photo for photo in now.labelled("good") if photo.stored]
+        return [] if self.joins(now) is not None else [p for p in good if p.sha256 not in now.history.photos]
+
     def _recording(self) -> VerdictStore:
         if self._store is None:
             raise Conflict("the box keeps no record, and a class's stream is kept there: start it with --record FILE")
@@ -227,9 +232,9 @@ class Commissioner:
 
     def _photos(self, store: VerdictStore, now: ClassCommissioning) -> tuple[Sequence[bytes], Sequence[StreamPhoto]]:
         """The image files of a new bank, and of the photos to judge under it; none where the bank stays as it is."""
+        if not self.joining(now):
+            return (), ()
         good = [photo for photo in now.labelled("good") if photo.stored]
-        if {photo.sha256 for photo in good} <= set(now.history.photos) or self.joins(now) is not None:
-            return (), ()  # none is new to the bank
         wrong = [*now.labelled("bad"), *now.labelled("known-bad")]
         # Those that joined at an earlier acceptance are photos of the line as well.
         answered = {photo.sha256 for photo in (*wrong, *good)}

@@ -117,7 +117,8 @@ class Teacher:
         with self._alone():
             if versions.bundle_id(path) != seen_id:
                 raise Conflict("the bundle was changed since the proposal was made: load it again, and look")
-            digests = {sha256_bytes(data): data for data in lesson.own}
+            bank = (*lesson.own, *(photo.data for photo in lesson.stream if photo.label == "good"))
+            digests = {sha256_bytes(data): data for data in bank}
             begun = self._teaching(name, "accept", client, lesson.name, list(digests))
             with self._change(begun, digests) as change:
                 done: AcceptedClass = self._lessons.run(path, replace(lesson, key=self._settings.engine.sign_key))

@@ -96,7 +96,7 @@ function showRates() {
   $("learn-meter").value = known;
   const width = state.width === null ? "not known yet" : `known to ${(100 * state.width).toFixed(0)} points`;
   $("learn-width").textContent = `Error ${width}; trusted at ${(100 * state.wanted_width).toFixed(0)}`;
-  const same = next && state.state !== "proposed" && !good && figure(next.threshold) === figure(now.threshold);
+  const same = next && state.state !== "proposed" && !state.joining && figure(next.threshold) === figure(now.threshold);
   $("learn-accept").disabled = !next || same;
   $("learn-accept").textContent = state.state === "proposed" ? "Accept and trust" : "Accept";
   $("learn-bank").textContent = state.bank_stays ? `Good ones do not join the bank: ${state.bank_stays}.` : "Good ones join the bank when you accept: scores fall, and thresholds are found anew.";
