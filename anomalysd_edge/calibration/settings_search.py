@@ -27,7 +27,7 @@ REPAINTS: tuple[dict[str, Any], ...] = (
     {"strength": 0.08},
     {"strength": 0.25, "passes": 2},
     {"scales": (2, 4, 8)},
-    {"scales": (8, 16)},
+    {"scales": (4, 8, 16), "draws": 2},
 )
 """Round 1: lambda and its passes, K. Each costs a repaint of every photo."""
 REPAINTS_FROM_256_PX: tuple[dict[str, Any], ...] = (

@@ -15,7 +15,7 @@ class InspectSettings:
 
     plan: str = "packed"
     """'paper': a slot per cell; 'packed': cells that do not touch share a slot."""
-    scales: tuple[int, ...] = (4, 8, 16)
+    scales: tuple[int, ...] = (8, 16)
     """K: a k x k grid of masks for each."""
     strength: float = 0.15
     """lambda: repainting starts at lambda*T."""
@@ -25,7 +25,7 @@ class InspectSettings:
     """UNet passes from lambda*T down, evenly spaced; used where grid_steps is 0."""
     sampler: str = "ddim"
     """'ddim', or 'dpm2m': DPM-Solver++ (2M) over the same timesteps; of one pass both make the same."""
-    draws: int = 2
+    draws: int = 1
     """Repaints of a slot from different noise, whose latents are averaged: grain that each invents cancels out."""
     guidance_scale: float = 1.0
     """1 = no second pass."""

@@ -33,14 +33,13 @@ _METRIC_PX = 256
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "prototypes alone": {"cells": "none"},
-    "coarse": {"scales": (4,), "draws": 1, "settle": True},
-    "middle": {"scales": (8,), "draws": 1, "settle": True},
-    "coarse and middle": {"scales": (4, 8), "settle": True},
-    "one draw": {"draws": 1},
+    "middle": {"scales": (8,), "settle": True},
+    "fine": {"scales": (16,), "settle": True},
     "whole": {},
     "whole, settling": {"settle": True},
     "whole, cascade": {"cascade": True, "settle": True},
     "whole, suspect cells": {"cells": "suspect", "cascade": True},
+    "three grids, two draws": {"scales": (4, 8, 16), "draws": 2},
     "two passes": {"passes": 2, "strength": 0.25},
     "four passes, DPM-Solver++": {"passes": 4, "strength": 0.25, "sampler": "dpm2m"},
 }

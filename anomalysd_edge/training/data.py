@@ -21,7 +21,6 @@ from anomalysd_edge.core.types import U8, Mask
 from anomalysd_edge.data.classes import ClassSpec, symmetry_group
 from anomalysd_edge.errors import DatasetError
 from anomalysd_edge.method.inpainting.masks import foreground, random_rectangles, to_pixels
-from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.training.augmentation import augmented, with_anomaly
 from anomalysd_edge.training.models.base import Base, encode_mode, prompt_states
 from anomalysd_edge.training.prompt_tuning import context_states
@@ -31,6 +30,9 @@ from anomalysd_edge.vision.letterbox import Letterbox, common_aspect
 
 # The first entry of each random seed, so that no two kinds of draw share a random stream.
 _COPY, _MASK, _ANOMALY, _STEP, _DECODER_STEP = range(1, 6)
+
+GRIDS = (4, 8, 16)
+"""Cells a side of the grids that training masks are every other cell of: those that an inspection may repaint."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class TrainingData:
 def random_mask(rng: np.random.Generator, side: int, shown: Mask, settings: TrainSettings) -> Mask:
     """(side,side) bool training mask inside the foreground `shown`: sometimes a sparse grid, else rectangles."""
     if rng.random() < settings.grid_masks:
-        k = int(rng.choice([grid for grid in EDGE.scales if grid <= side] or [2]))
+        k = int(rng.choice([grid for grid in GRIDS if grid <= side] or [2]))
         cell, odd = np.arange(side) * k // side, rng.integers(0, 2, 2)
         grid: Mask = np.asarray(np.logical_and.outer(cell % 2 == odd[0], cell % 2 == odd[1]) & shown)
         if grid.any():

@@ -79,7 +79,8 @@ class TrainSettings:
     mask_most: int = 4
     """Largest number of random rectangles in a training mask."""
     grid_masks: float = 0.0
-    """Share of masks that are every other cell, in rows and columns, of a grid of preset edge, as in its inference."""
+    """Share of masks that are every other cell, in rows and columns, of a grid of 4, 8 or 16 cells a side, as in an
+    inspection."""
     outside_weight: float = 1.0
     """Weight of the UNet's squared error outside the mask, where z_o nearly gives the answer; 1 as in the paper."""
     copies: int = 8

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from anomalysd_edge.data.classes import class_spec
 from anomalysd_edge.training.data import prompt_levels
-from benchmarks import choices, prompts, repaints
+from benchmarks import choices, defect_kinds, fine_tuning, prompts, repaints
 from tests.support.benchmarks import RunBenchmark
-from tests.support.data_sets import bottle_data_set
+from tests.support.data_sets import bottle_data_set, spot_data_set
 from tests.support.small_graphs import small_bundle
 
 
@@ -54,3 +56,48 @@ def test_the_choice_is_held_against_every_fixed_one(
     kept = {f.name: f.stat().st_mtime_ns for f in (out / "fixed").iterdir()}
     run_benchmark(choices, *asked)
     assert {f.name: f.stat().st_mtime_ns for f in (out / "fixed").iterdir()} == kept
+
+
+@pytest.mark.slow
+def test_kinds_of_defects_under_plans_that_are_calibrated_alike(
+    tmp_path: Path, run_benchmark: RunBenchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_bundle(tmp_path / "B")
+    data, out = spot_data_set(tmp_path / "DATA", "bottle", train=5, test=4), tmp_path / "kinds.json"
+    monkeypatch.setattr(defect_kinds, "PLANS", ({"draws": 2}, {"draws": 1}))
+    asked = ["--bundle", tmp_path / "B", "--photos", data, "--data", data, "--tests", 8, "--threads", 1, "--out", out]
+    run_benchmark(defect_kinds, *asked)
+    plans = json.loads(out.read_text())["plans"]
+    assert list(plans) == ["draws 2", "draws 1"]
+    two, one = plans.values()
+    assert two["unet_samples"] == 2 * one["unet_samples"] > 0
+    for plan in (two, one):
+        (kind,) = plan["kinds"].values()
+        (known,) = plan["classes"]
+        assert kind["photos"] == known["bad"]
+        for name in ("prototypes", "multiscale", "fused"):
+            assert kind["image_auroc"][name] == known["figures"][name]["image_auroc"], "there is one kind alone"
+
+
+@pytest.mark.slow
+def test_settings_of_fine_tuning_train_models_of_their_own_on_the_same_classes(
+    tmp_path: Path, run_benchmark: RunBenchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rng = tmp_path / "TEXTURES", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(12):
+        coarse = Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8))
+        coarse.resize((640, 640), Image.Resampling.BICUBIC).save(folder / f"tex_{number}.jpg")
+    short = {"steps": 2, "warmup": 1, "batch": 2, "copies": 1, "masks_per_copy": 1, "decoder_steps": 1}
+    monkeypatch.setattr(fine_tuning, "VARIANTS", (short, {**short, "lr": 5e-2}))
+    monkeypatch.setattr(fine_tuning, "JUDGED", 2)
+    out = tmp_path / "fine.json"
+    asked = ["--textures", folder, "--classes", 2, "--shots", 1, "--threads", 1, "--out", out]
+    run_benchmark(fine_tuning, *asked)
+    variants = json.loads(out.read_text())["variants"]
+    few, fast = variants.values()
+    assert list(few["classes"]) == list(fast["classes"])
+    assert len(few["classes"]) == 2
+    assert few["classes"] != fast["classes"]
+    run_benchmark(fine_tuning, *asked)
+    assert json.loads(out.read_text())["variants"] == variants, "what is measured is not done again"

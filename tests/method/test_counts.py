@@ -54,21 +54,21 @@ def test_the_paper_plan() -> None:
 
 
 def test_the_edge_plan() -> None:
-    """Twelve packed slots and the guided one, one pass, two draws; a decode a scale, one of the guided mask, and the
-    round trip; features of the photo, of the round trip and of each decode."""
+    """Eight packed slots and the guided one, one pass; a decode a scale, one of the guided mask, and the round trip;
+    features of the photo, of the round trip and of each decode."""
     samples, metered = counted(EDGE)
-    assert samples == {"features": 6, "encode": 14, "unet": 26, "decode": 5, "distance": 0}
-    assert metered.meter.bytes == 10_443_168
+    assert samples == {"features": 5, "encode": 10, "unet": 9, "decode": 4, "distance": 0}
+    assert metered.meter.bytes == 7_800_016
 
 
 @pytest.mark.parametrize(
     ("changes", "unet", "encodes", "decodes"),
     [
         ({"cells": "none"}, 0, 0, 0),
-        ({"scales": (4,), "draws": 1}, 5, 6, 3),
-        ({"passes": 4, "sampler": "dpm2m"}, 104, 14, 5),
-        ({"plan": "paper", "cells": "suspect"}, 2 * (16 + 64 + 256 + 1), 338, 5),
-        ({"guidance_scale": 2.0}, 52, 14, 5),
+        ({"scales": (4,), "draws": 2}, 10, 6, 3),
+        ({"passes": 4, "sampler": "dpm2m"}, 36, 10, 4),
+        ({"plan": "paper", "cells": "suspect"}, 64 + 256 + 1, 322, 4),
+        ({"guidance_scale": 2.0}, 18, 10, 4),
     ],
 )
 def test_what_a_setting_costs(changes: dict[str, Any], unet: int, encodes: int, decodes: int) -> None:

@@ -18,10 +18,9 @@ from anomalysd_edge.data.classes import ClassSpec
 from anomalysd_edge.errors import DatasetError, ImageError, InputError, NumericError, RunError, SettingsError
 from anomalysd_edge.method.inpainting.masks import to_pixels
 from anomalysd_edge.method.inpainting.schedule import NoiseSchedule
-from anomalysd_edge.method.settings import EDGE
 from anomalysd_edge.training.augmentation import augmented, with_anomaly
 from anomalysd_edge.training.checkpoints import partial_folder
-from anomalysd_edge.training.data import TrainingData, random_mask
+from anomalysd_edge.training.data import GRIDS, TrainingData, random_mask
 from anomalysd_edge.training.loop import learning_rate
 from anomalysd_edge.training.losses import noisy_samples, unet_loss
 from anomalysd_edge.training.models.base import load_base
@@ -316,10 +315,10 @@ def test_draws_are_functions_of_seed_and_step(base_folder: Path, shots: dict[str
 
 
 def test_grid_masks_are_every_other_cell() -> None:
-    """The slots of preset edge's grids that fit an 8 x 8 latent, and no other mask, while the foreground is whole."""
+    """The slots of the grids that fit an 8 x 8 latent, and no other mask, while the foreground is whole."""
     settings, whole = TrainSettings(grid_masks=1.0), np.ones((8, 8), bool)
     slots = set()
-    for k in (k for k in EDGE.scales if k <= 8):
+    for k in (k for k in GRIDS if k <= 8):
         for row in (0, 1):
             for column in (0, 1):
                 cells = np.zeros((k, k), bool)
