@@ -134,18 +134,30 @@ def show(found: Mapping[str, Any]) -> None:
         rows.append((plan, *pairs, *errors, f"{one['unet_samples']:.1f}"))
     columns = ("plan", *SHOWN, "false alarms", "missed", "best error", "UNet samples")
     show_table("Mean over classes, image / pixel AUROC and shares, percent", columns, rows)
-    plans = list(found)
+    plans = {plan: over_classes(one["kinds"]) for plan, one in found.items()}
+    first = next(iter(plans.values()))
     kinds = [
         (
             kind,
-            str(first["photos"]),
-            f"{100 * first['image_auroc']['prototypes']:.1f}",
-            *(f"{100 * found[p]['kinds'][kind]['image_auroc'][m]:.1f}" for p in plans for m in ("multiscale", "fused")),
+            str(photos),
+            f"{100 * figures['prototypes']:.1f}",
+            *(f"{100 * mine[kind][1][m]:.1f}" for mine in plans.values() for m in ("multiscale", "fused")),
         )
-        for kind, first in found[plans[0]]["kinds"].items()
+        for kind, (photos, figures) in first.items()
     ]
     names = (f"{plan}: {shown}" for plan in plans for shown in ("S_ms", "fused"))
     show_table("Image AUROC by kind of defect, percent", ("kind", "photos", "prototypes", *names), kinds)
+
+
+def over_classes(kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, dict[str, float]]]:
+    """By kind, whatever the class: photos, and by map the mean image AUROC, every photo counting alike."""
+    found: dict[str, tuple[int, dict[str, float]]] = {}
+    for kind in sorted({key.split("/", 1)[1] for key in kinds}):
+        mine = [one for key, one in kinds.items() if key.split("/", 1)[1] == kind]
+        weights = [one["photos"] for one in mine]
+        means = {m: float(np.average([one["image_auroc"][m] for one in mine], weights=weights)) for m in SHOWN}
+        found[kind] = (sum(weights), means)
+    return found
 
 
 if __name__ == "__main__":
