@@ -108,7 +108,7 @@ def floor_of(bundle: Bundle, backend: str, threads: int | None, batch: int) -> F
         from anomalysd_export.engines.counting import graph_cost
         from anomalysd_runtime.machine_rates import measure_rates
         from anomalysd_runtime.onnx.providers import built_in
-        from anomalysd_runtime.static_batches import PIXELS_A_CALL
+        from anomalysd_runtime.static_batches import PIXELS_A_CALL, PIXELS_ON_CPU
     except ModuleNotFoundError:
         return None
     choice = backend_choice(backend)
@@ -116,13 +116,13 @@ def floor_of(bundle: Bundle, backend: str, threads: int | None, batch: int) -> F
     if device == "cuda" and "CUDAExecutionProvider" not in built_in():
         return None
     rates = measure_rates(device, threads, half=device == "cuda" and choice.precision != "fp32")
-    sizes = bundle.manifest.sizes
+    sizes, most = bundle.manifest.sizes, PIXELS_ON_CPU if device == "cpu" else PIXELS_A_CALL
     gflop, megabytes, seconds = {}, {}, {}
     for job, network in _NETWORK_OF.items():
         if network not in bundle.manifest.networks:
             continue
         side = sizes.features_px if network == "features" else sizes.size_px
-        used = batch if network == "unet" else max(1, min(batch, PIXELS_A_CALL // side**2))
+        used = batch if network == "unet" else max(1, min(batch, most // side**2))
         file = bundle.network_file(network, "fp32" if choice.kind in ENGINES else choice.precision)
         one, many = graph_cost(file), graph_cost(file, used)
         gflop[job], megabytes[job] = one.flops / 1e9, one.bytes / 1e6

@@ -114,6 +114,6 @@ class CheckedNetworks(Networks):
         return self.run_batched("perceptual", len(repaints), size, feeds)
 
 
-def largest_batch(max_batch: int, side: int) -> int:
-    """Images of `side` pixels in one call: at most `max_batch`, and PIXELS_A_CALL pixels."""
-    return max(1, min(max_batch, PIXELS_A_CALL // side**2))
+def largest_batch(max_batch: int, side: int, pixels: int = PIXELS_A_CALL) -> int:
+    """Images of `side` pixels in one call: at most `max_batch`, and `pixels` pixels."""
+    return max(1, min(max_batch, pixels // side**2))

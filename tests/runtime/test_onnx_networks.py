@@ -81,7 +81,7 @@ def test_results_do_not_depend_on_the_chunks(files: dict[str, Path], guidance: f
 
 
 def test_image_networks_by_hand(networks: OnnxNetworks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomalysd_runtime.validation.PIXELS_A_CALL", 2 * SIZES.size_px**2)
+    monkeypatch.setattr(networks, "_pixels_a_call", 2 * SIZES.size_px**2)
     rng = np.random.default_rng(4)
     photos = rng.uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
     pooled = photos.reshape(5, 3, 4, 4, 4, 4).mean((3, 5))

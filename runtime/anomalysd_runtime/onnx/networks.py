@@ -37,6 +37,7 @@ from anomalysd_runtime.onnx.sessions import (
     to_device,
 )
 from anomalysd_runtime.onnx.step_graph import step_graph
+from anomalysd_runtime.static_batches import PIXELS_A_CALL, PIXELS_ON_CPU
 from anomalysd_runtime.validation import PROMPT_TOKENS, CheckedNetworks, Feeds, check_job, finite, largest_batch
 
 LOG = logging.getLogger("anomalysd_runtime")
@@ -80,6 +81,7 @@ class OnnxNetworks(CheckedNetworks):
         self.max_batch = max_batch
         self.backend = f"onnxruntime {PROVIDERS[device]}"
         self._device = device
+        self._pixels_a_call = PIXELS_ON_CPU if device in ("cpu", "openvino") else PIXELS_A_CALL
         self._sessions: dict[str, Any] = {}
         count = threads or cores()
         for name, file in files.items():
@@ -168,7 +170,7 @@ class OnnxNetworks(CheckedNetworks):
     def run_batched(self, network: str, count: int, side: int, feeds: Feeds) -> F32:
         session = self._session(network)
         parts = []
-        for part in batches(count, largest_batch(self.max_batch, side)):
+        for part in batches(count, largest_batch(self.max_batch, side, self._pixels_a_call)):
             arrays = {key: np.ascontiguousarray(value) for key, value in feeds(part).items()}
             parts.append(run(session, arrays, network))
         return finite(parts[0] if len(parts) == 1 else np.concatenate(parts), network, self.backend)
