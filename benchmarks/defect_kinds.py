@@ -10,7 +10,7 @@ threshold; the UNet samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from anomalysd_edge.calibration.calibrate import calibrate
 from anomalysd_edge.calibration.outcome import words
 from anomalysd_edge.core.files import write_json
 from anomalysd_edge.core.types import U8
-from anomalysd_edge.data.datasets import Dataset, Sample, open_dataset
+from anomalysd_edge.data.datasets import Sample, open_dataset
 from anomalysd_edge.evaluation.evaluate import ClassResult, evaluate
 from anomalysd_edge.evaluation.metrics import image_auroc
 from anomalysd_edge.method.detector import Detector
@@ -47,19 +47,13 @@ PLANS: tuple[Mapping[str, Any], ...] = (
 SHOWN = ("prototypes", "multiscale", "fused")
 
 
-def judge(
-    bundle: Bundle,
-    networks: Networks,
-    shots: Mapping[str, Sequence[U8]],
-    data: Dataset,
-    changes: Mapping[str, Any],
-    watch: Callable[[Sample, U8, Inspection], None],
-) -> list[ClassResult]:
-    """Calibrate every class under the changed preset and judge its test photos."""
+def detector_under(
+    bundle: Bundle, networks: Networks, metered: Networks, shots: Mapping[str, Sequence[U8]], changes: Mapping[str, Any]
+) -> Detector:
+    """Over `metered`, with every class calibrated by `networks` under the changed preset."""
     settings = replace(preset_settings(bundle, "edge"), **changes)
     known = calibrate(calibration_task(bundle, networks, shots, settings)).classes
-    detector = Detector(networks, bundle.schedule(), known, settings, bundle.constants[NEGATIVE_PROMPT])
-    return evaluate(detector, data, watch=watch)
+    return Detector(metered, bundle.schedule(), known, settings, bundle.constants[NEGATIVE_PROMPT])
 
 
 def by_kind(answers: Sequence[tuple[Sample, Inspection]]) -> dict[str, dict[str, Any]]:
@@ -92,25 +86,18 @@ def main() -> None:
         remembered = RememberedFeatures(opened)
         for number, changes in enumerate(PLANS):
             progress("plans", number, len(PLANS), words(changes))
-            networks = MeteredNetworks(remembered)
+            metered = MeteredNetworks(remembered)
             answers: list[tuple[Sample, Inspection]] = []
-            counted: list[int] = []
 
             def watch(
-                sample: Sample,
-                _photo: U8,
-                answer: Inspection,
-                answers: list[tuple[Sample, Inspection]] = answers,
-                counted: list[int] = counted,
-                networks: MeteredNetworks = networks,
+                sample: Sample, _photo: U8, answer: Inspection, answers: list[tuple[Sample, Inspection]] = answers
             ) -> None:
                 answers.append((sample, answer))
-                counted.append(networks.meter.jobs["unet"].samples)
 
-            results = judge(bundle, networks, shots, data, changes, watch)
+            results = evaluate(detector_under(bundle, remembered, metered, shots, changes), data, watch=watch)
             alarms, missed = wrong(results)
             found[words(changes)] = {
-                "unet_samples": (counted[-1] - counted[0]) / max(len(counted) - 1, 1),
+                "unet_samples": metered.meter.jobs["unet"].samples / len(answers),
                 "false_alarms": alarms, "missed": missed,
                 "best_balanced_error": float(np.mean([r.verdicts["best_balanced_error"] for r in results])),
                 "classes": results, "kinds": by_kind(answers),
